@@ -1,0 +1,54 @@
+## make demo              three tiny models on two workers, served; ARGS=--once ends after showing it
+## make test              lint, types and the whole test suite
+## make bench             the gateway's own cost, beside two peers
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test lint types pytest bench clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+demo: $(VENV)/.runtime
+	@$(BIN)/python -m gateway.demo $(ARGS)
+
+test: lint types pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/.sglang
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench.overhead $(ARGS)
+
+clean:
+	rm -rf $(VENV) .demo .bench-peers build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Prism needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.runtime: $(VENV)/bin/python requirements/runtime.txt pyproject.toml
+	@echo "installing Prism and what it needs into $(VENV); the first time this takes a minute or more"
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/runtime.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/dev.txt
+	@touch $@
+
+# Without their dependencies: those are for CUDA, and dev.txt has what it takes of them here.
+$(VENV)/.sglang: $(VENV)/.dev requirements/sglang-cpu.txt
+	@echo "installing SGLang for the tests of its engine"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements/sglang-cpu.txt
+	@touch $@
