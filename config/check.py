@@ -1,0 +1,198 @@
+"""The rules that no field can hold alone: between fields, between models, and between the registry and the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from config.device_memory import bytes_needed, oversize
+from config.devices import is_accounted, is_gpu
+from config.model_files import fault_of_config, fault_of_folder, weight_bytes
+from config.problems import Key, Problems
+from config.registry import Model, Registry
+from config.units import format_duration, format_size
+
+MAX_SOCKET_PATH = 96
+"""Bytes. The kernel's limit is 107; beside this socket lie those of the workers, with longer names."""
+
+
+def check(registry: Registry, problems: Problems, *, serving: bool) -> None:
+    """Note every rule that `registry` breaks. What rests on a value that is wrong in itself is passed over."""
+    _check_admin_socket(registry, problems)
+    _check_devices(registry, problems)
+    _check_engine_devices(registry, problems)
+    _check_reserve(registry, problems)
+    _check_silence(registry, problems)
+    _check_some_model(registry, problems)
+    _check_names(registry, problems)
+    _check_pinned(registry, problems)
+    for index, model in enumerate(registry.models):
+        _check_source(registry, model, ("models", index), problems, serving=serving)
+        _check_tensor_parallel(registry, model, ("models", index), problems)
+        _check_colon(registry, model, ("models", index), problems)
+    _check_host_memory(registry, problems)
+    _check_device_memory(registry, problems)
+
+
+def _check_admin_socket(registry: Registry, problems: Problems) -> None:
+    key = ("gateway", "admin_socket")
+    nbytes = len(os.fsencode(registry.gateway.admin_socket))
+    if nbytes > MAX_SOCKET_PATH and not problems.spoilt(key):
+        problems.add(key, f"a path of at most {MAX_SOCKET_PATH} bytes", f"{nbytes}: {registry.gateway.admin_socket}")
+
+
+def _check_devices(registry: Registry, problems: Problems) -> None:
+    devices = registry.pool.devices
+    for index, device in enumerate(devices):
+        if device in devices[:index]:
+            problems.add(("pool", "devices", index), "each device once", f"{device!r} again")
+
+
+def _check_engine_devices(registry: Registry, problems: Problems) -> None:
+    """`simulated` needs none of the devices it names."""
+    engine = registry.pool.engine
+    if engine == "simulated" or problems.spoilt(("pool", "engine"), ("pool", "devices")):
+        return
+    gpus = "cpu, or a GPU such as cuda:0"
+    for index, device in enumerate(registry.pool.devices):
+        if device != "cpu" and not (engine == "sglang" and is_gpu(device)):
+            key = ("pool", "devices", index)
+            problems.add(key, gpus if engine == "sglang" else "cpu, on which alone it runs", device)
+
+
+def _check_reserve(registry: Registry, problems: Problems) -> None:
+    pool = registry.pool
+    key = ("pool", "blank_reserve")
+    reserve = pool.blank_reserve or 0
+    if reserve >= pool.workers_per_device and not problems.spoilt(key, ("pool", "workers_per_device")):
+        problems.add(key, f"less than workers_per_device ({pool.workers_per_device})", str(reserve))
+
+
+def _check_device_memory(registry: Registry, problems: Problems) -> None:
+    pool = registry.pool
+    key = ("pool", "device_memory")
+    related = [("pool", name) for name in ("engine", "devices", "device_memory", "kv_minimum", "workspace")]
+    if pool.device_memory is None or problems.spoilt(*related):
+        return
+    if not any(is_accounted(pool, device) for device in pool.devices):
+        problems.add(key, f"nothing, as {pool.engine} on a CPU takes no device memory", format_size(pool.device_memory))
+        return
+    least = pool.kv_minimum + pool.workspace
+    if pool.device_memory <= least:
+        problems.add(key, f"more than kv_minimum and workspace ({format_size(least)})", format_size(pool.device_memory))
+        return
+    for index, model in enumerate(registry.models):
+        if fault := oversize(registry, model, pool.device_memory):
+            field = "path" if model.path else "engine_args"
+            problems.add(("models", index, field), *fault)
+    _check_pinned_memory(registry, problems, pool.device_memory)
+
+
+def _check_pinned_memory(registry: Registry, problems: Problems, device_memory: int) -> None:
+    pool = registry.pool
+    pinned = [model for model in registry.models if model.pinned]
+    needed = sum(bytes_needed(registry, model) for model in pinned)
+    there = device_memory * len(pool.devices)
+    if needed > there and len(pinned) > 1:
+        key = ("pool", "device_memory")
+        expected = f"at least {format_size(needed)} on all devices for the {len(pinned)} pinned models"
+        problems.add(key, expected, format_size(there))
+
+
+def _check_silence(registry: Registry, problems: Problems) -> None:
+    pool = registry.pool
+    key = ("pool", "silence")
+    if pool.silence <= pool.heartbeat and not problems.spoilt(key, ("pool", "heartbeat")):
+        problems.add(key, f"more than heartbeat ({format_duration(pool.heartbeat)})", format_duration(pool.silence))
+
+
+def _check_some_model(registry: Registry, problems: Problems) -> None:
+    if not registry.models and not problems.spoilt(("models",)):
+        problems.add(("models",), "at least one model", "none")
+
+
+def _check_names(registry: Registry, problems: Problems) -> None:
+    first: dict[str, int] = {}
+    for index, model in enumerate(registry.models):
+        key = ("models", index, "name")
+        if problems.spoilt(key):
+            continue
+        if model.name in first:
+            problems.add(key, "a name of its own", f"{model.name!r} again (it is models[{first[model.name]}])")
+        first.setdefault(model.name, index)
+
+
+def _check_pinned(registry: Registry, problems: Problems) -> None:
+    pool = registry.pool
+    workers = len(pool.devices) * pool.workers_per_device
+    pinned = [index for index, model in enumerate(registry.models) if model.pinned]
+    if len(pinned) < workers or problems.spoilt(("pool", "devices"), ("pool", "workers_per_device")):
+        return
+    if len(pinned) > workers:
+        key = ("models", pinned[workers], "pinned")
+        problems.add(key, f"at most {workers} pinned models, one per worker", f"{len(pinned)}")
+    elif len(pinned) < len(registry.models):
+        key = ("models", pinned[-1], "pinned")
+        others = len(registry.models) - len(pinned)
+        problems.add(key, f"a worker left for the {others} not pinned", f"{len(pinned)} pinned on {workers} workers")
+
+
+def _check_host_memory(registry: Registry, problems: Problems) -> None:
+    key = ("weight_store", "host_memory")
+    if registry.pool.engine != "transformers" or problems.spoilt(key, ("pool", "engine")):
+        return
+    budget = registry.weight_store.host_memory
+    sizes = [weight_bytes(model) for model in registry.models]
+    for index, nbytes in enumerate(sizes):
+        if nbytes > budget:
+            expected = f"weights of at most weight_store.host_memory ({format_size(budget)})"
+            problems.add(("models", index, "path"), expected, format_size(nbytes))
+    kept = [(model, nbytes) for model, nbytes in zip(registry.models, sizes, strict=True) if _is_kept(model)]
+    needed = sum(nbytes for _, nbytes in kept)
+    if needed > budget and len(kept) > 1:
+        parts = ", ".join(f"{model.name} {format_size(nbytes)}" for model, nbytes in kept)
+        expected = f"at least {format_size(needed)} for what is pinned or preloaded ({parts})"
+        problems.add(key, expected, format_size(budget))
+
+
+def _is_kept(model: Model) -> bool:
+    return model.pinned or model.preload
+
+
+def _check_source(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
+    if not problems.spoilt((*key, "path"), (*key, "shape"), ("pool", "engine")):
+        for field, expected, got in _source_faults(model, registry.pool.engine == "simulated", serving):
+            problems.add((*key, field), expected, got)
+
+
+def _source_faults(model: Model, simulated: bool, serving: bool) -> Iterator[tuple[str, str, str]]:
+    """Field, what was expected, and what it is."""
+    if model.path and model.shape:
+        yield "shape", "a path or a shape", "both"
+    if not model.path and not model.shape and not simulated:
+        yield "path", "a folder with config.json, tokenizer and safetensors", "nothing"
+    if model.path and (fault := fault_of_folder(model.path)):
+        yield "path", "a folder", fault
+    elif model.path and (fault := fault_of_config(model.path / "config.json")):
+        yield "path", "a folder with a model's config.json", fault
+    if model.shape and (fault := fault_of_config(model.shape)):
+        yield "shape", "a model's config.json", fault
+    if model.shape and not model.path and serving and not simulated:
+        yield "shape", "a path, as a shape is enough to simulate, not to serve", "a shape alone"
+
+
+def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems: Problems) -> None:
+    pool = registry.pool
+    key = (*key, "tensor_parallel")
+    if problems.spoilt(key, ("pool", "engine"), ("pool", "devices")):
+        return
+    if pool.engine != "simulated" and model.tensor_parallel > 1:
+        problems.add(key, f"1 with the engine {pool.engine}", str(model.tensor_parallel))
+    elif model.tensor_parallel > len(pool.devices):
+        problems.add(key, f"at most the number of devices ({len(pool.devices)})", str(model.tensor_parallel))
+
+
+def _check_colon(registry: Registry, model: Model, key: Key, problems: Problems) -> None:
+    key = (*key, "name")
+    if registry.pool.engine == "sglang" and ":" in model.name and not problems.spoilt(key, ("pool", "engine")):
+        problems.add(key, "a name without a colon, after which SGLang expects an adapter", model.name)

@@ -1,0 +1,156 @@
+"""From a document to the registry's Structs. What a field may hold is read off its annotation, and nowhere else."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import FieldInfo
+
+from config.document import LEFT_OUT, Value
+from config.problems import Key, Problems
+
+S = TypeVar("S", bound=Struct)
+
+_IN_WORDS: dict[object, str] = {
+    bool: "true or false",
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    Path: "a path",
+}
+_UNSET = msgspec.UNSET
+
+
+class Decoder:
+    """Notes what is wrong and goes on: a wrong value becomes the field's default, so nothing decoded may be used
+    before `Problems.raise_if_any`."""
+
+    def __init__(self, problems: Problems, folder: Path) -> None:
+        self._problems = problems
+        self._folder = folder
+
+    def struct(self, value: Value, kind: type[S], key: Key) -> S:
+        """`value` as a `kind`."""
+        fields = _fields(kind)
+        members = self.members(value, {name: field.type for name, field in fields.items()}, key)
+        for name, field in fields.items():
+            if field.required and name not in members:
+                self._missing(value, field, (*key, name))
+                members[name] = ""
+        return kind(**members)
+
+    def members(self, value: Value, hints: Mapping[str, Any], key: Key) -> dict[str, Any]:
+        """The entries of a mapping that may have the keys of `hints`; those that are wrong are left out."""
+        if not isinstance(value.content, dict):
+            self._wrong(key, f"a mapping with keys of {', '.join(hints)}", value)
+            return {}
+        members: dict[str, Any] = {}
+        for name, member in value.content.items():
+            if name in hints:
+                members[name] = self._decode(member, hints[name], (*key, name))
+            else:
+                self._problems.add((*key, name), _choice(name, hints) or "no key here", "an unknown key")
+        return {name: member for name, member in members.items() if member is not _UNSET}
+
+    def _decode(self, value: Value, hint: Any, key: Key) -> Any:
+        bare = _bare(hint)
+        if isinstance(bare, type) and issubclass(bare, Struct):
+            return self.struct(value, bare, key)
+        if get_origin(bare) is tuple:
+            return self._items(value, hint, key)
+        return self._leaf(value, hint, key)
+
+    def _items(self, value: Value, hint: Any, key: Key) -> Any:
+        if not isinstance(value.content, list):
+            self._wrong(key, _description(hint) or "a list", value)
+            return _UNSET
+        item_hint = get_args(_bare(hint))[0]
+        items = [self._decode(item, item_hint, (*key, index)) for index, item in enumerate(value.content)]
+        if any(item is _UNSET for item in items):
+            return _UNSET
+        least = next((meta.min_length for meta in _metas(hint)), None) or 0
+        if len(items) < least:
+            self._wrong(key, expected(hint), value)
+            return _UNSET
+        return tuple(items)
+
+    def _leaf(self, value: Value, hint: Any, key: Key) -> Any:
+        try:
+            return msgspec.convert(_parsed(value.plain, hint), hint, dec_hook=self._convert_path)
+        except ValueError:
+            self._wrong(key, expected(hint, value.plain), value)
+            return _UNSET
+
+    def _convert_path(self, kind: type, content: Any) -> Path:
+        """A relative path is relative to the file's folder."""
+        if kind is not Path or not isinstance(content, str) or not content or "\0" in content:
+            raise ValueError("not a path")
+        try:
+            return self._folder / Path(content).expanduser()
+        except RuntimeError as error:
+            raise ValueError("no home folder") from error
+
+    def _wrong(self, key: Key, wanted: str, value: Value) -> None:
+        if value is not LEFT_OUT:
+            self._problems.add(key, wanted, value.written)
+
+    def _missing(self, parent: Value, field: FieldInfo, key: Key) -> None:
+        """Only where nothing stands: a name that is there and wrong is noted already."""
+        if isinstance(parent.content, dict) and not self._problems.spoilt(key):
+            self._problems.add(key, expected(field.type), "nothing")
+
+
+def expected(hint: Any, got: object = None) -> str:
+    """What a field of this type takes, in words; a choice also says which of it is most like `got`."""
+    described = _description(hint)
+    if described is not None:
+        return described
+    bare = _bare(hint)
+    if get_origin(bare) is Literal:
+        return _choice(str(got), get_args(bare))
+    if get_origin(bare) is dict:
+        return "a mapping"
+    return _IN_WORDS[bare]
+
+
+def _choice(name: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    listed = f"one of {', '.join(choices)}" if len(choices) > 1 else "".join(choices)
+    similar = difflib.get_close_matches(name, choices, n=1)
+    return f"{listed} (did you mean {similar[0]}?)" if similar else listed
+
+
+@cache
+def _fields(kind: type[Struct]) -> dict[str, FieldInfo]:
+    return {field.name: field for field in msgspec.structs.fields(kind)}
+
+
+def _metas(hint: Any) -> tuple[Meta, ...]:
+    """Those of the type itself, where it is optional."""
+    if type(None) in get_args(hint):
+        return _metas(next(option for option in get_args(hint) if option is not type(None)))
+    return hint.__metadata__ if get_origin(hint) is Annotated else ()
+
+
+def _bare(hint: Any) -> Any:
+    """A type without its annotations, and without None where it is optional."""
+    if get_origin(hint) is Annotated:
+        return _bare(get_args(hint)[0])
+    options = [option for option in get_args(hint) if option is not type(None)]
+    return _bare(options[0]) if type(None) in get_args(hint) else hint
+
+
+def _description(hint: Any) -> str | None:
+    return next((meta.description for meta in _metas(hint)), None)
+
+
+def _parsed(content: Any, hint: Any) -> Any:
+    """A value with a unit as a number of its base unit; any other as it is."""
+    parse = next((meta.extra["parse"] for meta in _metas(hint) if meta.extra), None)
+    return parse(content) if parse else content

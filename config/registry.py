@@ -1,0 +1,140 @@
+"""The registry: what the YAML file says, as plain data in base units (seconds, bytes).
+
+Reading and validating is `config.reader`'s job; nothing here touches a file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from config.fields import Bytes, Count, Delay, NonNegative, Port, Rank, Seconds, Word
+
+EngineName = Literal["transformers", "sglang", "simulated"]
+LatePolicy = Literal["serve", "refuse"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def default_admin_socket() -> Path:
+    """The user's own, where the CLI looks too."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "prism" / "admin.sock" if base else Path(f"/tmp/prism-{os.getuid()}/admin.sock")
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What one client may ask of the gateway."""
+
+    max_body: Bytes = 16 * 2**20
+    """Bytes of a request's body; above it 413."""
+    queue_per_model: Count = 2048
+    """Requests waiting for one model; above it 429."""
+    stream_buffer: Bytes = 2**20
+    """Bytes that a slow reader may leave unread before its stream is aborted."""
+
+
+class Gateway(Struct, frozen=True, kw_only=True):
+    host: Word = "127.0.0.1"
+    port: Port = 8000
+    """0 takes a free one and says which."""
+    admin_socket: Path = field(default_factory=default_admin_socket)
+    """Made by the gateway, for its owner only; the default lies in $XDG_RUNTIME_DIR, or in /tmp."""
+    grace: Delay = 10.0
+    """Seconds that requests in flight may take to finish after a stop."""
+    limits: Limits = field(default_factory=Limits)
+
+
+class Pool(Struct, frozen=True, kw_only=True):
+    engine: EngineName = "transformers"
+    devices: Annotated[tuple[Word, ...], Meta(min_length=1, description="a list of at least one device")] = ("cpu",)
+    workers_per_device: Count = 2
+    max_running: Count = 16
+    """Requests that one worker decodes at a time; the rest wait in the gateway, in deadline order."""
+    kv_memory: Bytes = 2**30
+    """Bytes of KV cache that all workers of one device share, in equal parts; see `device_memory` for the other way."""
+    device_memory: Bytes | None = None
+    """Bytes of each device that Prism may use. What weights and workers leave of them is shared out as KV cache, anew
+    whenever a model comes or goes. Left out: 92% of a GPU's memory for `sglang`, none for `simulated`."""
+    kv_minimum: Bytes = 2**30
+    """Bytes of KV cache that an active model keeps when others need its device's memory."""
+    workspace: Bytes = 2 * 2**30
+    """Bytes that a worker is taken to hold beside weights and KV cache, until it was measured with the model."""
+    shrink_timeout: Seconds = 10.0
+    """Seconds that an activation waits for its neighbours to give KV cache back before it fails."""
+    activations_per_device: Count | None = None
+    """Activations under way at a time on one device: they share its link. Left out: 1 on a GPU, else any number."""
+    blank_reserve: NonNegative | None = None
+    """Workers per device kept blank in the background, so that an activation never waits for a teardown. Left out: 1
+    for `sglang` on a GPU, else none."""
+    recycle_above: Bytes = 512 * 2**20
+    """A blank worker that holds so many bytes more than when it was new is replaced in the background."""
+    heartbeat: Seconds = 1.0
+    """Seconds between two pings."""
+    silence: Seconds = 10.0
+    """Seconds without a sign of life after which a worker counts as dead."""
+    transition_timeout: Seconds = 120.0
+    """Seconds that a worker may take to activate, park or blank a model before it is killed and replaced."""
+    threads: Count = 1
+    """CPU threads of one worker's engine."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """For the engine as a whole. `simulated` takes its timing model (`ttft`, `tpot`, `activation`: seconds) and what it
+    pretends to hold of a device: `held_blank`, `held_active`, `held_parked`, `kv_per_token` (bytes); `limit_delay` are
+    the seconds after which a lower KV limit holds."""
+
+
+class WeightStore(Struct, frozen=True, kw_only=True):
+    host_memory: Bytes = 4 * 2**30
+    """Bytes of host shared memory for weights."""
+    verify: bool = False
+    """Check every tensor's checksum again at each activation."""
+
+
+class SchedulerConfig(Struct, frozen=True, kw_only=True):
+    policy: Literal["lru"] = "lru"
+    idle_timeout: Delay = 45.0
+    """Seconds without a request after which a model is parked."""
+    quantum: Delay = 2.0
+    """Seconds that a busy model keeps its worker before another may have it drained."""
+    linger: Delay = 0.1
+    """Seconds without a request before a model that has not had its quantum yet makes way for another."""
+    drain_after: Delay = 1.0
+    """Seconds that a request waits for a worker before a busy one is drained for it."""
+    late: LatePolicy = "serve"
+    """What becomes of a request that cannot meet its deadline."""
+    backoff: Seconds = 1.0
+    """Seconds before a failed activation is tried again; doubles each time, up to 60 s."""
+
+
+class Slo(Struct, frozen=True, kw_only=True):
+    ttft: Seconds = 10.0
+    """Seconds from arrival to the first token."""
+    tpot: Seconds = 0.2
+    """Seconds per output token after the first."""
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    name: Word
+    path: Path | None = None
+    """Folder with config.json, tokenizer and safetensors."""
+    shape: Path | None = None
+    """A config.json alone: enough to simulate, not to serve."""
+    dtype: Dtype = "auto"
+    tensor_parallel: Count = 1
+    slo: Slo = field(default_factory=Slo)
+    priority: Rank = 0
+    """Higher goes first where two models want one worker."""
+    pinned: bool = False
+    """Activated at the start and never evicted."""
+    preload: bool = False
+    """Loaded into host memory at the start and kept there."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+
+
+class Registry(Struct, frozen=True, kw_only=True):
+    gateway: Gateway = field(default_factory=Gateway)
+    pool: Pool = field(default_factory=Pool)
+    weight_store: WeightStore = field(default_factory=WeightStore)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    models: tuple[Model, ...] = ()
