@@ -1,0 +1,90 @@
+"""What must hold after every event. Checked in all tests, and in the gateway when asked to."""
+
+from __future__ import annotations
+
+from scheduler.state import MAPPED, SERVING, TAKEN, Device, Phase, State, Worker
+
+WITH_MODEL = MAPPED | {Phase.PARKED, Phase.BLANKING}
+
+
+class InvariantBroken(AssertionError):
+    """The scheduler's books do not agree with themselves."""
+
+
+def check(state: State) -> None:
+    """
+    Raises:
+        InvariantBroken: naming what does not agree.
+    """
+    _check_requests(state)
+    _check_workers(state)
+    _check_models(state)
+    _check_host(state)
+    for device in state.devices.values():
+        _check_device(state, device)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise InvariantBroken(what)
+
+
+def _check_requests(state: State) -> None:
+    """Every request is in exactly one place: its model's queue, or one worker."""
+    for request in state.requests.values():
+        queued = request.id in state.models[request.model].queue
+        running = [worker.number for worker in state.workers if request.id in worker.running]
+        expected = [] if request.worker is None else [request.worker]
+        _require(running == expected, f"request {request.id} runs on {running}, noted on {expected}")
+        _require(queued == (request.worker is None), f"request {request.id} is queued: {queued}, on {request.worker}")
+    held = sum(len(model.queue) for model in state.models.values()) + sum(len(w.running) for w in state.workers)
+    _require(held == len(state.requests), f"{held} requests are held, {len(state.requests)} are known")
+
+
+def _check_workers(state: State) -> None:
+    for worker in state.workers:
+        where = f"worker {worker.number}, {worker.phase}"
+        _require((worker.model is not None) == (worker.phase in WITH_MODEL), f"{where}, has model {worker.model}")
+        pending = worker.pending is not None
+        _require(pending == (worker.phase is Phase.PREPARING), f"{where}, has an activation pending: {pending}")
+        _require(not worker.running or worker.phase in SERVING, f"{where}, runs {len(worker.running)} requests")
+        for number in worker.running:
+            _require(state.requests[number].model == worker.model, f"{where}, runs another model's request {number}")
+
+
+def _check_models(state: State) -> None:
+    for model in state.models.values():
+        serving = {worker.number for worker in state.workers if worker.model == model.name and worker.phase in TAKEN}
+        _require(model.workers == serving, f"{model.name} is served by {serving}, noted {model.workers}")
+        wants = not serving and (bool(model.queue) or model.pinned or model.name in state.operator_wants)
+        _require(wants == (model.name in state.wanting), f"{model.name} wants a worker: {wants}, noted otherwise")
+
+
+def _check_host(state: State) -> None:
+    used = state.staged_bytes()
+    mapped = {worker.model for worker in state.workers if worker.phase in MAPPED}
+    absent = sorted(m.name for m in state.models.values() if m.name in mapped and not m.staged)
+    _require(not absent or not state.host.required, f"workers map weights that are not in host memory: {absent}")
+    _require(used <= state.host.capacity or not state.host.required, f"{used} bytes staged of {state.host.capacity}")
+
+
+def _check_device(state: State, device: Device) -> None:
+    ledger, here = device.ledger, state.on(device)
+    promised = ledger.used - ledger.excess
+    fits = ledger.capacity is None or promised <= ledger.capacity
+    _require(fits, f"{device.name}: {promised} bytes promised of {ledger.capacity}")
+    for worker in here:
+        _check_account(state, device, worker)
+    under_way = sum(worker.phase is Phase.ACTIVATING for worker in here)
+    _require(device.copies is None or under_way <= device.copies, f"{device.name}: {under_way} activations under way")
+
+
+def _check_account(state: State, device: Device, worker: Worker) -> None:
+    account = state.account(worker)
+    where = f"worker {worker.number}, {worker.phase}, {account}"
+    _require(min(account.held, account.weights, account.limit) >= 0, f"{where}: less than nothing")
+    _require(account.limit <= account.kv, f"{where}: a limit above what is counted")
+    if device.accounted:
+        granted = worker.phase in MAPPED and (worker.pending is None or worker.pending.granted)
+        _require(granted == (account.kv >= device.kv_minimum), f"{where}: KV cache without a model, or none with one")
+        _require(granted or account.weights == 0, f"{where}: weights without a model")

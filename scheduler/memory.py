@@ -1,0 +1,90 @@
+"""What fits on a device, and what would have to go for it. Questions only: the answers change nothing."""
+
+from __future__ import annotations
+
+from scheduler.state import SERVING, Device, Model, Phase, State, Worker
+
+
+def held_when_active(device: Device, model: Model) -> int:
+    """Bytes that a worker of the device holds with `model`, besides weights and KV cache: measured, or the default."""
+    return device.workspace if model.held is None else model.held
+
+
+def need(state: State, worker: Worker, model: Model) -> int:
+    """Bytes that its device must have free for `model` to begin on a worker, which may keep another's skeleton."""
+    device, held = state.devices[worker.device], state.account(worker).held
+    return model.weight_bytes + device.kv_minimum + max(0, held_when_active(device, model) - held)
+
+
+def claims(state: State, device: Device) -> list[Worker]:
+    """Workers whose activation waits for memory, in the order in which they shall have it."""
+    waiting = (w for w in state.on(device) if w.pending is not None and not w.pending.granted)
+    return sorted(waiting, key=lambda worker: turn(state, worker))
+
+
+def turn(state: State, worker: Worker) -> tuple[float, float, int]:
+    """Activations that wait go by the earliest deadline that waits for them."""
+    deadline = state.models[worker.model or ""].queue.first_deadline()
+    return (float("inf") if deadline is None else deadline, worker.since, worker.number)
+
+
+def claimed(state: State, device: Device) -> int:
+    """Bytes that activations wait for."""
+    return sum(need(state, worker, state.models[worker.model or ""]) for worker in claims(state, device))
+
+
+def shrinkable(state: State, device: Device) -> int:
+    """Bytes that come free when every KV cache of the device is taken down to the minimum."""
+    caches = (state.account(worker).kv for worker in state.on(device) if worker.phase in SERVING)
+    return sum(max(0, kv - device.kv_minimum) for kv in caches)
+
+
+def room(state: State, device: Device) -> int:
+    """Bytes that a further activation can have without an eviction; 0 where memory is not accounted."""
+    if not device.accounted:
+        return 0
+    return device.ledger.free + shrinkable(state, device) - claimed(state, device)
+
+
+def shortage(state: State, worker: Worker, model: Model) -> int:
+    """Bytes that evictions must bring before `model` can begin on `worker`; 0 or less when it can at once."""
+    device = state.devices[worker.device]
+    return need(state, worker, model) - room(state, device) if device.accounted else 0
+
+
+def coming(state: State, device: Device) -> int:
+    """Bytes of `room` that evictions under way will bring."""
+    return sum(_brings(state, device, worker) for worker in state.on(device))
+
+
+def _brings(state: State, device: Device, worker: Worker) -> int:
+    account = state.account(worker)
+    match worker.phase:
+        case Phase.PARKING:
+            return account.weights + account.kv
+        case Phase.DRAINING:
+            return account.weights + min(account.kv, device.kv_minimum)
+        case Phase.BLANKING:
+            return gain_of_blanking(state, worker)
+        case _:
+            return 0
+
+
+def gain_of_blanking(state: State, worker: Worker) -> int:
+    """Bytes that a parked worker's skeleton takes."""
+    return max(0, state.account(worker).held - (worker.held_blank or 0))
+
+
+def ever_fits(state: State, device: Device, model: Model) -> bool:
+    """Whether `model` can begin on the device once all is evicted that may be."""
+    return not device.accounted or least(state, device, model) <= (device.ledger.capacity or 0)
+
+
+def least(state: State, device: Device, model: Model) -> int:
+    """Bytes that the device must have for `model`, for blank workers, and for the pinned models that are there now."""
+    own = model.weight_bytes + held_when_active(device, model) + device.kv_minimum
+    rest = [w for w in state.on(device) if not (w.model == model.name and w.phase in SERVING)]
+    kept = [state.account(w).held + state.account(w).weights + device.kv_minimum for w in rest if state.keeps_pinned(w)]
+    blank = sorted(worker.held_blank or 0 for worker in rest if not state.keeps_pinned(worker))
+    # One of the blank workers becomes the model's own.
+    return own + sum(kept) + sum(blank[:-1] if len(rest) == len(state.on(device)) else blank)

@@ -1,0 +1,44 @@
+"""Why a model cannot be served, whatever is evicted for it."""
+
+from __future__ import annotations
+
+from config.units import format_size
+from scheduler import memory
+from scheduler.state import Device, Model, State
+
+
+def obstacle(state: State, model: Model) -> str:
+    """What stands against `model`; empty when nothing does."""
+    return _of_host(state, model) or _of_workers(state, model) or _of_devices(state, model)
+
+
+def obstacle_on(state: State, device: Device, model: Model) -> str:
+    """What stands against `model` on this device."""
+    if memory.ever_fits(state, device, model):
+        return ""
+    needed, capacity = format_size(memory.least(state, device, model)), format_size(device.ledger.capacity or 0)
+    return f"{model.name} does not fit into the memory of {device.name}: that takes {needed} of {capacity}"
+
+
+def _of_host(state: State, model: Model) -> str:
+    if not state.host.required:
+        return ""
+    others = (other for other in state.models.values() if other is not model)
+    kept = sum(m.weight_bytes for m in others if m.kept and (m.staged or m.name == state.host.staging))
+    if model.weight_bytes > state.host.capacity:
+        return f"{model.name} does not fit into host memory"
+    if model.weight_bytes > state.host.capacity - kept:
+        return f"{model.name} does not fit into host memory beside the models that are kept there"
+    return ""
+
+
+def _of_workers(state: State, model: Model) -> str:
+    pinned = sum(other.pinned for other in state.models.values() if other is not model)
+    if not model.pinned and pinned >= len(state.workers):
+        return f"every worker is kept by a pinned model, none is left for {model.name}"
+    return ""
+
+
+def _of_devices(state: State, model: Model) -> str:
+    found = [obstacle_on(state, device, model) for device in state.devices.values()]
+    return found[0] if all(found) else ""

@@ -1,0 +1,563 @@
+"""The scheduler: events in, actions out. No I/O and no clock; the same object serves the gateway and a simulator.
+
+It keeps the books (who waits, who runs where, which worker is in which phase) and dispatches in deadline order. Which
+model gets which worker is the policy's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from config.registry import Registry
+from scheduler.actions import (
+    Abort,
+    Activate,
+    AnyAction,
+    Blank,
+    Decision,
+    Dispatch,
+    Drain,
+    Park,
+    Recycle,
+    RefusalKind,
+    Refuse,
+    Resume,
+    Stage,
+    Unstage,
+)
+from scheduler.activations import next_to_begin, overdue
+from scheduler.events import (
+    Aborted,
+    Activated,
+    ActivationFailed,
+    AnyEvent,
+    Arrived,
+    Counted,
+    Finished,
+    FirstToken,
+    LimitApplied,
+    OperatorActivate,
+    OperatorEvict,
+    OperatorGone,
+    Parked,
+    Staged,
+    StageFailed,
+    Stats,
+    Tick,
+    WorkerBlank,
+    WorkerDead,
+)
+from scheduler.initial import initial_state
+from scheduler.invariants import check
+from scheduler.limits import KvLimits
+from scheduler.lru import LruPolicy
+from scheduler.memory import claims
+from scheduler.obstacles import obstacle, obstacle_on
+from scheduler.operator import Commands
+from scheduler.policy import Policy
+from scheduler.state import TAKEN, Device, Model, Pending, Phase, Request, Worker
+from scheduler.upkeep import Upkeep
+
+MAX_DEATHS = 2
+"""Workers that may die under a request before it is refused: it may be what kills them."""
+TRIES = 2
+"""Activations of a model that may fail in a row, each on another worker, before its requests are refused."""
+BACKOFF_MAX = 60.0
+"""Seconds."""
+SMOOTHING = 0.3
+"""Weight of the newest value in a moving average."""
+
+
+class Scheduler:
+    """`weight_bytes` has each model's size, from its files; empty when the engine needs no weights. With `staging` they
+    must be in host memory before an activation. `capacities` has the bytes of each device whose memory is accounted.
+
+    With `validate`, every invariant is checked after every event, and InvariantBroken raised.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        weight_bytes: Mapping[str, int],
+        policy: Policy | None = None,
+        *,
+        capacities: Mapping[str, int] | None = None,
+        staging: bool = True,
+        validate: bool = False,
+    ) -> None:
+        self._config = registry.scheduler
+        self._pool = registry.pool
+        self._queue_limit = registry.gateway.limits.queue_per_model
+        self._validate = validate
+        self._policy = policy or LruPolicy(registry.scheduler, Upkeep(registry.pool))
+        self.state = initial_state(registry, weight_bytes, capacities or {}, staging=staging)
+        self._limits = KvLimits(self.state, registry.pool)
+        self._commands = Commands(self.state)
+        self._begun = False
+        self._now = 0.0
+        self._actions: list[AnyAction] = []
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            Arrived: self._arrived,
+            Counted: self._counted,
+            FirstToken: self._first_token,
+            Finished: self._finished,
+            Aborted: self._aborted,
+            WorkerBlank: self._worker_blank,
+            WorkerDead: self._worker_dead,
+            Activated: self._activated,
+            ActivationFailed: self._activation_failed,
+            Parked: self._parked,
+            LimitApplied: self._limit_applied,
+            Staged: self._staged,
+            StageFailed: self._stage_failed,
+            Stats: self._stats,
+            OperatorActivate: self._operator_activate,
+            OperatorEvict: self._operator_evict,
+            OperatorGone: self._operator_gone,
+            Tick: self._tick,
+        }
+        for model in self.state.models.values():
+            self._update_wanting(model)
+
+    def handle(self, event: AnyEvent, now: float) -> list[AnyAction]:
+        """Take one event at `now` (monotonic seconds, never less than before); returns what to do, in order."""
+        if not self._begun:
+            self._begin(now)
+        self._now = now
+        self._actions = []
+        self._handlers[type(event)](event)
+        if self._validate:
+            check(self.state)
+        return self._actions
+
+    def _begin(self, now: float) -> None:
+        """The clock may stand anywhere at the first event: all workers have been starting since then."""
+        self._begun = True
+        for worker in self.state.workers:
+            worker.since = now
+
+    # requests
+
+    def _arrived(self, event: Arrived) -> None:
+        model = self.state.models[event.model]
+        request = Request(event.request, event.model, self._now, event.deadline, event.prompt_tokens)
+        self.state.requests[request.id] = request
+        model.last_used = self._now
+        refusal = self._refusal(model, request)
+        if refusal is not None:
+            self._refuse(request, *refusal)
+            return
+        model.queue.push(request.id, request.deadline)
+        self._serve(model)
+
+    def _refusal(self, model: Model, request: Request) -> tuple[RefusalKind, str, float] | None:
+        """Why a request cannot even wait: kind, reason, seconds until it is worth trying again."""
+        waiting = len(model.queue)
+        if waiting >= self._queue_limit:
+            return "queue_full", f"{waiting} requests wait for {model.name} already", self._queue_seconds(model)
+        if not model.workers and (problem := obstacle(self.state, model)):
+            return "unavailable", problem, BACKOFF_MAX
+        if not model.workers and model.failures >= TRIES and self._now < model.retry_at:
+            return "unavailable", f"{model.name} cannot be activated: {model.failure}", model.retry_at - self._now
+        if self._config.late == "refuse":
+            start = self._now + (0.0 if model.workers else model.activation_seconds)
+            if start > request.deadline:
+                return "late", f"{model.name} cannot answer within the deadline", max(1.0, start - request.deadline)
+        return None
+
+    def _queue_seconds(self, model: Model) -> float:
+        """Time in which the present queue drains."""
+        slots = max(1, len(model.workers)) * self._pool.max_running
+        return max(1.0, len(model.queue) * model.service_seconds / slots)
+
+    def _counted(self, event: Counted) -> None:
+        request = self.state.requests.get(event.request)
+        if request is not None:
+            request.prompt_tokens = event.prompt_tokens
+
+    def _first_token(self, event: FirstToken) -> None:
+        request = self.state.requests.get(event.request)
+        if request is not None:
+            request.first_token = True
+
+    def _finished(self, event: Finished) -> None:
+        request = self.state.requests.get(event.request)
+        if request is None or request.worker is None:
+            return
+        model = self.state.models[request.model]
+        model.service_seconds = _smooth(model.service_seconds, self._now - request.dispatched)
+        self._release(request)
+
+    def _aborted(self, event: Aborted) -> None:
+        request = self.state.requests.get(event.request)
+        if request is not None:
+            self._release(request)
+
+    def _release(self, request: Request) -> None:
+        """The request is over: forget it, and use the place it leaves."""
+        del self.state.requests[request.id]
+        model = self.state.models[request.model]
+        if request.worker is None:
+            model.queue.remove(request.id)
+            self._update_wanting(model)
+            return
+        worker = self.state.workers[request.worker]
+        worker.running.discard(request.id)
+        worker.last_used = model.last_used = self._now
+        if worker.phase is Phase.DRAINING and not worker.running:
+            self._decide(Park(worker.number, "drained"))
+        self._serve(model)
+
+    def _refuse(self, request: Request, kind: RefusalKind, reason: str, retry_after: float) -> None:
+        del self.state.requests[request.id]
+        self._actions.append(Refuse(request.id, kind, reason, retry_after))
+
+    def _refuse_waiting(self, model: Model, reason: str, retry_after: float) -> None:
+        while model.queue:
+            self._refuse(self.state.requests[model.queue.pop()], "unavailable", reason, retry_after)
+
+    # dispatch
+
+    def _serve(self, model: Model) -> None:
+        """After a change of a model's queue or workers: dispatch what can run, and plan if anyone lacks a worker."""
+        if model.queue:
+            self._dispatch(model)
+        self._update_wanting(model)
+        if self.state.wanting:
+            self._plan()
+
+    def _dispatch(self, model: Model) -> None:
+        while model.queue:
+            worker = self._roomiest(model)
+            if worker is None:
+                return
+            request = self.state.requests[model.queue.pop()]
+            if self._config.late == "refuse" and self._now > request.deadline:
+                self._refuse(request, "late", "its deadline passed while it waited", 1.0)
+                continue
+            request.worker = worker.number
+            request.dispatched = worker.last_used = self._now
+            worker.running.add(request.id)
+            self._actions.append(Dispatch(request.id, worker.number))
+
+    def _roomiest(self, model: Model) -> Worker | None:
+        """The active worker of `model` with the fewest requests, if one has room."""
+        best: Worker | None = None
+        for number in model.workers:
+            worker = self.state.workers[number]
+            if worker.phase is Phase.ACTIVE and (best is None or len(worker.running) < len(best.running)):
+                best = worker
+        return best if best is not None and len(best.running) < self._pool.max_running else None
+
+    def _refuse_late(self) -> None:
+        for model in self.state.models.values():
+            deadline = model.queue.first_deadline()
+            while deadline is not None and deadline < self._now:
+                self._refuse(self.state.requests[model.queue.pop()], "late", "its deadline passed while it waited", 1.0)
+                deadline = model.queue.first_deadline()
+            self._update_wanting(model)
+
+    # the policy's decisions
+
+    def _plan(self) -> None:
+        for decision in self._policy.plan(self.state, self._now):
+            self._decide(decision)
+        for device in self.state.devices.values():
+            self._advance(device)
+
+    def _decide(self, decision: Decision) -> None:
+        """Apply a decision to the state, and hand it out; an activation, once its device has memory and link for it."""
+        if isinstance(decision, Activate):
+            self._prepare(decision)
+            return
+        self._actions.append(decision)
+        match decision:
+            case Drain():
+                worker = self.state.workers[decision.worker]
+                self._enter(worker, Phase.DRAINING)
+                if not worker.running:
+                    self._decide(Park(worker.number, decision.reason))
+            case Resume():
+                worker = self.state.workers[decision.worker]
+                model = self.state.models[worker.model or ""]
+                self._enter(worker, Phase.ACTIVE)
+                self._actions += self._commands.resumed(worker, model)
+                self._dispatch(model)
+            case Park():
+                self._enter(self.state.workers[decision.worker], Phase.PARKING)
+            case Blank():
+                self._enter(self.state.workers[decision.worker], Phase.BLANKING)
+            case Recycle():
+                self._enter(self.state.workers[decision.worker], Phase.STARTING)
+                self.state.workers[decision.worker].held_first = None
+            case Stage():
+                self.state.host.staging = decision.model
+            case Unstage():
+                self._unstage(self.state.models[decision.model])
+
+    # activations
+
+    def _prepare(self, decision: Activate) -> None:
+        worker = self.state.workers[decision.worker]
+        worker.pending = Pending(decision, skeleton=worker.model)
+        worker.model = decision.model
+        worker.reserved_for = None
+        worker.evicting = False
+        self._enter(worker, Phase.PREPARING)
+        self._advance(self.state.devices[worker.device])
+
+    def _advance(self, device: Device) -> None:
+        """See to the device's memory, and begin what waited for it or for the link."""
+        self._actions += self._limits.settle(device, self._now)
+        while worker := next_to_begin(self.state, device):
+            self._begin_activation(worker)
+
+    def _begin_activation(self, worker: Worker) -> None:
+        assert worker.pending is not None
+        decision, worker.pending = worker.pending.decision, None
+        account = self.state.account(worker)
+        self._actions.append(replace(decision, kv_limit=account.limit, kv_revision=account.revision))
+        self._enter(worker, Phase.ACTIVATING)
+
+    def _fail_overdue(self) -> None:
+        for device in self.state.devices.values():
+            for worker in overdue(self.state, device, self._now - self._pool.shrink_timeout):
+                self._fail_preparation(worker, "its neighbours did not give back their KV cache in time")
+
+    def _fail_preparation(self, worker: Worker, reason: str) -> None:
+        """The worker stays what it was, and its neighbours have their memory back."""
+        assert worker.pending is not None
+        model, skeleton = self.state.models[worker.model or ""], worker.pending.skeleton
+        worker.pending = None
+        self._enter(worker, Phase.BLANK if skeleton is None else Phase.PARKED)
+        worker.model = skeleton
+        self._actions += self._limits.take_back(self.state.devices[worker.device])
+        self._activation_did_not_succeed(worker, model, reason)
+
+    def _enter(self, worker: Worker, phase: Phase) -> None:
+        """The one place where a worker changes its phase, so that the model's set of workers always agrees."""
+        worker.phase = phase
+        worker.since = self._now
+        if worker.model is None:
+            return
+        model = self.state.models[worker.model]
+        if phase in TAKEN:
+            model.workers.add(worker.number)
+        else:
+            model.workers.discard(worker.number)
+        self._update_wanting(model)
+
+    def _update_wanting(self, model: Model) -> None:
+        wants = not model.workers and (bool(model.queue) or model.pinned or model.name in self.state.operator_wants)
+        if wants and model.name not in self.state.wanting:
+            self.state.wanting[model.name] = None
+            model.wanted_since = self._now
+        elif not wants:
+            self.state.wanting.pop(model.name, None)
+
+    # workers
+
+    def _worker_blank(self, event: WorkerBlank) -> None:
+        worker = self.state.workers[event.worker]
+        device = self.state.devices[worker.device]
+        self._enter(worker, Phase.BLANK)
+        worker.model = None
+        worker.held_blank = event.held
+        worker.held_first = event.held if worker.held_first is None else worker.held_first
+        device.ledger.release(worker.number, event.held)
+        for other in self.state.on(device):
+            if other.held_blank is None:  # It still starts, and will hold about as much.
+                other.held_blank = event.held
+                device.ledger.measure(other.number, event.held)
+        self._refuse_impossible()
+        self._plan()
+
+    def _activated(self, event: Activated) -> None:
+        worker, model = self.state.workers[event.worker], self.state.models[event.model]
+        model.failures, model.failure, model.avoid = 0, "", None
+        model.activation_seconds = _smooth(model.activation_seconds, event.seconds)
+        worker.last_used = self._now
+        model.held = event.held
+        device = self.state.devices[worker.device]
+        device.ledger.measure(worker.number, event.held)
+        self._enter(worker, Phase.ACTIVE)
+        self._actions += self._limits.activated(worker)
+        self._advance(device)
+        self._actions += self._commands.activated(worker, model, event.seconds)
+        if worker.evicting:
+            self._decide(Park(worker.number, "the operator evicts it"))
+        self._serve(model)
+        self._refuse_impossible()
+        self._plan()
+
+    def _limit_applied(self, event: LimitApplied) -> None:
+        worker = self.state.workers[event.worker]
+        device = self.state.devices[worker.device]
+        if not self._limits.answered(worker, event, self._now):
+            reason = f"worker {worker.number} could not give back enough of its KV cache in time"
+            for waiting in claims(self.state, device):
+                self._fail_preparation(waiting, reason)
+            self._actions += self._limits.take_back(device)
+        self._plan()
+
+    def _parked(self, event: Parked) -> None:
+        worker = self.state.workers[event.worker]
+        worker.evicting = False
+        worker.kv_mapped = 0
+        self._enter(worker, Phase.PARKED)
+        self.state.devices[worker.device].ledger.release(worker.number, event.held)
+        self._actions += self._commands.parked(self.state.models[event.model])
+        self._plan()
+
+    def _activation_failed(self, event: ActivationFailed) -> None:
+        worker, model = self.state.workers[event.worker], self.state.models[event.model]
+        self._enter(worker, Phase.BLANK)
+        worker.model = None
+        self.state.devices[worker.device].ledger.release(worker.number, event.held)
+        self._activation_did_not_succeed(worker, model, event.reason)
+        self._plan()
+
+    def _activation_did_not_succeed(self, worker: Worker, model: Model, reason: str) -> None:
+        worker.evicting = False
+        model.avoid = worker.number
+        self._actions += self._commands.gone(model, reason)
+        self._actions += self._commands.failed_on(worker, model, reason)
+        self._count_failure(model, reason)
+
+    def _count_failure(self, model: Model, reason: str, *, final: bool = False) -> None:
+        """Let the model try another worker once, then refuse what waits and back off."""
+        model.failures = max(model.failures + 1, TRIES if final else 0)
+        model.failure = reason
+        if model.failures < TRIES:
+            self._update_wanting(model)
+            return
+        backoff = min(BACKOFF_MAX, self._config.backoff * 2 ** (model.failures - TRIES))
+        model.retry_at = self._now + backoff
+        self._actions += self._commands.failed(model, reason)
+        if not model.workers:
+            self._refuse_waiting(model, f"{model.name} cannot be activated: {reason}", backoff)
+        self._update_wanting(model)
+
+    def _worker_dead(self, event: WorkerDead) -> None:
+        worker = self.state.workers[event.worker]
+        activating = worker.phase in (Phase.PREPARING, Phase.ACTIVATING)
+        model = self.state.models[worker.model] if worker.model is not None else None
+        starting_since = worker.since if worker.phase is Phase.STARTING else self._now
+        self._enter(worker, Phase.STARTING)
+        worker.since = starting_since
+        worker.model = None
+        worker.pending = None
+        worker.evicting = False
+        worker.kv_mapped = 0
+        worker.held_first = None
+        self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+        self._rescue(worker, event.reason)
+        if model is not None:
+            self._actions += self._commands.gone(model, f"its worker {event.reason}")
+            if activating:
+                model.avoid = worker.number
+                reason = f"worker {worker.number} {event.reason} while activating it"
+                self._actions += self._commands.failed_on(worker, model, reason)
+                self._count_failure(model, reason)
+            self._serve(model)
+        self._plan()
+
+    def _rescue(self, worker: Worker, reason: str) -> None:
+        """Queue what had not begun to answer again; end the rest."""
+        for number in sorted(worker.running):
+            request = self.state.requests[number]
+            request.worker = None
+            request.deaths += 1
+            if request.first_token:
+                del self.state.requests[number]
+                self._actions.append(Abort(number, f"the worker died: {reason}"))
+            elif request.deaths >= MAX_DEATHS:
+                self._refuse(request, "unavailable", f"{request.deaths} workers died under this request", 1.0)
+            else:
+                self.state.models[request.model].queue.push(number, request.deadline)
+        worker.running.clear()
+
+    def _stats(self, event: Stats) -> None:
+        self.state.workers[event.worker].kv_mapped = event.kv_bytes
+
+    # host memory
+
+    def _staged(self, event: Staged) -> None:
+        model = self.state.models[event.model]
+        self.state.host.staging = None
+        self.state.to_preload.pop(model.name, None)
+        model.staged = True
+        model.weight_bytes = event.nbytes
+        if self.state.staged_bytes() > self.state.host.capacity:
+            self._decide(Unstage(model.name, "it is larger than its files promised; making room for it first"))
+        self._refuse_impossible()
+        self._plan()
+
+    def _refuse_impossible(self) -> None:
+        """Sizes are known better now: tell those who wait for what cannot be."""
+        for model in [self.state.models[name] for name in self.state.wanting]:
+            if self._now >= model.retry_at and (problem := obstacle(self.state, model)):
+                self._count_failure(model, problem, final=True)
+        for worker in self.state.workers:
+            if worker.reserved_for is not None:
+                model = self.state.models[worker.reserved_for]
+                if problem := obstacle_on(self.state, self.state.devices[worker.device], model):
+                    self._actions += self._commands.failed_on(worker, model, problem)
+
+    def _stage_failed(self, event: StageFailed) -> None:
+        self.state.host.staging = None
+        self._count_failure(self.state.models[event.model], event.reason, final=True)
+        self._plan()
+
+    def _unstage(self, model: Model) -> None:
+        model.staged = False
+        if model.preload or model.pinned:
+            self.state.to_preload[model.name] = None
+
+    # operator
+
+    def _operator_activate(self, event: OperatorActivate) -> None:
+        model = self.state.models[event.model]
+        self._actions += self._commands.activate(event.command, model, event.worker)
+        model.retry_at = 0.0
+        model.failures = 0
+        self._update_wanting(model)
+        self._plan()
+
+    def _operator_evict(self, event: OperatorEvict) -> None:
+        model = self.state.models[event.model]
+        self._actions += self._commands.evict(event.command, model)
+        for worker in self.state.workers:
+            if worker.evicting and worker.model == model.name and worker.phase in (Phase.ACTIVE, Phase.DRAINING):
+                self._evict(worker, now=event.now)
+        self._plan()
+
+    def _evict(self, worker: Worker, *, now: bool) -> None:
+        reason = "the operator evicts it"
+        if now:
+            for number in sorted(worker.running):
+                del self.state.requests[number]
+                self._actions.append(Abort(number, reason))
+            worker.running.clear()
+        if not worker.running:
+            self._decide(Park(worker.number, reason))
+        elif worker.phase is Phase.ACTIVE:
+            self._decide(Drain(worker.number, reason))
+
+    def _operator_gone(self, event: OperatorGone) -> None:
+        self._commands.forget(event.command)
+        for model in self.state.models.values():
+            self._update_wanting(model)
+
+    def _tick(self, event: Tick) -> None:
+        if self._config.late == "refuse":
+            self._refuse_late()
+        self._fail_overdue()
+        self._plan()
+
+
+def _smooth(average: float, value: float) -> float:
+    return value if average == 0.0 else average + SMOOTHING * (value - average)

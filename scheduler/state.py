@@ -1,0 +1,199 @@
+"""What the scheduler knows: models, workers, requests and host memory, as plain data.
+
+Only `scheduler.Scheduler` changes it; policies read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from scheduler.actions import Activate
+from scheduler.ledger import Account, Ledger
+from scheduler.queue import DeadlineQueue
+
+
+class Phase(StrEnum):
+    """A worker's state.
+
+    starting → blank → preparing → activating → active → draining → parking → parked → preparing ...;
+    parked → blanking → blank; from everywhere to starting, when the process died.
+    """
+
+    STARTING = "starting"
+    BLANK = "blank"
+    PREPARING = "preparing"
+    """Chosen for a model: it is told to activate it once its device has the memory and the link free."""
+    ACTIVATING = "activating"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    PARKING = "parking"
+    PARKED = "parked"
+    BLANKING = "blanking"
+
+
+FREE = frozenset({Phase.BLANK, Phase.PARKED})
+TAKEN = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE})
+"""Phases in which a model counts on its worker."""
+SERVING = frozenset({Phase.ACTIVE, Phase.DRAINING})
+"""Phases in which a worker may run requests, and takes a new KV limit."""
+MAPPED = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE, Phase.DRAINING, Phase.PARKING})
+"""Phases in which a worker has its model's weights mapped, or is about to."""
+
+
+@dataclass(slots=True)
+class Request:
+    id: int
+    model: str
+    arrived: float
+    deadline: float
+    prompt_tokens: int
+    worker: int | None = None
+    dispatched: float = 0.0
+    first_token: bool = False
+    deaths: int = 0
+    """Workers that died with this request in them."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """An activation that waits for memory or for the link."""
+
+    decision: Activate
+    skeleton: str | None
+    """The model whose skeleton the worker keeps until then."""
+    granted: bool = False
+    """Whether its memory is reserved."""
+
+
+@dataclass(slots=True)
+class Worker:
+    number: int
+    device: str
+    phase: Phase = Phase.STARTING
+    model: str | None = None
+    """The model it serves, or whose skeleton it keeps."""
+    since: float = 0.0
+    """When it entered its phase; a process that dies while it starts does not begin anew."""
+    last_used: float = 0.0
+    """When a request of its model last began or ended on it."""
+    running: set[int] = field(default_factory=set)
+    pending: Pending | None = None
+    """While it is preparing."""
+    kv_mapped: int = 0
+    """Bytes of KV cache, as last heard."""
+    keeps_kv_until: float = 0.0
+    """It could not give back KV cache in time: before this moment it is not asked again without need."""
+    held_blank: int | None = None
+    """Bytes that it held when it was last blank; of one that never was, what another one of its device did."""
+    held_first: int | None = None
+    """Bytes that its process held when it was blank for the first time."""
+    reserved_for: str | None = None
+    """The model that an operator wants on this very worker."""
+    evicting: bool = False
+    """An operator wants it parked, whoever waits for its model."""
+
+    @property
+    def idle(self) -> bool:
+        return self.phase is Phase.ACTIVE and not self.running
+
+
+@dataclass(slots=True)
+class Model:
+    name: str
+    index: int
+    """Place in the registry: the last tie-breaker."""
+    priority: int
+    pinned: bool
+    preload: bool
+    weight_bytes: int
+    """In host memory, and on a device; an estimate from the files until it was loaded once."""
+    queue: DeadlineQueue = field(default_factory=DeadlineQueue)
+    wanted_since: float = 0.0
+    """When it began to want a worker; valid while it is in `State.wanting`."""
+    workers: set[int] = field(default_factory=set)
+    """Workers that are preparing for this model, activating or active with it."""
+    held: int | None = None
+    """Bytes that a worker held beside its weights and KV cache when it was last active; None before the first time."""
+    staged: bool = False
+    last_used: float = 0.0
+    failures: int = 0
+    """Activations and loads that failed in a row."""
+    retry_at: float = 0.0
+    failure: str = ""
+    avoid: int | None = None
+    """The worker on which its last activation failed."""
+    activation_seconds: float = 0.0
+    """Moving average of how long its activations took; 0 before the first."""
+    service_seconds: float = 0.0
+    """Moving average of a request's time from dispatch to end; 0 before the first."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether its weights stay in host memory once they are there."""
+        return self.pinned or self.preload
+
+
+@dataclass(slots=True)
+class HostMemory:
+    """The ledger of host shared memory, in bytes."""
+
+    required: bool
+    """Whether activations need weights there at all."""
+    capacity: int
+    staging: str | None = None
+    """The model being loaded now: one at a time, since the disk is one."""
+
+
+@dataclass(slots=True)
+class Device:
+    name: str
+    ledger: Ledger
+    kv_minimum: int
+    """Bytes of KV cache that an active model has at least."""
+    workspace: int
+    """Bytes that a model is taken to hold beside weights and KV cache, until it was measured."""
+    copies: int | None
+    """Activations that may be under way at a time: they share its link. None is any number."""
+
+    @property
+    def accounted(self) -> bool:
+        return self.ledger.capacity is not None
+
+
+@dataclass(slots=True)
+class State:
+    models: dict[str, Model]
+    workers: list[Worker]
+    host: HostMemory
+    devices: dict[str, Device]
+    requests: dict[int, Request] = field(default_factory=dict)
+    wanting: dict[str, None] = field(default_factory=dict)
+    """Models that want a worker and have none, in the order in which they began to."""
+    operator_wants: set[str] = field(default_factory=set)
+    """Models that an operator waits for."""
+    to_preload: dict[str, None] = field(default_factory=dict)
+    """Models that belong into host memory and are not there yet."""
+    _on: dict[str, list[Worker]] = field(init=False)
+    """By device: a worker keeps its place for ever, and this is asked for at every event."""
+
+    def __post_init__(self) -> None:
+        self._on = {name: [worker for worker in self.workers if worker.device == name] for name in self.devices}
+
+    def on(self, device: Device) -> list[Worker]:
+        return self._on[device.name]
+
+    def account(self, worker: Worker) -> Account:
+        return self.devices[worker.device].ledger[worker.number]
+
+    def keeps_pinned(self, worker: Worker) -> bool:
+        """Whether a pinned model would have no active worker without this one."""
+        if worker.model is None or worker.number not in self.models[worker.model].workers:
+            return False
+        model = self.models[worker.model]
+        others = (self.workers[number] for number in model.workers if number != worker.number)
+        return model.pinned and not any(other.phase is Phase.ACTIVE for other in others)
+
+    def staged_bytes(self) -> int:
+        """Host memory in use or promised to the load under way."""
+        return sum(m.weight_bytes for m in self.models.values() if m.staged or m.name == self.host.staging)
