@@ -1,0 +1,88 @@
+"""The engines by name. A new one needs its class, a branch in each function here, and a name in the registry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from config.registry import EngineName, Pool
+from enginepool.engine import Emit, Engine
+
+if TYPE_CHECKING:  # it imports torch, which the gateway has no use for
+    from enginepool.loader import LoadWeights
+
+
+def needs_weights(engine: EngineName) -> bool:
+    """Whether an activation needs the model's weights in host memory first."""
+    return engine != "simulated"
+
+
+def warm(pool: Pool) -> None:
+    """Import what the engine needs, in the template, before any fork. Starts no thread."""
+    if pool.engine == "transformers":
+        from enginepool.engines.transformers import warm as warm_transformers
+
+        warm_transformers()
+    elif pool.engine == "sglang":
+        from enginepool.engines.sglang import warm as warm_sglang
+
+        warm_sglang(gpu=pool.devices[0] != "cpu")
+    else:
+        import enginepool.engines.simulated  # noqa: F401
+
+
+def environment(pool: Pool, current: Mapping[str, str]) -> dict[str, str]:
+    """Variables that the template and all its children need, beside `current`.
+
+    Raises:
+        PoolError: a package that the engine needs is missing.
+    """
+    if pool.engine == "sglang" and pool.devices[0] != "cpu":
+        from enginepool.gpu_environment import gpu_environment
+
+        return gpu_environment(current)
+    return {}
+
+
+def after_fork() -> None:
+    """To be called first of all in a forked child, while it has one thread.
+
+    torch (2.13, aten/src/ATen/ParallelOpenMP.cpp) replaces its thread pool at its first use after a fork, and without a
+    lock: two threads that come to it together can fail with "Invalid thread pool!".
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
+
+
+def weight_loader(pool: Pool) -> LoadWeights:
+    """How a loader reads a model for the weight store."""
+    if pool.engine == "sglang":
+        from enginepool.engines.sglang.weights import load as load_sglang
+
+        return partial(load_sglang, max_running=pool.max_running, device=pool.devices[0])
+    from enginepool.engines.transformers.weights import load
+
+    return load
+
+
+def create(pool: Pool, device: str, emit: Emit) -> Engine:
+    """The engine of a worker on `device`; call it on the worker's event loop."""
+    if pool.engine == "transformers":
+        from enginepool.engines.transformers import TransformersEngine
+
+        return TransformersEngine(emit, max_running=pool.max_running, threads=pool.threads)
+    if pool.engine == "sglang":
+        from enginepool.engines.sglang import SglangEngine
+        from enginepool.engines.sglang.rank_protocol import StartRank
+
+        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, _kv_memory(pool, device)))
+    from enginepool.engines.simulated import SimulatedEngine
+
+    return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)
+
+
+def _kv_memory(pool: Pool, device: str) -> int:
+    """Bytes that one worker's KV cache may ever grow to; 0 for what the device has, where limits move at run time."""
+    return pool.kv_memory // pool.workers_per_device if device == "cpu" else 0

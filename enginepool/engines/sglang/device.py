@@ -1,0 +1,93 @@
+"""What a rank asks of the device that it serves on: all that differs between a CPU and a GPU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from config.devices import gpu_index
+from enginepool.engines.sglang.rank_protocol import KvLimitSet
+from enginepool.messages import SegmentRef
+
+
+class KvCache(Protocol):
+    """The KV cache of one built Scheduler."""
+
+    bytes_per_token: float
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of physical memory that it holds."""
+        ...
+
+    def set_limit(self, revision: int, nbytes: int) -> KvLimitSet | None:
+        """Begin to apply a limit. None while the cache still holds more: then `step` goes on, and answers."""
+        ...
+
+    def step(self) -> KvLimitSet | None:
+        """To be called between the Scheduler's steps."""
+        ...
+
+    def trim(self) -> None:
+        """Give back memory that holds nothing."""
+        ...
+
+
+class Device(Protocol):
+    """Lives in the rank, in its main thread."""
+
+    gpu_id: int
+    memory: int
+    """Bytes in all; 0 for a CPU."""
+
+    def building(self) -> AbstractContextManager[None]:
+        """To be held while a Scheduler is made."""
+        ...
+
+    def offer(self, model: str, segment: SegmentRef) -> None:
+        """These weights may be wanted: make copying them fast. Raises StoreError if they are gone."""
+        ...
+
+    def withdraw(self, model: str) -> None:
+        """Let go of a segment."""
+        ...
+
+    def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
+        """Begin to make `flat` (uint8, as long as the segment) equal to it. Raises StoreError if it is gone."""
+        ...
+
+    def settle(self) -> float:
+        """Wait until the last copy is done; returns the seconds that it took."""
+        ...
+
+    def kv_cache(self, scheduler: Any) -> KvCache: ...
+
+    def pause(self) -> None:
+        """Give the weights' physical memory back; their addresses stay."""
+        ...
+
+    def resume(self) -> None:
+        """Memory for the weights again, with anything in it."""
+        ...
+
+    def forget(self) -> None:
+        """Give back what a torn-down model has left."""
+        ...
+
+    def used(self) -> int:
+        """Bytes of the device's memory that this process holds."""
+        ...
+
+
+def open_device(name: str) -> Device:
+    """The device `name` (cpu, cuda:0) of this rank. Of a GPU this makes the CUDA context."""
+    index = gpu_index(name)
+    if index is None:
+        from enginepool.engines.sglang.device_cpu import Cpu
+
+        return Cpu()
+    from enginepool.engines.sglang.device_gpu import Gpu
+
+    return Gpu(index)

@@ -1,0 +1,80 @@
+"""A rank on the CPU: weights are copied, nothing is paused, and the KV cache has a fixed size."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor
+
+from enginepool.engines.sglang.rank_protocol import KvLimitSet
+from enginepool.layout import PIECE, base_tensor
+from enginepool.messages import SegmentRef
+from enginepool.segment import open_segment
+
+
+class Cpu:
+    gpu_id = 0
+    memory = 0
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def building(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def offer(self, model: str, segment: SegmentRef) -> None:
+        """Nothing makes it faster."""
+
+    def withdraw(self, model: str) -> None:
+        """Nothing is held."""
+
+    def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
+        """In pieces. The segment is read-only, and SGLang may write to what it holds; so views of it will not do."""
+        began = time.monotonic()
+        mapped = open_segment(segment)
+        try:
+            source = base_tensor(mapped.view())
+            for start in range(0, mapped.nbytes, PIECE):
+                flat[start : start + PIECE].copy_(source[start : start + PIECE])
+            del source
+        finally:
+            mapped.close()
+        self._seconds = time.monotonic() - began
+
+    def settle(self) -> float:
+        return self._seconds
+
+    def kv_cache(self, scheduler: Any) -> FixedKv:
+        return FixedKv(scheduler)
+
+    def pause(self) -> None:
+        """Nothing would be gained."""
+
+    def resume(self) -> None:
+        """Nothing was paused."""
+
+    def forget(self) -> None:
+        """`upstream.forget_model` has done it all."""
+
+    def used(self) -> int:
+        return 0
+
+
+class FixedKv:
+    """SGLang's own pool, made as large as it may ever be. A limit below that is answered as not applied."""
+
+    def __init__(self, scheduler: Any) -> None:
+        sizes = scheduler.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes()
+        self.mapped: int = int(sum(sizes) if isinstance(sizes, tuple) else sizes)
+        self.bytes_per_token = self.mapped / scheduler.max_total_num_tokens
+
+    def set_limit(self, revision: int, nbytes: int) -> KvLimitSet:
+        return KvLimitSet(revision, self.mapped, applied=self.mapped <= nbytes)
+
+    def step(self) -> None:
+        return None
+
+    def trim(self) -> None:
+        """Nothing can be given back."""

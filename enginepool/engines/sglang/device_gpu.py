@@ -1,0 +1,72 @@
+"""A rank on a GPU: registered copies, weights that can be paused, elastic KV."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enginepool.engines.sglang import upstream_gpu
+from enginepool.engines.sglang.elastic_kv import ElasticKv
+from enginepool.engines.sglang.gpu_memory import GpuMemory
+from enginepool.engines.sglang.host_copies import HostCopies
+from enginepool.engines.sglang.link import CopyTimer, Link
+from enginepool.engines.sglang.sockets import kv_name
+from enginepool.messages import SegmentRef
+
+
+class Gpu:
+    """Making it makes the CUDA context and runs what is used first."""
+
+    def __init__(self, index: int) -> None:
+        self.gpu_id = index
+        upstream_gpu.name_this_rank(kv_name(os.getppid()))
+        torch.cuda.set_device(index)
+        _warm_up()
+        self.memory = torch.cuda.get_device_properties(index).total_memory
+        self._memory = GpuMemory(index)
+        self._copies = HostCopies()
+        self._link = Link()
+        self._copying: CopyTimer | None = None
+
+    def building(self) -> AbstractContextManager[None]:
+        """Graphs are captured meanwhile, which registering memory would spoil."""
+        return self._copies.paused()
+
+    def offer(self, model: str, segment: SegmentRef) -> None:
+        self._copies.offer(model, segment)
+
+    def withdraw(self, model: str) -> None:
+        self._copies.withdraw(model)
+
+    def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
+        self._copying = self._link.copy(self._copies.offer(model, segment), flat)
+
+    def settle(self) -> float:
+        return self._copying.seconds() if self._copying is not None else 0.0
+
+    def kv_cache(self, scheduler: Any) -> ElasticKv:
+        return ElasticKv(scheduler)
+
+    def pause(self) -> None:
+        upstream_gpu.pause_weights()
+        torch.cuda.empty_cache()
+
+    def resume(self) -> None:
+        upstream_gpu.resume_weights()
+
+    def forget(self) -> None:
+        upstream_gpu.forget_gpu_memory()
+
+    def used(self) -> int:
+        return self._memory.used()
+
+
+def _warm_up() -> None:
+    """What every model uses at once: the context, the allocator, cuBLAS."""
+    ones = torch.ones((16, 16), dtype=torch.bfloat16, device="cuda")
+    (ones @ ones).sum().item()
+    torch.cuda.synchronize()

@@ -1,0 +1,246 @@
+"""The SGLang engine as the worker sees it: everything here runs on the front's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+from config.errors import EngineError, PoolError, RequestError, StoreError
+from enginepool.engine import Emit, EngineLoad
+from enginepool.engines.phases import Phases
+from enginepool.engines.sglang.asgi import Exchange
+from enginepool.engines.sglang.rank_process import RankProcess
+from enginepool.engines.sglang.rank_protocol import Event, KvLimitSet, Offer, StartRank, Weights, Withdraw
+from enginepool.engines.sglang.requests import CURRENT, LiveRequest
+from enginepool.engines.sglang.skeleton import KvLimit, Skeleton
+from enginepool.engines.sglang.sockets import remove_kv_file, sweep
+from enginepool.engines.sglang.tokenizers import FRONT, read_ahead
+from enginepool.messages import Counted, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit
+from enginepool.openai_answers import JSON
+from enginepool.openai_errors import error_body, server_error
+from enginepool.routes import INFERENCE_ROUTES
+
+log = logging.getLogger("prism.sglang")
+
+MEASURE_INTERVAL = 1.0
+"""Seconds between two looks at the rank's KV pool."""
+
+
+class SglangEngine:
+    """Serves one model at a time."""
+
+    name = "sglang"
+
+    def __init__(self, emit: Emit, start: StartRank) -> None:
+        # First of all: later there are threads, which a fork would not copy.
+        self._rank = RankProcess(start, self._on_rank_event)
+        self._rank.died.add_done_callback(self._on_rank_died)
+        if start.device != "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPU is the rank's; SGLang's code here must not touch it
+        sweep()
+        self._emit = emit
+        self.held = 0
+        self.copy_seconds = 0.0
+        self._live: dict[int, LiveRequest] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        """Held by whoever talks to the rank, whose answers come in the order of the questions."""
+        self._skeleton: Skeleton | None = None
+        self._active = False
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self.load = EngineLoad()
+        self._measuring = asyncio.get_running_loop().create_task(self._measure())
+
+    async def start(self) -> None:
+        self.held = await self._rank.ready()
+
+    # the model
+
+    async def activate(
+        self,
+        model: ModelSpec,
+        manifest: Manifest | None,
+        segment: SegmentRef | None,
+        verify: bool,
+        *,
+        kv_limit: int = 0,
+        kv_revision: int = 0,
+    ) -> dict[str, float]:
+        if self._active:
+            raise EngineError(f"{model.name}: another model is active")
+        if manifest is None or segment is None:
+            raise EngineError(f"{model.name}: this engine needs the weights in host memory")
+        async with self._turn:
+            return await self._activate(model, Weights(manifest, segment, verify), KvLimit(kv_limit, kv_revision))
+
+    async def _activate(self, model: ModelSpec, weights: Weights, limit: KvLimit) -> dict[str, float]:
+        phases = Phases()
+        if self._skeleton is not None and (self._skeleton.spec, self._skeleton.manifest) == (model, weights.manifest):
+            await self._revive(self._skeleton, weights, limit, phases)
+        else:
+            await self._tear_down()
+            phases.end("teardown")
+            self._skeleton = await Skeleton.build(model, weights, limit, self._rank, phases)
+        self.held, self.copy_seconds = self._skeleton.held, self._skeleton.copy_seconds
+        self._active = True
+        return phases.seconds
+
+    async def park(self) -> str:
+        if self._skeleton is None:
+            raise EngineError("there is no model to park")
+        await self._let_tasks_end()
+        async with self._turn:
+            self.held = await self._skeleton.park()
+            self.load.kv_mapped = 0
+            self._active = False
+            return self._skeleton.spec.name
+
+    async def blank(self) -> None:
+        async with self._turn:
+            await self._tear_down()
+
+    async def _tear_down(self) -> None:
+        self._active = False
+        if self._skeleton is not None:
+            skeleton, self._skeleton = self._skeleton, None
+            self.held = await skeleton.tear_down()
+            self.load.kv_mapped = 0
+
+    async def close(self) -> None:
+        self._measuring.cancel()
+        for conversation in self._conversations:
+            conversation.cancel()
+        for live in list(self._live.values()):
+            self.abort(live.id)
+        for task in self._tasks:
+            task.cancel()
+        await self._let_tasks_end()
+        if self._skeleton is not None:
+            await self._skeleton.close()
+            self._skeleton = None
+        self._rank.close()
+        remove_kv_file()
+
+    # its requests
+
+    def submit(self, request: Submit) -> None:
+        refusal = self._refusal(request)
+        if refusal is not None:
+            self._emit(Reply(request.request, refusal.status, JSON, error_body(refusal), 0, 0))
+            return
+        live = LiveRequest(request, self.load, self._on_counted)
+        self._live[live.id] = live
+        task = asyncio.get_running_loop().create_task(self._run(live))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def abort(self, request: int) -> None:
+        live = self._live.pop(request, None)
+        if live is not None and self._skeleton is not None:
+            self._skeleton.layer.manager.abort(live)
+
+    def set_kv_limit(self, revision: int, nbytes: int) -> None:
+        self._converse(self._limit_kv(KvLimit(nbytes, revision)))
+
+    def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
+        asyncio.get_running_loop().run_in_executor(None, read_ahead, model.path, FRONT)
+        self._converse(self._tell(Offer(model, segment)))
+
+    def withdraw(self, model: str) -> None:
+        self._converse(self._tell(Withdraw(model)))
+
+    def hold(self, paused: bool) -> None:
+        if paused:
+            self._reading.clear()
+        else:
+            self._reading.set()
+
+    def _refusal(self, request: Submit) -> RequestError | None:
+        if request.path not in INFERENCE_ROUTES:
+            return RequestError(404, f"The engine sglang has no route {request.path}.", code="unknown_url")
+        if not self._active:
+            message = "No model is active on this worker."
+            return RequestError(503, message, kind="server_error", code="not_active")
+        return None
+
+    async def _revive(self, skeleton: Skeleton, weights: Weights, limit: KvLimit, phases: Phases) -> None:
+        try:
+            await skeleton.revive(weights, limit, phases)
+        except (EngineError, StoreError):
+            await self._tear_down()
+            raise
+
+    def _converse(self, conversation: Coroutine[Any, Any, None]) -> None:
+        """Have a word with the rank, after those under way."""
+        task = asyncio.get_running_loop().create_task(self._in_turn(conversation))
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+
+    async def _in_turn(self, conversation: Coroutine[Any, Any, None]) -> None:
+        """Root of the task."""
+        try:
+            async with self._turn:
+                await conversation
+        except (EngineError, StoreError, PoolError) as error:
+            log.warning("%s", error)
+        finally:
+            conversation.close()
+
+    async def _limit_kv(self, limit: KvLimit) -> None:
+        if self._active and self._skeleton is not None:
+            await self._skeleton.limit_kv(limit)
+        else:  # it has parked meanwhile
+            self._emit(KvLimitApplied(limit.revision, 0, applied=True))
+
+    async def _tell(self, command: Offer | Withdraw) -> None:
+        await self._rank.tell(command, self._skeleton.layer.command_rank if self._skeleton is not None else None)
+
+    def _on_rank_event(self, event: Event) -> None:
+        self.load.kv_mapped = event.mapped
+        if isinstance(event, KvLimitSet):
+            self._emit(KvLimitApplied(event.revision, event.mapped, event.applied))
+
+    async def _run(self, live: LiveRequest) -> None:
+        """Root of a request's task, in which SGLang's own code runs."""
+        assert self._skeleton is not None
+        layer = self._skeleton.layer
+        CURRENT.set(live)
+        exchange = Exchange(live, self._emit, self._reading)
+        try:
+            await layer.app(exchange.scope, exchange.receive, exchange.send)
+        except Exception:
+            log.exception("request %d failed", live.id)
+            exchange.fail(server_error("The engine failed on this request."))
+        finally:
+            exchange.close()
+            layer.manager.forget(live)
+            live.close()
+            self._live.pop(live.id, None)
+
+    async def _measure(self) -> None:
+        """Root of the task that keeps `load.kv_bytes`."""
+        while True:
+            self.load.kv_bytes = self._skeleton.kv_used if self._skeleton is not None else 0
+            await asyncio.sleep(MEASURE_INTERVAL)
+
+    async def _let_tasks_end(self) -> None:
+        """Those of aborted requests may still be on their way out."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _on_counted(self, live: LiveRequest) -> None:
+        if not live.aborted:
+            self._emit(Counted(live.id, live.prompt_tokens))
+
+    def _on_rank_died(self, died: asyncio.Future[str]) -> None:
+        """There is no rank without this worker, and no worker without its rank."""
+        log.error("%s; this worker ends", died.result())
+        if self._skeleton is not None:
+            self._skeleton.remove_files()
+        remove_kv_file()
+        os._exit(1)

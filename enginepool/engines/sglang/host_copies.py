@@ -1,0 +1,144 @@
+"""The models' weights in host memory as the rank sees them: mapped, and registered with CUDA piece by piece.
+
+A copy from registered memory runs at the link's rate; registering takes longer than copying, so it happens ahead of
+need, in a thread of its own, the most wanted model first. Segments are sealed, so they are mapped and registered
+read-only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enginepool.layout import base_tensor
+from enginepool.messages import SegmentRef
+from enginepool.segment import MappedSegment, open_segment
+
+log = logging.getLogger("prism.rank")
+
+PIECE = 64 * 2**20
+"""Bytes registered at a time: some 20 ms, in which the driver does little else."""
+_READ_ONLY = 8
+"""cudaHostRegisterReadOnly."""
+
+
+class HostCopy:
+    """One model's segment in this process. Bytes from the start up to `registered` are registered with CUDA."""
+
+    def __init__(self, segment: MappedSegment) -> None:
+        self._segment = segment
+        self.bytes: Tensor = base_tensor(segment.view())
+        self.registered = 0
+        self.failed = False
+
+    @property
+    def nbytes(self) -> int:
+        return self._segment.nbytes
+
+    @property
+    def complete(self) -> bool:
+        return self.failed or self.registered == self.nbytes
+
+    def register_piece(self) -> None:
+        """Register the next piece. Should that fail, the rest stays as it is: that only costs speed."""
+        size = min(PIECE, self.nbytes - self.registered)
+        error = _cudart().cudaHostRegister(self.bytes.data_ptr() + self.registered, size, _READ_ONLY)
+        if int(error) != 0:
+            log.warning("registering %d bytes of host memory failed: CUDA error %d", size, int(error))
+            self.failed = True
+        else:
+            self.registered += size
+
+    def close(self) -> None:
+        """Unregister and unmap."""
+        for start in range(0, self.registered, PIECE):
+            _cudart().cudaHostUnregister(self.bytes.data_ptr() + start)
+        self.registered = 0
+        del self.bytes
+        self._segment.close()
+
+
+class HostCopies:
+    """Every segment offered to this rank, by model. Registering takes no memory, so there is no limit to it."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, tuple[SegmentRef, HostCopy]] = {}
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="registering", daemon=True)
+        self._thread.start()
+
+    def offer(self, model: str, ref: SegmentRef) -> HostCopy:
+        """Map a segment, and register it when its turn comes. One that is known already goes to the front.
+
+        Raises:
+            StoreError: the segment is gone.
+        """
+        with self._changed:
+            known = self._copies.pop(model, None)
+            if known is not None and known[0] != ref:
+                known[1].close()
+                known = None
+            held = known or (ref, HostCopy(open_segment(ref)))
+            self._copies[model] = held
+            self._changed.notify()
+            return held[1]
+
+    def withdraw(self, model: str) -> None:
+        """Let go of a segment, so that its memory can be freed. Unknown ones are ignored."""
+        with self._changed:
+            known = self._copies.pop(model, None)
+            if known is not None:
+                known[1].close()
+                self._changed.notify()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No registering while this lasts: a CUDA graph that is being captured would be lost over it."""
+        with self._changed:
+            yield
+
+    def _run(self) -> None:
+        """Root of the thread."""
+        while True:
+            with self._changed:
+                while self._next() is None:
+                    self._changed.wait()
+            with _alone_on_this_host(), self._changed:
+                copy = self._next()
+                took = _timed(copy.register_piece) if copy is not None else 0.0
+            time.sleep(took)  # half of the time is the serving thread's, which the driver keeps waiting meanwhile
+
+    def _next(self) -> HostCopy | None:
+        """The last one offered is the most wanted."""
+        for _, copy in reversed(self._copies.values()):
+            if not copy.complete:
+                return copy
+        return None
+
+
+@contextmanager
+def _alone_on_this_host() -> Iterator[None]:
+    """All workers register the same memory at about the same time, and would only get into each other's way."""
+    with open(Path(tempfile.gettempdir(), "registering"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

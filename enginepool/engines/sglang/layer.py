@@ -1,0 +1,90 @@
+"""The front's half of one model: SGLang's tokenizer manager, detokenizer and OpenAI layer, made anew for each."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+from sglang.srt.entrypoints import http_server
+from sglang.srt.entrypoints.engine import init_tokenizer_manager
+from sglang.srt.entrypoints.openai.serving_classify import OpenAIServingClassify
+from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
+from sglang.srt.entrypoints.openai.serving_embedding import OpenAIServingEmbedding
+from sglang.srt.entrypoints.openai.serving_rerank import OpenAIServingRerank
+from sglang.srt.entrypoints.openai.serving_score import OpenAIServingScore
+from sglang.srt.entrypoints.openai.serving_tokenize import OpenAIServingDetokenize, OpenAIServingTokenize
+from sglang.srt.managers.io_struct import ShutdownReq, wrap_as_pickle
+from sglang.srt.managers.tokenizer_manager import ServerStatus
+
+from enginepool.engines.sglang.detokenizer import DetokenizerThread
+from enginepool.engines.sglang.rank_protocol import Built, Command
+from enginepool.engines.sglang.tokenizer import FrontTokenizerManager
+from enginepool.engines.sglang.upstream import bind_unused, close_sockets
+
+IDLE_TIMEOUT = 60.0
+"""Seconds that the rank gets to finish its last step before parking fails."""
+
+
+class OpenAILayer:
+    """`app` is SGLang's one application of this process, so there is one layer at a time."""
+
+    app = http_server.app
+
+    def __init__(self, server_args: Any, port_args: Any) -> None:
+        self.manager, templates = init_tokenizer_manager(server_args, port_args, FrontTokenizerManager)
+        self._detokenizer = DetokenizerThread(server_args, port_args)
+        self._unused = bind_unused(port_args)
+        self._install(templates)
+
+    def serve(self, built: Built) -> None:
+        """The rank is there."""
+        self.manager.max_req_input_len = built.max_input
+        self.manager.server_status = ServerStatus.Up
+        self.manager.auto_create_handle_loop()
+
+    def used_tokens(self) -> int:
+        """Of the KV pool, as the rank last published it: at each step, and once a second while idle."""
+        snapshot = self.manager.load_snapshot_reader.read(0)
+        return int(snapshot.num_used_tokens) if snapshot is not None else 0
+
+    async def flush(self) -> bool:
+        """Wait until the rank is idle, and drop its prefix cache."""
+        result = await self.manager.flush_cache(timeout_s=IDLE_TIMEOUT)
+        return bool(result.success)
+
+    def command_rank(self, command: Command) -> None:
+        """Have the rank carry a command out between two steps; it answers on its own connection."""
+        self.manager._dispatch_to_scheduler(wrap_as_pickle(command))
+
+    def shut_down_rank(self) -> None:
+        """Have the rank leave its loop."""
+        self.manager._dispatch_to_scheduler(ShutdownReq())
+
+    async def close(self) -> None:
+        """Drop it all; the rank must be done with it."""
+        tasks = self.manager.asyncio_tasks
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._detokenizer.close()
+        close_sockets(self.manager.recv_from_detokenizer, self.manager.send_to_scheduler, self._unused)
+        self.manager.load_snapshot_reader.close()
+        http_server.set_global_state(None)
+        self.app.state._state.clear()
+        del self.manager, self._detokenizer
+        await asyncio.sleep(0)  # only then the loop lets go of the cancelled tasks
+        gc.collect()
+
+    def _install(self, templates: Any) -> None:
+        """What SGLang's `lifespan` does at the start of its server, for the routes that we let through."""
+        manager, state = self.manager, self.app.state
+        http_server.set_global_state(http_server._GlobalState(manager, templates, {}))
+        state.openai_serving_completion = OpenAIServingCompletion(manager, templates)
+        state.openai_serving_chat = manager.serving_chat_class(manager, templates)
+        state.openai_serving_embedding = OpenAIServingEmbedding(manager, templates)
+        state.openai_serving_classify = OpenAIServingClassify(manager, templates)
+        state.openai_serving_score = OpenAIServingScore(manager)
+        state.openai_serving_rerank = OpenAIServingRerank(manager, templates)
+        state.openai_serving_tokenize = OpenAIServingTokenize(manager, templates)
+        state.openai_serving_detokenize = OpenAIServingDetokenize(manager)

@@ -1,0 +1,137 @@
+"""The rank: the process that runs SGLang's Scheduler, for one model after another."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import weakref
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from config.errors import EngineError, StoreError, describe
+from enginepool.engines.sglang import arguments, rank_commands, upstream
+from enginepool.engines.sglang.device import Device, open_device
+from enginepool.engines.sglang.rank_protocol import (
+    Build,
+    BuildFailed,
+    Built,
+    Prepared,
+    RankReady,
+    StartRank,
+    TornDown,
+)
+
+if TYPE_CHECKING:  # it imports SGLang
+    from enginepool.engines.sglang.stored import StoredWeights
+
+log = logging.getLogger("prism.rank")
+
+
+def run_rank(connection: Connection, start: StartRank) -> None:
+    """Serve the front's commands until it closes the connection."""
+    torch.set_num_threads(start.threads)
+    device = open_device(start.device)
+    connection.send(RankReady(device.used()))
+    while True:
+        try:
+            command: Any = connection.recv()
+        except EOFError:
+            return
+        if isinstance(command, Build):
+            connection.send(_serve(command, connection, start, device))
+        else:
+            rank_commands.carry_out_blank(command, connection, device)
+
+
+def _serve(command: Build, connection: Connection, start: StartRank, device: Device) -> BuildFailed | TornDown:
+    """Build, run, tear down. In a frame of its own, so that nothing of the model outlives it."""
+    from enginepool.engines.sglang.stored import StoredWeights
+
+    kv_memory = start.kv_memory or device.memory
+    try:
+        server_args = arguments.server_args(command.model, start.max_running, kv_memory, start.device)
+    except EngineError as error:
+        connection.send(failed := BuildFailed(error, ()))
+        return failed
+    connection.send(Prepared(server_args))
+    upstream.init_distributed_by(command.rendezvous)
+    weights = StoredWeights(command.weights.manifest, device)
+    try:
+        scheduler = _build(command, server_args, weights, device)
+        seconds = device.settle()
+    except Exception as error:  # whatever a checkpoint makes SGLang raise
+        log.debug("building %s failed", command.model.name, exc_info=True)
+        reason = _describe_failure(command, error)
+        del weights
+        _clear(error)
+        _forget(device)
+        return BuildFailed(reason, upstream.half_built())
+    alive = upstream.watch(scheduler) | {"weights": weights.watch()}
+    serving = rank_commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
+    limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
+    rank_commands.install(serving)
+    connection.send(_describe_built(serving, seconds, limited is None or limited.applied))
+    scheduler.run_event_loop()
+    upstream.release(scheduler)
+    del scheduler, weights, serving
+    _forget(device)
+    return TornDown(_still_alive(alive), device.used())
+
+
+def _build(command: Build, server_args: Any, weights: StoredWeights, device: Device) -> Any:
+    from sglang.srt.managers.scheduler import Scheduler
+
+    from enginepool.engines.sglang.stored import StoredModelLoader, loading
+
+    server_args.load_format = StoredModelLoader
+    with device.building(), loading(weights, command.weights):
+        return Scheduler(
+            server_args,
+            command.port_args,
+            gpu_id=device.gpu_id,
+            tp_rank=0,
+            moe_ep_rank=0,
+            pp_rank=0,
+            attn_cp_rank=0,
+            moe_dp_rank=0,
+            dp_rank=None,
+        )
+
+
+def _forget(device: Device) -> None:
+    upstream.forget_model()
+    device.forget()
+
+
+def _describe_failure(command: Build, error: Exception) -> EngineError | StoreError:
+    if isinstance(error, (EngineError, StoreError)):
+        return type(error)(str(error))  # without its frames
+    return EngineError(f"{command.model.name}: SGLang cannot serve it: {describe(error)}")
+
+
+def _describe_built(serving: rank_commands.Serving, copy_seconds: float, limited: bool) -> Built:
+    scheduler = serving.scheduler
+    return Built(
+        max_input=scheduler.max_req_input_len,
+        pool_tokens=scheduler.max_total_num_tokens,
+        kv_bytes_per_token=serving.kv.bytes_per_token,
+        held=serving.held(),
+        copy_seconds=copy_seconds,
+        limited=limited,
+    )
+
+
+def _still_alive(references: dict[str, weakref.ref[Any]]) -> tuple[str, ...]:
+    return tuple(name for name, reference in references.items() if reference() is not None)
+
+
+def _clear(error: BaseException) -> None:
+    """Its frames hold the half-built Scheduler."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    sys.last_value = None

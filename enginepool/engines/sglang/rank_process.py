@@ -1,0 +1,161 @@
+"""The rank as the front sees it: a process forked while the front is still without threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+from config.errors import PoolError
+from enginepool import process
+from enginepool.engines.sglang.rank import run_rank
+from enginepool.engines.sglang.rank_protocol import (
+    Answer,
+    Command,
+    CommandDone,
+    CommandFailed,
+    Event,
+    FromRank,
+    KvLimitSet,
+    KvMapped,
+    RankReady,
+    StartRank,
+)
+
+log = logging.getLogger("prism.sglang")
+
+
+def fork_rank(start: StartRank) -> tuple[int, Connection]:
+    """Fork. Returns the rank's process id and the connection to it.
+
+    Raises:
+        PoolError: this process has threads, which a fork would not copy.
+    """
+    if (count := len(os.listdir("/proc/self/task"))) > 1:
+        raise PoolError(f"a rank cannot be forked from a process with {count} threads")
+    ours, theirs = socket.socketpair()
+    front = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _run_child(theirs.detach(), front, start)
+    theirs.close()
+    return pid, Connection(ours.detach())
+
+
+def _run_child(fd: int, front: int, start: StartRank) -> NoReturn:
+    """Never returns, so no object of the front's, its event loop among them, is finalized here."""
+    try:
+        process.die_with_parent(front)
+        signal.set_wakeup_fd(-1)
+        process.reset_signals()
+        os.closerange(3, fd)
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        run_rank(Connection(fd), start)
+    except Exception:
+        log.exception("the rank failed")
+        os._exit(1)
+    os._exit(0)
+
+
+class RankProcess:
+    """Lives on the front's event loop. `died` is set when the process has ended without being told to.
+
+    Answers come in the order in which they were asked for; events, which nobody asked for, go to `on_event`.
+    """
+
+    def __init__(self, start: StartRank, on_event: Callable[[Event], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_event = on_event
+        self.pid, self._connection = fork_rank(start)
+        self.died: asyncio.Future[str] = self._loop.create_future()
+        self._answers: deque[asyncio.Future[Answer]] = deque()
+        self._ready = self.next_answer()
+        self._loop.add_reader(self._connection.fileno(), self._on_readable)
+        os.set_blocking(self._connection.fileno(), True)  # uvloop changes that, and a long message comes in parts
+
+    async def ready(self) -> int:
+        """Wait for its first word; returns the bytes of the device's memory that it holds.
+
+        Raises:
+            PoolError: the rank has ended.
+        """
+        said = await asyncio.shield(self._ready)
+        assert isinstance(said, RankReady)
+        return said.held
+
+    def send(self, command: Any) -> asyncio.Future[Answer]:
+        """To a rank that serves no model. Returns its first answer.
+
+        Raises:
+            PoolError: the rank is gone. The future raises it too, if the rank ends meanwhile.
+        """
+        answer = self.next_answer()
+        try:
+            self._connection.send(command)
+        except OSError as error:
+            raise PoolError(f"the rank is gone: {error}") from error
+        return answer
+
+    async def tell(self, command: Command, send: Callable[[Command], object] | None = None) -> Any:
+        """Have the rank carry `command` out; returns its result. `send` brings it to a rank that serves.
+
+        Raises:
+            EngineError, StoreError: it cannot.
+            PoolError: the rank has ended.
+        """
+        if send is None:
+            answer = self.send(command)
+        else:
+            answer = self.next_answer()
+            send(command)
+        said = await answer
+        if isinstance(said, CommandFailed):
+            raise said.error
+        assert isinstance(said, CommandDone)
+        return said.result
+
+    def next_answer(self) -> asyncio.Future[Answer]:
+        """What the rank will say, after all that was asked for before; to be asked for before what makes it say so."""
+        if self.died.done():
+            raise PoolError(self.died.result())
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._answers.append(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the process. It keeps nothing that a kill would lose."""
+        if self._connection.closed:
+            return
+        self._loop.remove_reader(self._connection.fileno())
+        self._connection.close()
+        if not self.died.done():
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def _on_readable(self) -> None:
+        try:
+            message: FromRank = self._connection.recv()
+        except (EOFError, OSError):
+            self._bury()
+            return
+        if isinstance(message, (KvLimitSet, KvMapped)):
+            self._on_event(message)
+            return
+        answer = self._answers.popleft()
+        if not answer.done():
+            answer.set_result(message)
+
+    def _bury(self) -> None:
+        self._loop.remove_reader(self._connection.fileno())
+        _, status = os.waitpid(self.pid, 0)
+        reason = f"the rank ended: status {os.waitstatus_to_exitcode(status)}"
+        self.died.set_result(reason)
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_exception(PoolError(reason))

@@ -1,0 +1,165 @@
+"""What front and rank say to each other: on their private socket, and commands to a rank that serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from config.errors import EngineError, StoreError
+from enginepool.messages import Manifest, ModelSpec, SegmentRef
+
+
+@dataclass(frozen=True, slots=True)
+class StartRank:
+    """What a rank is made with."""
+
+    device: str
+    """cpu or cuda:N."""
+    threads: int
+    """CPU threads of torch."""
+    max_running: int
+    kv_memory: int
+    """Bytes that the KV cache may ever grow to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where an activation takes them from, and whether their checksums are compared afterwards."""
+
+    manifest: Manifest
+    segment: SegmentRef
+    verify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Build the Scheduler and run it until its ShutdownReq.
+
+    Answers: Prepared, then Built, later TornDown; each of the first two may be a BuildFailed, which also comes second
+    if it has come first.
+    """
+
+    model: ModelSpec
+    port_args: Any
+    rendezvous: str
+    """File by which the rank's process group is made."""
+    weights: Weights
+    kv_limit: int
+    """Bytes of the KV cache from the start; 0 for no limit."""
+    kv_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankReady:
+    """The first message of a rank."""
+
+    held: int
+    """Bytes of the device's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """SGLang takes the model; the front can make its half while the rank makes its own."""
+
+    server_args: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    max_input: int
+    """Prompt tokens; a longer prompt would be refused by the rank."""
+    pool_tokens: int
+    """Tokens of the KV pool."""
+    kv_bytes_per_token: float
+    held: int
+    """Bytes of the device's memory besides weights and KV cache."""
+    copy_seconds: float
+    """Of the weights, much of it while the rest was built."""
+    limited: bool
+    """Whether the KV limit holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFailed:
+    error: EngineError | StoreError
+    leaked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TornDown:
+    leaked: tuple[str, ...]
+    """What of the model is still alive. The process must not be used any more unless this is empty."""
+    held: int
+    """Bytes of the device's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class FillWeights:
+    """To an idle rank: copy the weights to where they were, with memory for them if they were paused.
+
+    Result: the seconds of the copy.
+    """
+
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class PauseWeights:
+    """To an idle rank: give their memory back. Result: bytes of the device's memory that the parked model holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitKv:
+    """Bound the KV cache to `nbytes`. KvLimitSet says when that holds, perhaps many steps later."""
+
+    revision: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """These weights may be wanted: make copying them fast."""
+
+    model: ModelSpec
+    segment: SegmentRef
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Let go of a model's segment."""
+
+    model: str
+
+
+Command = FillWeights | PauseWeights | LimitKv | Offer | Withdraw
+
+
+@dataclass(frozen=True, slots=True)
+class CommandDone:
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CommandFailed:
+    error: EngineError | StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class KvLimitSet:
+    revision: int
+    mapped: int
+    """Bytes that the KV cache holds now."""
+    applied: bool
+    """False: running requests hold more, and time is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvMapped:
+    mapped: int
+    """Bytes that the KV cache holds now."""
+
+
+Answer = RankReady | Prepared | Built | BuildFailed | TornDown | CommandDone | CommandFailed
+Event = KvLimitSet | KvMapped
+"""What the rank says without being asked at that moment."""
+FromRank = Answer | Event

@@ -1,0 +1,200 @@
+"""One model in this worker, active or parked: the rank's Scheduler and the front's layer, made and dropped together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from config.errors import EngineError, PoolError, describe
+from enginepool.engines.phases import Phases
+from enginepool.engines.sglang import upstream
+from enginepool.engines.sglang.rank_process import RankProcess
+from enginepool.engines.sglang.rank_protocol import (
+    Answer,
+    Build,
+    BuildFailed,
+    Built,
+    Command,
+    FillWeights,
+    LimitKv,
+    PauseWeights,
+    Prepared,
+    TornDown,
+    Weights,
+)
+from enginepool.engines.sglang.sockets import SocketFolder
+from enginepool.messages import Manifest, ModelSpec
+
+if TYPE_CHECKING:  # it imports SGLang
+    from enginepool.engines.sglang.layer import OpenAILayer
+
+log = logging.getLogger("prism.sglang")
+
+
+@dataclass(frozen=True, slots=True)
+class KvLimit:
+    """Bytes that a model's KV cache may have mapped; 0 for no limit."""
+
+    nbytes: int
+    revision: int
+
+
+class Skeleton:
+    """Made by `build` only. `held` and `copy_seconds` are of the last activation: see `Built`."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        manifest: Manifest,
+        rank: RankProcess,
+        layer: OpenAILayer,
+        built: Built,
+        folder: SocketFolder,
+    ) -> None:
+        self.spec = spec
+        self.manifest = manifest
+        self.layer = layer
+        self.held = built.held
+        self.copy_seconds = built.copy_seconds
+        self._built = built
+        self._rank = rank
+        self._folder = folder
+
+    @classmethod
+    async def build(
+        cls, spec: ModelSpec, weights: Weights, limit: KvLimit, rank: RankProcess, phases: Phases
+    ) -> Skeleton:
+        """
+        Raises:
+            EngineError: SGLang cannot serve this model; nothing of it is left.
+            StoreError: the segment is gone, or a checksum is wrong; likewise.
+            PoolError: the rank is of no use any more.
+        """
+        folder = SocketFolder()
+        try:
+            return await cls._build_in(folder, spec, weights, limit, rank, phases)
+        except BaseException:
+            folder.remove()
+            raise
+
+    @classmethod
+    async def _build_in(
+        cls,
+        folder: SocketFolder,
+        spec: ModelSpec,
+        weights: Weights,
+        limit: KvLimit,
+        rank: RankProcess,
+        phases: Phases,
+    ) -> Skeleton:
+        port_args = folder.port_args()
+        command = Build(spec, port_args, folder.rendezvous, weights, limit.nbytes, limit.revision)
+        first, second = rank.send(command), rank.next_answer()
+        prepared = await first
+        phases.end("arguments")
+        # While the rank builds its half. Should this fail, the rank has bound nothing and is told to stop.
+        layer = _build_layer(spec, prepared.server_args, port_args) if isinstance(prepared, Prepared) else None
+        phases.end("tokenizer")
+        built = await second
+        phases.end("rank")
+        if isinstance(layer, EngineError):
+            await _abandon(rank, built, port_args)
+            raise layer
+        if isinstance(built, Built):
+            assert layer is not None
+            layer.serve(built)
+            return cls(spec, weights.manifest, rank, layer, built, folder)
+        if layer is not None:
+            await layer.close()
+        assert isinstance(built, BuildFailed)
+        _check_leak(spec, built.leaked)
+        raise built.error
+
+    @property
+    def kv_used(self) -> int:
+        """Bytes of the KV cache in use by running requests and the prefix cache."""
+        return int(self.layer.used_tokens() * self._built.kv_bytes_per_token)
+
+    async def park(self) -> int:
+        """Returns the bytes of the device's memory that the parked model holds.
+
+        Raises:
+            EngineError: the rank does not come to rest.
+        """
+        if not await self.layer.flush():
+            raise EngineError(f"{self.spec.name}: the rank is not idle")
+        held: int = await self.tell(PauseWeights())
+        return held
+
+    async def revive(self, weights: Weights, limit: KvLimit, phases: Phases) -> None:
+        """
+        Raises:
+            EngineError, StoreError: the weights do not come back; the skeleton is of no more use.
+        """
+        if limit.nbytes:
+            await self.limit_kv(limit)
+        self.copy_seconds = await self.tell(FillWeights(weights))
+        phases.end("weights")
+
+    async def limit_kv(self, limit: KvLimit) -> None:
+        """The rank says by a KvLimitSet when it holds."""
+        await self.tell(LimitKv(limit.revision, limit.nbytes))
+
+    async def tell(self, command: Command) -> Any:
+        """Have the rank carry `command` out between two steps; returns its result.
+
+        Raises:
+            EngineError, StoreError: it cannot.
+            PoolError: the rank has ended.
+        """
+        return await self._rank.tell(command, self.layer.command_rank)
+
+    async def tear_down(self) -> int:
+        """Returns the bytes of the device's memory that the rank holds afterwards.
+
+        Raises:
+            PoolError: something of the model lives on in the rank: the worker is to be replaced.
+        """
+        answer = self._rank.next_answer()
+        self.layer.shut_down_rank()
+        try:
+            torn_down = await answer
+        finally:
+            await self.layer.close()
+            self._folder.remove()
+        assert isinstance(torn_down, TornDown)
+        _check_leak(self.spec, torn_down.leaked)
+        return torn_down.held
+
+    async def close(self) -> None:
+        """As `tear_down`, without the rank, which is about to be killed."""
+        await self.layer.close()
+        self._folder.remove()
+
+    def remove_files(self) -> None:
+        self._folder.remove()
+
+
+def _build_layer(spec: ModelSpec, server_args: object, port_args: object) -> OpenAILayer | EngineError:
+    from enginepool.engines.sglang.layer import OpenAILayer
+
+    try:
+        return OpenAILayer(server_args, port_args)
+    except Exception as error:  # a tokenizer or template may be broken in any way
+        log.debug("the front half of %s failed", spec.name, exc_info=True)
+        upstream.close_all_sockets()
+        return EngineError(f"{spec.name}: SGLang cannot serve it: {describe(error)}")
+
+
+async def _abandon(rank: RankProcess, built: Answer, port_args: object) -> None:
+    """Stop a rank whose front half does not exist."""
+    if isinstance(built, Built):
+        answer = rank.next_answer()
+        upstream.send_shutdown(port_args)
+        await answer
+
+
+def _check_leak(spec: ModelSpec, leaked: tuple[str, ...]) -> None:
+    if leaked:
+        raise PoolError(f"{spec.name} is torn down, and its {', '.join(leaked)} still there")

@@ -1,0 +1,133 @@
+"""An activation's weights: a model made without memory, whose tensors become views of one that is filled at once.
+
+What SGLang does after loading has been done when the segment was written, and is not done again. The objects that it
+needs besides tensors (MoE runners, kernels) it makes when the model is made.
+
+To be imported after `warm` only.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sglang.srt.model_loader.loader import BaseModelLoader
+from torch import Tensor, nn
+
+from config.errors import EngineError, StoreError
+from enginepool.engines.sglang.building import initialise
+from enginepool.engines.sglang.device import Device
+from enginepool.engines.sglang.rank_protocol import Weights
+from enginepool.engines.sglang.tensors import Walk, unpack
+from enginepool.layout import checksum, name_at, view_of
+from enginepool.messages import Manifest
+
+log = logging.getLogger("prism.rank")
+
+
+class StoredWeights:
+    """One model's weights in this rank. `flat` is all their memory, and stays the same while the model is there."""
+
+    flat: Tensor
+
+    def __init__(self, manifest: Manifest, device: Device) -> None:
+        self._manifest = manifest
+        self._device = device
+
+    def watch(self) -> weakref.ref[Any]:
+        """Dead once the memory is free again."""
+        return weakref.ref(self.flat.untyped_storage())
+
+    def attach(self, model: nn.Module, device: torch.device) -> None:
+        """Make every tensor of `model` a view of a new `flat` on `device`, and set what loading would have changed.
+
+        Raises:
+            EngineError: the model is not the one that was stored.
+        """
+        manifest, walk = self._manifest, Walk(model)
+        self.flat = torch.empty(manifest.nbytes, dtype=torch.uint8, device=device)
+        stored = {spec.name for spec in manifest.tensors}
+        gone = [name for name in walk.slots if name not in stored and name not in manifest.values]
+        for spec in manifest.tensors:
+            walk.put(spec.name, view_of(self.flat, spec), spec.kind)
+        for name in (*gone, *manifest.removed):
+            walk.place(name).remove()
+        for name, value in manifest.values.items():
+            walk.place(name).put(unpack(value))
+        self._check(model, stored)
+
+    def fill(self, source: Weights) -> None:
+        """Begin to copy the segment; with `verify`, read everything back afterwards and compare its checksums.
+
+        Raises:
+            StoreError: the segment is gone, or a checksum is wrong.
+        """
+        self._device.copy(self._manifest.model, source.segment, self.flat)
+        if source.verify:
+            self._device.settle()
+            self._verify()
+
+    def settle(self) -> float:
+        """Wait until the copy is done; returns its seconds."""
+        return self._device.settle()
+
+    def _verify(self) -> None:
+        manifest = self._manifest
+        for block in manifest.blocks:
+            if checksum(self.flat, block) != block.crc32:
+                name = name_at(manifest.tensors, block)
+                raise StoreError(f"{manifest.model}: the checksum of {name} is wrong after the copy")
+
+    def _check(self, model: nn.Module, stored: set[str]) -> None:
+        found = Walk(model).slots
+        if different := sorted(stored ^ set(found)):
+            raise EngineError(f"{self._manifest.model}: the stored model and the built one differ in {different[0]}")
+        if empty := [name for name, slot in found.items() if slot.tensor.is_meta]:
+            raise EngineError(f"{self._manifest.model}: there is no data for {empty[0]}")
+
+
+class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
+    """What SGLang is given as its `load_format`. It makes the object itself, so the weights come by `loading`."""
+
+    def download_model(self, model_config: Any) -> None:
+        """Nothing to download."""
+
+    def load_model(self, *, model_config: Any, device_config: Any) -> nn.Module:
+        assert _activation is not None
+        weights, source = _activation
+        model = self._initialise(model_config, torch.device(device_config.device))
+        weights.attach(model, torch.device(device_config.device))
+        weights.fill(source)
+        if any(_routes_by_weights(module) for module in model.modules()):
+            weights.settle()
+        return model.eval()
+
+    def _initialise(self, model_config: Any, device: torch.device) -> nn.Module:
+        try:
+            return initialise(model_config, self.load_config, torch.device("meta"))
+        except (RuntimeError, ValueError, TypeError) as error:  # it looks into its own tensors
+            log.debug("%s cannot be made without memory: %s", model_config.model_path, error)
+        return initialise(model_config, self.load_config, device)
+
+
+def _routes_by_weights(module: nn.Module) -> bool:
+    """Experts chosen by what is not there yet might be none that exist; graphs are captured by running the model."""
+    return "FusedMoE" in type(module).__name__
+
+
+@contextmanager
+def loading(weights: StoredWeights, source: Weights) -> Iterator[None]:
+    """Meanwhile a StoredModelLoader gives a model these weights, from `source`."""
+    global _activation
+    _activation = weights, source
+    try:
+        yield
+    finally:
+        _activation = None
+
+
+_activation: tuple[StoredWeights, Weights] | None = None

@@ -1,0 +1,283 @@
+"""Every tensor and every plain value that a model of SGLang's holds, by dotted path, and putting others in their place.
+
+SGLang keeps tensors in parameters and buffers, in plain attributes of modules, in lists and dicts, and in helpers that
+are no modules (quantization methods, dispatchers, rotary embeddings). What it does after loading may change any of
+them, their strides, and plain values: a scale kept as a float, a flag, a None. A path is made of attributes and items,
+such as `model.layers.0.mlp.w13_weight` or `model.tables['cos'][3]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from config.errors import EngineError
+from enginepool.messages import TensorKind
+
+_NOT_THE_MODELS = (
+    "sglang.srt.configs",
+    "sglang.srt.distributed",
+    "sglang.srt.managers",
+    "sglang.srt.model_executor",
+    "sglang.srt.runtime_context",
+    "sglang.srt.server_args",
+    "sglang.srt.utils",
+)
+"""Modules whose objects a model only knows: configurations, process groups, the process's own state."""
+
+_PLAIN = (type(None), bool, int, float, str)
+_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType)
+
+
+class Place(Protocol):
+    """Where a tensor or value is held."""
+
+    def get(self) -> Any: ...
+
+    def put(self, value: Any, kind: TensorKind = "attribute") -> None: ...
+
+    def remove(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    holder: Any
+    name: str
+
+    def get(self) -> Any:
+        return getattr(self.holder, self.name)
+
+    def put(self, value: Any, kind: TensorKind = "attribute") -> None:
+        if not isinstance(self.holder, nn.Module):
+            object.__setattr__(self.holder, self.name, value)  # dataclasses may be frozen
+            return
+        spaces: dict[TensorKind, dict[str, Any]] = {
+            "parameter": self.holder._parameters,
+            "buffer": self.holder._buffers,
+            "attribute": vars(self.holder),
+        }
+        if value is None and any(self.name in spaces[it] for it in ("parameter", "buffer")):
+            setattr(self.holder, self.name, None)  # stays a registered name
+            return
+        for other, space in spaces.items():
+            if other != kind:
+                space.pop(self.name, None)
+        spaces[kind][self.name] = value
+
+    def remove(self) -> None:
+        delattr(self.holder, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    container: Any
+    key: Any
+
+    def get(self) -> Any:
+        return self.container[self.key]
+
+    def put(self, value: Any, kind: TensorKind = "attribute") -> None:
+        self.container[self.key] = value
+
+    def remove(self) -> None:
+        del self.container[self.key]
+
+
+@dataclass(frozen=True, slots=True)
+class _TupleItem:
+    """A tuple cannot be changed: another takes its place."""
+
+    parent: Place
+    index: int
+
+    def get(self) -> Any:
+        return self.parent.get()[self.index]
+
+    def put(self, value: Any, kind: TensorKind = "attribute") -> None:
+        items = list(self.parent.get())
+        items[self.index] = value
+        made = type(self.parent.get())
+        self.parent.put(made(*items) if hasattr(made, "_fields") else made(items))
+
+    def remove(self) -> None:
+        raise EngineError("an item of a tuple cannot be removed")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor."""
+
+    place: Place
+    kind: TensorKind
+    tensor: Tensor
+
+
+class Walk:
+    """All that is reachable from `root`, as it is now. Holds on to the model: drop it when done."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.slots: dict[str, Slot] = {}
+        self.values: dict[str, Any] = {}
+        """Plain values, as `pack` gives them: later changes of a list or dict do not show."""
+        self.others: dict[str, str] = {}
+        """What each object, function and container is, by its type: for comparison only."""
+        self._holders: dict[str, Any] = {}
+        self._places: dict[str, Place] = {}
+        self._seen: set[int] = set()
+        self._enter("", root)
+
+    def place(self, name: str) -> Place:
+        """Where `name` is or would be.
+
+        Raises:
+            EngineError: the model has nothing that could hold it.
+        """
+        if name in self._places:
+            return self._places[name]
+        parent, _, attribute = name.rpartition(".")
+        holder = self.slots[parent].place.get() if parent in self.slots else self._holders.get(parent)
+        if holder is None or not attribute.isidentifier():
+            raise EngineError(f"the model has no place for {name}")
+        return _Attribute(holder, attribute)
+
+    def put(self, name: str, tensor: Tensor, kind: TensorKind) -> None:
+        """Have `tensor` in the place `name`, whatever is there now; a parameter keeps what was noted at it.
+
+        Raises:
+            EngineError: the model has nothing that could hold it.
+        """
+        place, old = self.place(name), self.slots.get(name)
+        if kind == "parameter":
+            tensor = nn.Parameter(tensor, requires_grad=False)
+        if old is not None:
+            vars(tensor).update(vars(old.tensor))
+        place.put(tensor, kind)
+        self._places[name] = place
+        self.slots[name] = Slot(place, kind, tensor)
+
+    def has_holder(self, name: str) -> bool:
+        """Whether what holds, or would hold, `name` is a module or object that is there."""
+        return name.rpartition(".")[0] in self._holders
+
+    def _enter(self, name: str, holder: Any) -> None:
+        self.others[name] = _type_name(holder)
+        if id(holder) in self._seen:
+            return
+        self._seen.add(id(holder))
+        self._holders[name] = holder
+        prefix = f"{name}." if name else ""
+        for kind, attribute, value in _attributes(holder):
+            self._visit(prefix + attribute, value, _Attribute(holder, attribute), kind)
+
+    def _visit(self, name: str, value: Any, place: Place, kind: TensorKind) -> None:
+        self._places[name] = place
+        if isinstance(value, Tensor):
+            self.slots[name] = Slot(place, kind, value)
+            self._visit_attributes(name, value)
+        elif is_plain(value):
+            self.values[name] = pack(value)
+        elif isinstance(value, (list, tuple, dict)):
+            self._enter_container(name, value, place)
+        elif _is_the_models(value):
+            self._enter(name, value)
+        else:
+            self.others[name] = _describe(value)
+
+    def _enter_container(self, name: str, container: Any, place: Place) -> None:
+        self.others[name] = _type_name(container)
+        if isinstance(container, tuple):
+            for index, item in enumerate(container):
+                self._visit(f"{name}[{index}]", item, _TupleItem(place, index), "attribute")
+        elif id(container) not in self._seen:
+            self._seen.add(id(container))
+            for key, item in list(container.items()) if isinstance(container, dict) else enumerate(container):
+                self._visit(f"{name}[{key!r}]", item, _Item(container, key), "attribute")
+
+    def _visit_attributes(self, name: str, tensor: Tensor) -> None:
+        """Of a parameter: SGLang's loaders and kernels note there what form it has."""
+        for attribute, value in vars(tensor).items():
+            inner = f"{name}.{attribute}"
+            if isinstance(value, Tensor):
+                raise EngineError(f"{inner} is a tensor that belongs to a tensor: not supported")
+            if is_plain(value):
+                self.values[inner] = pack(value)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is nothing but numbers, text and containers of these."""
+    if isinstance(value, torch.dtype) or type(value) in _PLAIN:
+        return True
+    if type(value) in (list, tuple, torch.Size):
+        return all(map(is_plain, value))
+    return type(value) is dict and all(type(key) in _PLAIN and is_plain(item) for key, item in value.items())
+
+
+def pack(value: Any) -> Any:
+    """A plain value in a form that a message can carry."""
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return {"tuple": [pack(it) for it in value]}
+    if isinstance(value, dict):
+        return {"dict": [[key, pack(item)] for key, item in value.items()]}
+    if isinstance(value, list):
+        return [pack(it) for it in value]
+    return value
+
+
+def unpack(packed: Any) -> Any:
+    """The value that `pack` was given."""
+    if isinstance(packed, list):
+        return [unpack(it) for it in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((form, content),) = packed.items()
+    if form == "dtype":
+        return getattr(torch, content)
+    if form == "tuple":
+        return tuple(unpack(it) for it in content)
+    return {key: unpack(item) for key, item in content}
+
+
+def _attributes(holder: Any) -> Iterator[tuple[TensorKind, str, Any]]:
+    if isinstance(holder, nn.Module):
+        yield from (("parameter", name, value) for name, value in list(holder._parameters.items()))
+        yield from (("buffer", name, value) for name, value in list(holder._buffers.items()))
+        yield from (("attribute", name, value) for name, value in list(holder._modules.items()))
+    for name, value in list(getattr(holder, "__dict__", {}).items()):
+        if not (isinstance(holder, nn.Module) and name in _MODULES_OWN):
+            yield "attribute", name, value
+    for kind in type(holder).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(holder, name) and name not in ("__dict__", "__weakref__"):
+                yield "attribute", name, getattr(holder, name)
+
+
+def _is_the_models(value: Any) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    module = type(value).__module__
+    if not module.startswith("sglang.") or module.startswith(_NOT_THE_MODELS):
+        return False
+    return not isinstance(value, (type, Enum))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, _FUNCTIONS):
+        return f"function {value.__qualname__}"
+    return str(value) if isinstance(value, Enum) else _type_name(value)
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+_MODULES_OWN = frozenset(vars(nn.Module()))
+"""What torch keeps in every module: its registries and hooks. Parameters, buffers and modules are listed from there."""

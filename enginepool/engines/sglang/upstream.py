@@ -1,0 +1,256 @@
+"""What Prism adapts in SGLang from outside, and the version that it was written for.
+
+Tested with SGLang 0.5.15.post1. Nothing of SGLang is imported before `prepare` has run in the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+import types
+import warnings
+import weakref
+from functools import cache
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+from config.errors import EngineError
+from enginepool.engines.sglang import tokenizers
+
+TESTED = ("0.5.15", "0.5.15.post1")
+
+
+def prepare(gpu: bool) -> None:
+    """Make SGLang importable here, and adapt it. Once per process, before anything else of this package.
+
+    With `gpu`, for a GPU: then what stands in for it on a CPU is left out.
+
+    Raises:
+        EngineError: SGLang is missing, or of a version that was not tested.
+    """
+    check_version()
+    if not gpu:
+        if importlib.util.find_spec("torchvision") is None:
+            sys.meta_path.append(_StandInForTorchvision())
+        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    _quieten()
+    import sglang.srt.managers.scheduler
+    import sglang.srt.models.registry  # noqa: F401
+
+    if not gpu:
+        _compile_nothing()
+    _replace_watchdog()
+    tokenizers.keep()
+    tokenizers.make_grammars_late()
+    _leave_at_once()
+    _share_gloo_loop()
+    _move_load_snapshots()
+
+
+def check_version() -> None:
+    """
+    Raises:
+        EngineError: SGLang is missing, or of a version that was not tested.
+    """
+    try:
+        version = importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise EngineError("the engine sglang needs the package sglang, which is not installed") from error
+    if version not in TESTED:
+        raise EngineError(f"the engine sglang needs SGLang {' or '.join(TESTED)}; {version} is installed")
+
+
+class _Named(type):
+    """A class that has every attribute."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
+class _StandIn(types.ModuleType):
+    """A module in which every name is an empty class."""
+
+    __version__ = "0.26"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Named(name, (), {})
+
+
+class _StandInForTorchvision(MetaPathFinder, Loader):
+    """SGLang and transformers import it for names only, and no build of it on PyPI loads beside a CPU torch."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        if fullname.partition(".")[0] != "torchvision":
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def _quieten() -> None:
+    """It warns of what it cannot do without a GPU, and draws progress bars into the log."""
+    logging.getLogger("sglang").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="sglang")
+    from sglang.srt.model_loader import weight_utils
+
+    weight_utils.tqdm = weight_utils.DisabledTqdm
+
+
+def _compile_nothing() -> None:
+    """On a CPU torch.compile would run a C++ compiler for half a minute, at a model's first request."""
+    import torch._dynamo
+
+    torch._dynamo.config.disable = True
+
+
+def _replace_watchdog() -> None:
+    """Its daemon thread would hold the Scheduler, and so the model, for ever. The supervisor watches workers."""
+    from sglang.srt.managers import scheduler
+
+    scheduler.create_scheduler_watchdog = lambda *args, **kwargs: None
+
+
+def _leave_at_once() -> None:
+    """Told to stop, an idle Scheduler would first sleep for another second."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    sleep = Scheduler.maybe_sleep_on_idle
+
+    def sleep_unless_leaving(scheduler: Any) -> None:
+        if not scheduler.gracefully_exit:
+            sleep(scheduler)
+
+    Scheduler.maybe_sleep_on_idle = sleep_unless_leaving
+
+
+def _share_gloo_loop() -> None:
+    """Each of the Scheduler's seven process groups would have a thread of its own that wakes every 10 ms."""
+    from torch.distributed import distributed_c10d
+
+    c10d: Any = distributed_c10d
+    gloo = c10d.ProcessGroupGloo
+    device = cache(gloo.create_default_device)  # in the rank: threads survive no fork
+
+    class SharedLoop(gloo):  # type: ignore[misc, valid-type]
+        def __init__(self, store: Any, rank: int, size: int, timeout: Any) -> None:
+            options = gloo._Options()
+            options._devices, options._timeout = [device()], timeout
+            super().__init__(store, rank, size, options)
+
+    c10d.ProcessGroupGloo = SharedLoop
+
+
+def _move_load_snapshots() -> None:
+    """Into the model's socket folder (`PortArgs.instance_id` is its path), so that nothing is left in /dev/shm."""
+    from sglang.srt.managers import load_snapshot
+
+    load_snapshot.shm_path_for = lambda folder: f"{folder}/load"
+
+
+def watch(scheduler: Any) -> dict[str, weakref.ref[Any]]:
+    """Weak references to what must be gone after a teardown."""
+    runner = scheduler.tp_worker.model_runner
+    watched = {
+        "Scheduler": scheduler,
+        "ModelRunner": runner,
+        "model": runner.model,
+        "KV pool": scheduler.token_to_kv_pool_allocator.get_kvcache(),
+        "radix cache": scheduler.tree_cache,
+    }
+    return {name: weakref.ref(it) for name, it in watched.items()}
+
+
+def half_built() -> tuple[str, ...]:
+    """What a build that failed has left in this process."""
+    # type() and not isinstance(), which asks a weak proxy for the class of what is gone.
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    return tuple({type(it).__name__ for it in gc.get_objects() if issubclass(type(it), (Scheduler, ModelRunner))})
+
+
+def release(scheduler: Any) -> None:
+    """What a Scheduler must do itself before it is dropped."""
+    scheduler.metrics_reporter._shutdown_fpm()
+    scheduler.release_host_resources()
+    if scheduler.load_snapshot_writer is not None:
+        scheduler.load_snapshot_writer.close()
+
+
+def forget_model() -> None:
+    """Drop what SGLang keeps of a model in this process beside its Scheduler. Safe after a build that failed."""
+    from sglang.srt import runtime_context
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.eplb import expert_location
+
+    close_all_sockets()
+    expert_location._global_expert_location_metadata = None
+    parallel_state.destroy_model_parallel()
+    parallel_state.destroy_distributed_environment()
+    runtime_context.reset_context()
+    forget_rotary_embeddings()
+    gc.collect()
+
+
+def forget_rotary_embeddings() -> None:
+    """SGLang keeps them for the next model of the process: with them, they would keep this one's tensors."""
+    from sglang.srt.layers.rotary_embedding import factory
+
+    factory._ROPE_DICT.clear()
+
+
+def close_all_sockets() -> None:
+    """Close every ZeroMQ socket of this process. With a linger, collecting their context would wait for ever."""
+    import zmq
+
+    sockets = [it for it in gc.get_objects() if issubclass(type(it), zmq.Socket) and not it.closed]
+    for socket in sockets:
+        socket.close(linger=0)
+
+
+def close_sockets(*sockets: Any) -> None:
+    """Close these ZeroMQ sockets and end their contexts."""
+    contexts = {socket.context for socket in sockets}
+    for socket in sockets:
+        socket.close(linger=0)
+    for context in contexts:
+        context.term()
+
+
+def send_shutdown(port_args: Any) -> None:
+    """Tell a rank to stop whose front half could not be made."""
+    import zmq
+    from sglang.srt.managers.io_struct import ShutdownReq, sock_send
+
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.bind(port_args.scheduler_input_ipc_name)
+        sock_send(socket, ShutdownReq())
+
+
+def bind_unused(port_args: Any) -> Any:
+    """A socket for calls that nobody makes. Without it the rank would try to connect ten times a second."""
+    import zmq
+
+    socket = zmq.Context().socket(zmq.DEALER)
+    socket.bind(port_args.rpc_ipc_name)
+    return socket
+
+
+def init_distributed_by(path: str) -> None:
+    """Have the next build find its process group by a file and not by a TCP port, which another might take."""
+    from sglang.srt.environ import envs
+
+    envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE.set(f"file://{path}")

@@ -1,0 +1,102 @@
+"""What Prism adapts of SGLang, kvcached and torch_memory_saver on a GPU, beside `upstream`.
+
+Tested with SGLang 0.5.15.post1, kvcached 0.1.6 and torch_memory_saver 0.0.10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import os
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from config.errors import EngineError
+
+TESTED_KVCACHED = ("0.1.6",)
+
+
+def check_kvcached() -> None:
+    """
+    Raises:
+        EngineError: kvcached is missing, or of a version that was not tested, or did not patch SGLang.
+    """
+    try:
+        version = importlib.metadata.version("kvcached")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise EngineError("the engine sglang needs the package kvcached on a GPU, which is not installed") from error
+    if version not in TESTED_KVCACHED:
+        raise EngineError(f"the engine sglang needs kvcached {' or '.join(TESTED_KVCACHED)}; {version} is installed")
+    from sglang.srt.mem_cache import allocator
+
+    if not allocator.TokenToKVPoolAllocator.__name__.startswith("Elastic"):
+        raise EngineError("kvcached has not patched SGLang; is its kvcached_autopatch.pth in site-packages?")
+
+
+def adapt() -> None:
+    """Once per process, after SGLang's imports."""
+    from sglang.srt.model_executor.runner import decode_cuda_graph_runner
+
+    decode_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=_Silent)
+    # It would unfreeze what the template froze, and walk all of it twice: a second for each model.
+    decode_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
+
+
+class _Silent(list[int]):
+    """Stands in for a progress bar, which would be drawn into the log."""
+
+    def set_description(self, text: str) -> None:
+        pass
+
+
+def name_this_rank(name: str) -> None:
+    """kvcached's name for this process's files in /dev/shm; it chose one when the template imported it."""
+    os.environ["KVCACHED_IPC_NAME"] = name
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("kvcached") and hasattr(module, "DEFAULT_IPC_NAME"):
+            module.DEFAULT_IPC_NAME = name  # type: ignore[attr-defined]
+
+
+def pause_weights() -> None:
+    """Give their physical memory back; addresses, and so CUDA graphs, stay valid."""
+    _saver().pause("weights")
+
+
+def resume_weights() -> None:
+    """Memory again at the same addresses, with whatever is in it."""
+    _saver().resume("weights")
+
+
+def forget_gpu_memory() -> None:
+    """Drop what SGLang, kvcached and torch keep of a model on the GPU after `upstream.forget_model`.
+
+    Each line stands for memory that was seen to stay: SGLang's caches of input buffers and of logits, the graphs' pool,
+    the saver's pool of parked blocks, and cuBLAS's workspaces of streams that are gone.
+    """
+    import torch
+    from kvcached.integration.sglang import interfaces
+    from sglang.srt.distributed.device_communicators import pynccl_allocator
+    from sglang.srt.model_executor import input_buffers
+    from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
+    from sglang.srt.model_executor.runner_utils import pool
+
+    interfaces.shutdown_kvcached()
+    input_buffers._forward_input_buffer_pool.clear()
+    GraphSharedOutput._process_shared = None
+    pool.set_global_graph_memory_pool(None)
+    pynccl_allocator.set_graph_pool_id(None)
+    gc.collect()
+    implementation = _saver()._impl
+    if implementation is not None:
+        implementation._mem_pools.clear()
+    cuda: Any = torch._C
+    cuda._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+
+
+def _saver() -> Any:
+    from torch_memory_saver import torch_memory_saver
+
+    return torch_memory_saver

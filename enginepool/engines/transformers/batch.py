@@ -1,0 +1,202 @@
+"""All requests of the engine. A step prefills one prompt and decodes one token of every choice that is under way.
+
+Each choice has a cache of its own and is run by itself, so no neighbour can change what a seed gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import logging
+from collections.abc import Callable
+
+from transformers import DynamicCache
+
+from config.errors import RequestError
+from enginepool.engine import EngineLoad, Output
+from enginepool.engines.transformers.job import Job, Sequence
+from enginepool.engines.transformers.kv import KvBudget
+from enginepool.engines.transformers.prompts import tokenize
+from enginepool.engines.transformers.replies import StreamedAnswer, WholeAnswer, refuse
+from enginepool.engines.transformers.skeleton import Skeleton
+from enginepool.engines.transformers.slot import ModelSlot
+from enginepool.messages import Counted, Submit
+from enginepool.openai_answers import answer_to
+from enginepool.openai_api import output_limit, parse
+from enginepool.openai_errors import server_error
+
+log = logging.getLogger("prism.engine")
+
+_FAILED = "The engine failed on this request."
+
+
+class Batch:
+    """`send` collects outputs, `flush` delivers what was collected; both are called on the engine's thread only."""
+
+    def __init__(
+        self, slot: ModelSlot, max_running: int, send: Callable[[Output], None], flush: Callable[[], None]
+    ) -> None:
+        self._slot = slot
+        self._max_running = max_running
+        self._send = send
+        self._flush = flush
+        self._jobs: dict[int, Job] = {}
+        self._waiting: list[tuple[float, int, Job]] = []
+        self._running: list[Job] = []
+        self._budget = KvBudget()
+        self.held = False
+        self.load = EngineLoad()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return self.held or not self._jobs
+
+    # commands
+
+    def add(self, submit: Submit) -> None:
+        """Parse and tokenize a request and queue it, or refuse it. Root of a request's way through the engine."""
+        try:
+            self._queue(submit)
+        except RequestError as error:
+            refuse(submit.request, error, self._send)
+        except Exception:
+            log.exception("request %d failed", submit.request)
+            refuse(submit.request, server_error(_FAILED), self._send)
+        self._measure()
+
+    def abort(self, request: int) -> None:
+        job = self._jobs.get(request)
+        if job is not None:
+            self._drop(job)
+
+    def set_kv_limit(self, revision: int, nbytes: int) -> None:
+        self._budget.set_limit(revision, nbytes)
+        self._measure()
+
+    # steps
+
+    def step(self) -> None:
+        self._admit()
+        decoding = [job for job in self._running if job.sequences]
+        starting = next((job for job in self._running if job.prefilled < len(job.prompts)), None)
+        if starting is not None:
+            self._advance(starting, self._prefill)
+            # A first token does not wait for its neighbours' next ones.
+            self._flush()
+        for job in decoding:
+            if job.id in self._jobs:
+                self._advance(job, self._decode)
+        self._flush()
+
+    def _queue(self, submit: Submit) -> None:
+        request = parse(submit.path, submit.body)
+        model = self._model()
+        prompts = tokenize(request, model.tokenizer, model.vocabulary)
+        for prompt in prompts:
+            output_limit(request, len(prompt), model.context)
+        answering = StreamedAnswer if request.stream else WholeAnswer
+        job = Job(submit, request, prompts, answering(submit.request, answer_to(request), self._send))
+        self._send(Counted(job.id, job.prompt_tokens))
+        self._jobs[job.id] = job
+        heapq.heappush(self._waiting, (submit.deadline, job.id, job))
+
+    def _model(self) -> Skeleton:
+        model = self._slot.active
+        if model is None:
+            raise RequestError(503, "No model is active on this worker.", kind="server_error", code="not_active")
+        return model
+
+    def _admit(self) -> None:
+        """Start requests in deadline order. The first that finds no room makes the rest wait: none is overtaken."""
+        while self._waiting:
+            job = self._waiting[0][2]
+            if self._jobs.get(job.id) is job and not self._start(job):
+                break
+            heapq.heappop(self._waiting)
+        self._measure()
+
+    def _start(self, job: Job) -> bool:
+        """False if the job has to wait; True if it runs, or is refused."""
+        try:
+            self._size(job)
+        except RequestError as error:
+            job.answering.fail(error, job.usage)
+            self._drop(job)
+            return True
+        if len(self._running) >= self._max_running or not self._budget.fits(job.kv_bytes):
+            return False
+        self._budget.take(job.kv_bytes)
+        self._running.append(job)
+        return True
+
+    def _size(self, job: Job) -> None:
+        """Decide how long the answers may be, and what KV cache that takes."""
+        model = self._model()
+        per_token = model.kv_bytes_per_token
+        room = model.context
+        if self._budget.limit and job.request.sampling.max_tokens is None:
+            room = min(room, self._budget.limit // (per_token * job.choices))
+        job.limits = [output_limit(job.request, len(prompt), room) for prompt in job.prompts]
+        longest = sum(len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True))
+        job.kv_bytes = longest * job.request.sampling.n * per_token
+        if not self._budget.ever_fits(job.kv_bytes):
+            message = f"The request may need {job.kv_bytes} bytes of KV cache; there are {self._budget.limit}."
+            raise RequestError(400, message, code="context_length_exceeded", param="max_tokens")
+
+    def _advance(self, job: Job, work: Callable[[Job], None]) -> None:
+        """Root of a job's share of a step: whatever goes wrong in it ends this job and no other."""
+        try:
+            work(job)
+            if job.finished:
+                job.answering.close(job.usage)
+            else:
+                job.answering.flush()
+        except Exception:
+            log.exception("request %d failed", job.id)
+            job.answering.fail(server_error(_FAILED), job.usage)
+            self._drop(job)
+        else:
+            if job.finished:
+                self._drop(job)
+
+    def _prefill(self, job: Job) -> None:
+        """Run the next prompt once; its n choices go on from copies of the cache."""
+        model = self._model()
+        prompt, limit, n = job.prompts[job.prefilled], job.limits[job.prefilled], job.request.sampling.n
+        cache = DynamicCache(config=model.config)
+        logits = model.forward(prompt, cache)
+        first = job.prefilled * n
+        caches = [cache, *(copy.deepcopy(cache) for _ in range(n - 1))]
+        begun = [Sequence(first + i, limit, job.request, model, own) for i, own in enumerate(caches)]
+        job.sequences += begun
+        job.prefilled += 1
+        self.load.prompt_tokens += len(prompt)
+        for sequence in begun:
+            job.answering.begin(sequence.index)
+            self._push(job, sequence, sequence.sampler.choose(logits))
+
+    def _decode(self, job: Job) -> None:
+        model = self._model()
+        for sequence in list(job.sequences):
+            logits = model.forward((sequence.last,), sequence.cache)
+            self._push(job, sequence, sequence.sampler.choose(logits))
+
+    def _push(self, job: Job, sequence: Sequence, token: int) -> None:
+        self.load.output_tokens += 1
+        job.push(sequence, token)
+
+    def _drop(self, job: Job) -> None:
+        del self._jobs[job.id]
+        if job in self._running:
+            self._running.remove(job)
+            self._budget.give(job.kv_bytes)
+        self._measure()
+
+    def _measure(self) -> None:
+        self.load.running = len(self._running)
+        self.load.waiting = len(self._jobs) - len(self._running)
+        self.load.kv_bytes = self._budget.held
+        applied = self._budget.applied()
+        if applied is not None:
+            self._send(applied)

@@ -1,0 +1,95 @@
+"""The transformers engine as the worker sees it: everything here runs on the worker's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from config.errors import EngineError
+from enginepool.engine import Emit, EngineLoad, Output
+from enginepool.engines.transformers.batch import Batch
+from enginepool.engines.transformers.slot import ModelSlot
+from enginepool.engines.transformers.thread import EngineThread
+from enginepool.messages import Done, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit
+
+
+class TransformersEngine:
+    """Serves one model at a time, with at most `max_running` requests decoded together, on `threads` CPU threads."""
+
+    name = "transformers"
+    held = 0
+    copy_seconds = 0.0
+
+    def __init__(self, emit: Emit, *, max_running: int, threads: int) -> None:
+        self._emit = emit
+        self._loop = asyncio.get_running_loop()
+        self._live: set[int] = set()
+        self._outbox: list[Output] = []
+        self._slot = ModelSlot()
+        self._batch = Batch(self._slot, max_running, self._outbox.append, self._flush)
+        self.load: EngineLoad = self._batch.load
+        self._thread = EngineThread(self._batch, threads, self._flush)
+        self._thread.start()
+
+    async def start(self) -> None:
+        """Nothing to wait for."""
+
+    async def activate(
+        self,
+        model: ModelSpec,
+        manifest: Manifest | None,
+        segment: SegmentRef | None,
+        verify: bool,
+        *,
+        kv_limit: int = 0,
+        kv_revision: int = 0,
+    ) -> dict[str, float]:
+        if manifest is None or segment is None:
+            raise EngineError(f"{model.name}: this engine needs the weights in host memory")
+        return await self._thread.call(partial(self._slot.activate, model, manifest, segment, verify))
+
+    async def park(self) -> str:
+        return await self._thread.call(self._slot.park)
+
+    async def blank(self) -> None:
+        await self._thread.call(self._slot.blank)
+
+    def submit(self, request: Submit) -> None:
+        self._live.add(request.request)
+        self._thread.post(partial(self._batch.add, request))
+
+    def abort(self, request: int) -> None:
+        self._live.discard(request)
+        self._thread.post(partial(self._batch.abort, request))
+
+    def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
+        """Nothing can be done in advance."""
+
+    def withdraw(self, model: str) -> None:
+        """Nothing is held of a model that is not active."""
+
+    def set_kv_limit(self, revision: int, nbytes: int) -> None:
+        self._thread.post(partial(self._batch.set_kv_limit, revision, nbytes))
+
+    def hold(self, paused: bool) -> None:
+        self._thread.post(partial(setattr, self._batch, "held", paused))
+
+    async def close(self) -> None:
+        await self._thread.stop()
+        self._slot.blank()
+
+    def _flush(self) -> None:
+        """On the engine's thread: one call to the loop for all outputs of a step."""
+        if self._outbox:
+            outputs = self._outbox.copy()
+            self._outbox.clear()
+            self._loop.call_soon_threadsafe(self._deliver, outputs)
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            if isinstance(output, KvLimitApplied):
+                self._emit(output)
+            elif output.request in self._live:  # an abort may have come after the step
+                if isinstance(output, (Reply, Done)):
+                    self._live.discard(output.request)
+                self._emit(output)

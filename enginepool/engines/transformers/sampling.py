@@ -1,0 +1,43 @@
+"""From logits to a token, by transformers' own logits warpers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+from enginepool.openai_api import Sampling
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this are greedy: dividing by them would overflow."""
+_NO_IDS = torch.LongTensor()
+"""These warpers look at scores alone."""
+
+
+class Sampler:
+    """Chooses the tokens of one choice; with a seed, always the same ones."""
+
+    def __init__(self, sampling: Sampling, choice: int) -> None:
+        self._greedy = sampling.temperature < GREEDY_BELOW
+        if self._greedy:
+            return
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            # One seed for n answers must not give the same answer n times.
+            self._generator.manual_seed((sampling.seed + choice) % 2**63)
+        self._warpers: list[LogitsProcessor] = []
+        if sampling.temperature != 1.0:
+            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def choose(self, logits: Tensor) -> int:
+        """`logits` of the next token, of shape (vocabulary,)."""
+        if self._greedy:
+            return int(logits.argmax())
+        scores = logits.float().unsqueeze(0)
+        for warper in self._warpers:
+            scores = warper(_NO_IDS, scores)
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))

@@ -1,0 +1,66 @@
+"""The environment variables of the processes that serve on GPUs; they must be set before those start."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from config.errors import PoolError
+
+_SAVER = "torch_memory_saver"
+
+
+def gpu_environment(current: Mapping[str, str]) -> dict[str, str]:
+    """What the template needs beside `current` so that its children can serve on a GPU.
+
+    Imports neither torch nor SGLang, since the gateway calls it.
+
+    Raises:
+        PoolError: a package that the engine needs on a GPU is missing.
+    """
+    if importlib.util.find_spec("kvcached") is None:
+        raise PoolError("the engine sglang needs the package kvcached on a GPU; install prism-serving[gpu]")
+    preload = str(_saver_library())
+    if already := current.get("LD_PRELOAD"):
+        preload = f"{preload}:{already}"
+    return {
+        # torch_memory_saver takes over cudaMalloc, which it can only from a process's start.
+        "LD_PRELOAD": preload,
+        # kvcached patches SGLang while it is imported, if told so.
+        "ENABLE_KVCACHED": "true",
+        "KVCACHED_AUTOPATCH": "1",
+        # It would keep up to ten pages mapped ahead: 1.3 GB of an 8B model, in each worker.
+        "KVCACHED_PAGE_PREALLOC_ENABLED": current.get("KVCACHED_PAGE_PREALLOC_ENABLED", "false"),
+        # The worker's KV limit bounds the prefix cache, which shrinks when the limit does.
+        "KVCACHED_MAX_CACHED_TOKENS": current.get("KVCACHED_MAX_CACHED_TOKENS", "-1"),
+        "KVCACHED_LOG_LEVEL": current.get("KVCACHED_LOG_LEVEL", "WARNING"),
+        # The template forks, and a fork copies no thread.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _saver_library() -> Path:
+    """The build of torch_memory_saver for torch's CUDA."""
+    found = importlib.util.find_spec(_SAVER)
+    if found is None or found.origin is None:
+        raise PoolError(f"the engine sglang needs the package {_SAVER} on a GPU; install prism-serving[gpu]")
+    folder, pattern = Path(found.origin).parent, f"{_SAVER}_hook_mode_preload_cu{_cuda_major()}.*so"
+    libraries = [*folder.glob(pattern), *folder.parent.glob(pattern)]
+    if len(libraries) != 1:
+        raise PoolError(f"{_SAVER}: expected one {pattern} in {folder.parent}, found {len(libraries)}")
+    return libraries[0]
+
+
+def _cuda_major() -> str:
+    """As torch/version.py has it; importing torch would take seconds."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        raise PoolError("torch is not installed")
+    version = Path(found.submodule_search_locations[0], "version.py").read_text()
+    matched = re.search(r"^cuda[^=\n]*= '(\d+)\.", version, re.MULTILINE)
+    if matched is None:
+        raise PoolError("this build of torch has no CUDA, so the engine sglang cannot serve on a GPU")
+    return matched[1]

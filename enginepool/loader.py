@@ -1,0 +1,91 @@
+"""Writing a model's weights into a segment: what loading has in common for all engines.
+
+Each engine that takes weights from the store has a function of the type `LoadWeights`, which makes the model with the
+engine's own code, lists its tensors and has them written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from config.errors import StoreError
+from enginepool import segment
+from enginepool.layout import Entry, Layout
+from enginepool.messages import Block, Manifest, ModelSpec, TensorSpec
+from enginepool.segment import HeldSegment
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all: of reading the files and of writing the segment."""
+
+LoadWeights = Callable[[ModelSpec, Progress], tuple[Manifest, HeldSegment]]
+"""Loads a model with its engine's code and writes every tensor of it into a new, sealed segment.
+
+Raises StoreError if the checkpoint cannot be read or lacks tensors, HostMemoryShort if there is no room.
+"""
+
+READ_SIZE = 4 * 2**20
+
+
+class Meter:
+    """Progress over both halves; until the segment's size is known, the files' size stands for it."""
+
+    def __init__(self, progress: Progress, files: list[Path]) -> None:
+        self._progress = progress
+        self._reading = sum(file.stat().st_size for file in files)
+        self._total = 2 * self._reading
+        self._done = 0
+        progress(0, self._total)
+
+    def expect(self, nbytes: int) -> None:
+        self._total = self._reading + nbytes
+
+    def add(self, nbytes: int) -> None:
+        self._done += nbytes
+        self._progress(min(self._done, self._total), self._total)
+
+    def finish(self) -> None:
+        if self._done < self._total:
+            self.add(self._total - self._done)
+
+
+def read_ahead(model: ModelSpec, files: list[Path], meter: Meter) -> None:
+    """Bring the files into the page cache: the slow part, and the engines' own loaders tell nothing of it.
+
+    Raises:
+        StoreError: one cannot be read.
+    """
+    piece = bytearray(READ_SIZE)
+    try:
+        for file in files:
+            with file.open("rb", buffering=0) as opened:
+                while count := opened.readinto(piece):
+                    meter.add(count)
+    except OSError as error:
+        raise StoreError(f"{model.name}: {error}") from error
+
+
+def write(
+    model: ModelSpec, entries: Iterable[Entry], alignment: int, meter: Meter
+) -> tuple[tuple[TensorSpec, ...], tuple[Block, ...], HeldSegment]:
+    """Put all tensors into a new segment of `model`, and seal it.
+
+    Raises:
+        StoreError: there are no tensors, or one cannot be stored; HostMemoryShort if there is no room.
+    """
+    try:
+        layout = Layout(entries, alignment)
+    except StoreError as error:
+        raise StoreError(f"{model.name}: {error}") from error
+    if layout.nbytes == 0:
+        raise StoreError(f"{model.name}: the model in {model.path} has no tensors")
+    meter.expect(layout.nbytes)
+    target = segment.create(model.name, layout.nbytes)
+    try:
+        with target.view() as view:
+            blocks = layout.write(view, meter.add)
+        held = target.seal()
+    finally:
+        target.close()
+    meter.finish()
+    return layout.specs(), blocks, held

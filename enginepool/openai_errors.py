@@ -1,0 +1,18 @@
+"""Errors in OpenAI's form."""
+
+from __future__ import annotations
+
+import msgspec
+
+from config.errors import RequestError
+
+
+def error_body(error: RequestError) -> bytes:
+    """JSON of `{"error": {"message", "type", "param", "code"}}`."""
+    fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+    return msgspec.json.encode({"error": fields})
+
+
+def server_error(message: str) -> RequestError:
+    """An error that is Prism's own fault and not the client's: status 500."""
+    return RequestError(500, message, kind="server_error", code="internal_error")

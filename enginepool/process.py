@@ -1,0 +1,58 @@
+"""What every process of the pool does to be watched, killed and freed of its parent. Linux only."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
+
+
+def set_up_logging(level: str = "INFO") -> None:
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format=LOG_FORMAT, force=True)
+    logging.captureWarnings(True)
+
+
+def set_subreaper(on: bool) -> None:
+    """Whether orphaned descendants become children of this process, so that it can wait for them."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` ends, even while it is stopped."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def reset_signals() -> None:
+    """A forked child starts with the default handlers, whatever its template had."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL for a worker's whole process group. A process that is already gone is no error."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def describe_exit(info: os.waitid_result) -> str:
+    if info.si_code == os.CLD_EXITED:
+        return f"exited with {info.si_status}"
+    return f"killed by {signal.Signals(info.si_status).name}"
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), f"prctl({option})")

@@ -1,0 +1,202 @@
+"""The gateway's side of the pool: starts the template and the workers, watches them, replaces the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Protocol
+
+from config.errors import ChannelError, PoolError
+from config.registry import Pool
+from enginepool import process
+from enginepool.channel import Channel
+from enginepool.forks import Child, ForkServer
+from enginepool.messages import Exit, FromWorker, Message, Ping, WorkerReady
+
+log = logging.getLogger("prism.pool")
+
+STOP_TIMEOUT = 5.0
+"""Seconds that workers get to end by themselves."""
+START_TIMEOUT = 120.0
+"""Seconds from fork to ready; a worker that takes longer is replaced."""
+STABLE = 3.0
+"""Seconds after which a worker's death counts as an accident. The first replacement comes at once in any case."""
+RESTART_DELAY = 0.5
+"""Seconds before the second replacement in a row of workers that died young; doubles with each, up to the maximum."""
+RESTART_DELAY_MAX = 30.0
+
+
+class PoolEvents(Protocol):
+    """What the supervisor tells the gateway."""
+
+    def worker_message(self, worker: int, message: FromWorker) -> None: ...
+
+    def worker_dead(self, worker: int, reason: str) -> None:
+        """It is gone and will be replaced under the same number."""
+        ...
+
+
+class WorkerHandle:
+    """One place of the pool: its number stays, its process may be replaced."""
+
+    def __init__(self, number: int, device: str) -> None:
+        self.number = number
+        self.device = device
+        self.child: Child[FromWorker] | None = None
+        self.ready = False
+        self.unanswered = 0
+        self.restarts = 0
+        self.recycled: Child[FromWorker] | None = None
+        """The process that was told to make room for a new one."""
+
+    @property
+    def name(self) -> str:
+        return f"worker-{self.number}"
+
+    @property
+    def pid(self) -> int | None:
+        return self.child.pid if self.child is not None else None
+
+
+class Supervisor:
+    def __init__(self, config: Pool, run_dir: Path, events: PoolEvents) -> None:
+        self._config = config
+        self._events = events
+        self.forks = ForkServer(config, run_dir)
+        places = [device for device in config.devices for _ in range(config.workers_per_device)]
+        self.workers = [WorkerHandle(number, device) for number, device in enumerate(places)]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Start the template and begin to start every worker; they report by WorkerReady.
+
+        Raises:
+            PoolError: the template does not start.
+        """
+        process.set_subreaper(True)
+        await self.forks.start()
+        for worker in self.workers:
+            self._spawn_task(self._run_place(worker))
+        self._spawn_task(self._heartbeat())
+
+    async def stop(self) -> None:
+        """End every process of the pool; those that do not end in time are killed."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        children = [worker.child for worker in self.workers if worker.child is not None]
+        for child in children:
+            _send_quietly(child.channel, Exit())
+        exits = [child.exited for child in children]
+        if exits:
+            await asyncio.wait(exits, timeout=STOP_TIMEOUT)
+        for child in children:
+            await child.kill()
+        await self.forks.stop()
+
+    def send(self, worker: int, message: Message) -> None:
+        """Give a worker a message. A dead one is no error here: its death is told by `worker_dead`."""
+        child = self.workers[worker].child
+        if child is not None:
+            _send_quietly(child.channel, message)
+
+    def kill(self, worker: int, reason: str) -> None:
+        """End a worker's process now; it is replaced."""
+        child = self.workers[worker].child
+        if child is not None:
+            child.end(reason)
+
+    def recycle(self, worker: int) -> None:
+        """Let a worker's process end, and start another in its place; `worker_dead` is not told of it."""
+        place = self.workers[worker]
+        child = place.recycled = place.child
+        if child is not None:
+            place.ready = False
+            _send_quietly(child.channel, Exit())
+            asyncio.get_running_loop().call_later(STOP_TIMEOUT, child.end)
+
+    # one place of the pool
+
+    async def _run_place(self, place: WorkerHandle) -> None:
+        """Root of the task that keeps one place filled."""
+        early_deaths = 0
+        while True:
+            began = time.monotonic()
+            try:
+                reason = await self._run_worker(place)
+            except (PoolError, ChannelError) as error:
+                reason = str(error)
+            if place.child is not None and place.child is place.recycled:
+                place.child = place.recycled = None
+                log.info("%s has made room for a new process", place.name)
+                continue
+            early_deaths = 0 if time.monotonic() - began >= STABLE else early_deaths + 1
+            delay = _restart_delay(early_deaths)
+            self._bury(place, reason, delay)
+            await asyncio.sleep(delay)
+
+    async def _run_worker(self, place: WorkerHandle) -> str:
+        """Start one process and wait for its end; returns why it ended."""
+        place.unanswered = 0
+        place.ready = False
+        child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker)
+        place.child = child
+        child.receive(lambda message: self._on_message(place, message))
+        asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, place, child)
+        return await asyncio.shield(child.exited)
+
+    def _check_started(self, place: WorkerHandle, child: Child[FromWorker]) -> None:
+        if place.child is child and not place.ready:
+            self.kill(place.number, f"not ready after {START_TIMEOUT:g} s")
+
+    def _bury(self, place: WorkerHandle, reason: str, delay: float) -> None:
+        place.child = None
+        place.restarts += 1
+        log.warning("%s is gone: %s; starting another%s", place.name, reason, f" in {delay:g} s" if delay else "")
+        self._events.worker_dead(place.number, reason)
+
+    def _on_message(self, place: WorkerHandle, message: FromWorker) -> None:
+        place.unanswered = 0
+        if isinstance(message, WorkerReady):
+            place.ready = True
+        self._events.worker_message(place.number, message)
+
+    # heartbeat
+
+    async def _heartbeat(self) -> None:
+        """Root of the task that pings. Counts unanswered pings, not time: a pause of the gateway kills nobody."""
+        serial = 0
+        while True:
+            await asyncio.sleep(self._config.heartbeat)
+            serial += 1
+            for place in self.workers:
+                if place.ready and place.child is not None:
+                    self._ping(place, place.child, serial)
+
+    def _ping(self, place: WorkerHandle, child: Child[FromWorker], serial: int) -> None:
+        if place.unanswered * self._config.heartbeat >= self._config.silence:
+            self.kill(place.number, f"silent for {self._config.silence:g} s")
+            return
+        place.unanswered += 1
+        _send_quietly(child.channel, Ping(serial))
+
+    def _spawn_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _restart_delay(early_deaths: int) -> float:
+    """Seconds to wait after this many early deaths in a row."""
+    if early_deaths < 2:
+        return 0.0
+    return min(RESTART_DELAY_MAX, RESTART_DELAY * 2.0 ** min(early_deaths - 2, 10))
+
+
+def _send_quietly(channel: Channel[FromWorker], message: Message) -> None:
+    with contextlib.suppress(ChannelError):
+        channel.send(message)
