@@ -1,0 +1,73 @@
+"""What the parts of the gateway share. All of it is touched on the event loop only, so there are no locks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from config.device_memory import device_bytes
+from config.registry import Registry
+from enginepool import engines
+from enginepool.store import WeightStore
+from enginepool.supervisor import Supervisor
+from gateway.catalog import Catalog
+from gateway.device_memory import capacities
+from gateway.journal import Journal
+from gateway.live import LiveRequest
+from gateway.metrics import Metrics
+from gateway.recording import Recorder
+from scheduler.actions import Answer, AnyAction
+from scheduler.events import AnyEvent
+from scheduler.recorded import VERSION, Header
+
+
+class Context:
+    """`feed` gives the scheduler an event, `spawn` runs a task that a stop ends, `abandon` gives a request up.
+
+    With `record`, what the scheduler is told and decides is written to that file.
+    """
+
+    pool: Supervisor
+    store: WeightStore
+
+    def __init__(
+        self,
+        registry: Registry,
+        feed: Callable[[AnyEvent], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        abandon: Callable[[LiveRequest], None],
+        *,
+        validate: bool,
+        record: Path | None,
+    ) -> None:
+        self.registry = registry
+        self.feed = feed
+        self.spawn = spawn
+        self.abandon = abandon
+        self.catalog = Catalog(registry)
+        setup = Header(
+            VERSION,
+            registry,
+            weight_bytes={model.name: device_bytes(registry, model) for model in registry.models},
+            capacities=capacities(registry.pool),
+            staging=engines.needs_weights(registry.pool.engine),
+            validate=validate,
+        )
+        self.scheduler = setup.scheduler()
+        self.recorder = None if record is None else Recorder(record, setup, self.scheduler)
+        self.decide: Callable[[AnyEvent, float], list[AnyAction]] = (self.recorder or self.scheduler).handle
+        """`Scheduler.handle`, recorded or not."""
+        self.live: dict[int, LiveRequest] = {}
+        """Requests in flight."""
+        self.answers: dict[int, asyncio.Future[Answer]] = {}
+        """Operators' commands that wait for their outcome."""
+        self.activating: dict[int, float] = {}
+        """When each worker's activation under way was ordered."""
+        self.loading: dict[str, tuple[int, int]] = {}
+        """Bytes done and in all of each model on its way into host memory."""
+        self.draining = ""
+        """Why new requests are refused; empty while they are not."""
+        self.metrics = Metrics(self.scheduler.state, self.live)
+        self.journal = Journal()

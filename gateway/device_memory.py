@@ -1,0 +1,50 @@
+"""How much of each device the scheduler may share out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pynvml
+
+from config.device_memory import oversize
+from config.devices import gpu_index, is_accounted
+from config.errors import PoolError
+from config.registry import Pool, Registry
+
+SHARE = 0.92
+"""Of a GPU's memory. The rest is for what nobody can account for, such as fragments and the driver's own."""
+
+
+def capacities(pool: Pool) -> dict[str, int]:
+    """Bytes of every device whose memory is accounted.
+
+    Raises:
+        PoolError: a GPU cannot be asked.
+    """
+    accounted = [device for device in pool.devices if is_accounted(pool, device)]
+    if pool.device_memory is not None:
+        return dict.fromkeys(accounted, pool.device_memory)
+    return {device: int(SHARE * _total(device)) for device in accounted}
+
+
+def never_fitting(registry: Registry, there: Mapping[str, int]) -> list[str]:
+    """A line for each model that no device is large enough for, as far as its files tell."""
+    pool = registry.pool
+    if not there or len(there) < len(pool.devices):
+        return []
+    largest = max(there.values())
+    faults = {model.name: oversize(registry, model, largest) for model in registry.models}
+    return [f"{name} can never fit: expected {f[0]}, got {f[1]}" for name, f in faults.items() if f is not None]
+
+
+def _total(device: str) -> int:
+    try:
+        pynvml.nvmlInit()
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(gpu_index(device))
+            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        hint = "set pool.device_memory, or leave the device out of pool.devices"
+        raise PoolError(f"the memory of {device} is not known: {error}; {hint}") from error

@@ -1,0 +1,78 @@
+"""What was decided and what came of it, for the log and for `prism status`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+
+from config.units import format_duration
+from enginepool.messages import WorkerActivated, WorkerStats
+from scheduler import actions
+from scheduler.state import State
+
+log = logging.getLogger("prism.scheduler")
+
+KEPT = 50
+"""Entries that `prism status` can show."""
+
+
+class Journal:
+    def __init__(self) -> None:
+        self.entries: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.stats: dict[int, WorkerStats] = {}
+        """The newest word of each worker."""
+        self.activations: dict[int, dict[str, float]] = {}
+        """Seconds by phase of each worker's last activation."""
+        self.copies: dict[int, float] = {}
+        """Seconds that its copy of the weights took, much of it beside the phases; 0 if there was none."""
+
+    def decided(self, action: actions.Decision, state: State) -> None:
+        if isinstance(action, actions.Recycle):
+            self._forget(action.worker)
+        self._enter(_describe(action, state))
+
+    def activated(self, worker: int, seconds: float, message: WorkerActivated) -> None:
+        """`seconds` are counted from the order, the message's phases are the worker's own."""
+        model, phases = message.model, message.phases
+        self.activations[worker], self.copies[worker] = phases, message.copy_seconds
+        parts = ", ".join(f"{phase} {format_duration(took)}" for phase, took in phases.items())
+        self._enter(f"{model} is active on worker {worker} after {format_duration(seconds)} ({parts})")
+
+    def worker_dead(self, worker: int, reason: str) -> None:
+        self._forget(worker)
+        self._enter(f"worker {worker} is gone: {reason}")
+
+    def _forget(self, worker: int) -> None:
+        self.stats.pop(worker, None)
+        self.activations.pop(worker, None)
+        self.copies.pop(worker, None)
+
+    def _enter(self, text: str) -> None:
+        log.info("%s", text)
+        now = datetime.fromtimestamp(time.time(), UTC)
+        self.entries.append({"time": now.isoformat(timespec="milliseconds"), "text": text})
+
+
+def _describe(action: actions.Decision, state: State) -> str:
+    match action:
+        case actions.Activate():
+            return f"activating {action.model} on worker {action.worker}: {action.reason}"
+        case actions.Stage():
+            return f"loading {action.model} into host memory: {action.reason}"
+        case actions.Unstage():
+            return f"dropping {action.model} from host memory: {action.reason}"
+        case actions.Recycle():
+            return f"replacing worker {action.worker}: {action.reason}"
+    model = state.workers[action.worker].model
+    match action:
+        case actions.Drain():
+            return f"draining {model} on worker {action.worker}: {action.reason}"
+        case actions.Resume():
+            return f"{model} serves on, on worker {action.worker}: {action.reason}"
+        case actions.Park():
+            return f"evicted {model} from worker {action.worker}: {action.reason}"
+        case actions.Blank():
+            return f"tearing down {model} on worker {action.worker}: {action.reason}"
