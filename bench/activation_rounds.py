@@ -1,0 +1,250 @@
+"""One activation after another, each from a state that was brought about before; for `bench.activation`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Template
+from tokenizers import Tokenizer
+
+from bench.device_memory import DeviceMemory
+from bench.errors import BenchError
+from bench.gateway_under_test import GatewayUnderTest
+from bench.outcomes import Outcome
+from bench.prompts import PromptWriter
+from gateway.demo_models import CHAT_TEMPLATE
+
+PROMPT_TOKENS = 256
+"""With what the chat template adds."""
+ANSWER_TOKENS = 8
+WEIGHT_PHASES = frozenset({"rank", "weights", "assign"})
+"""Phases of an activation after the last of which the weights are in place."""
+FREED = 0.9
+"""Share of the weights' bytes that must be gone for a device's memory to count as free."""
+FREED_WITHIN = 10.0
+FILL_PROMPT = 4096
+"""Tokens of a request that fills the KV cache."""
+FILL_AT_ONCE = 8
+STATS_EVERY = 1.5
+"""Seconds; workers report their KV cache once a second."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One activation. Seconds from the request that wanted it, phases one after another up to the first token."""
+
+    model: str
+    state: str
+    nbytes: int
+    phases: Mapping[str, float]
+    weights: float | None
+    """Until the weights are in place; None when no phase says so."""
+    ready: float
+    first_token: float
+    prompt_tokens: int | None = None
+    evict: float | None = None
+    """From the command until the device's memory is free, or, on a CPU, until the answer."""
+    evict_answer: float | None = None
+    copy: float | None = None
+    """Of the weights alone, which may go on beside other phases."""
+
+    @property
+    def copy_gbps(self) -> float | None:
+        """10^9 bytes per second."""
+        return self.nbytes / self.copy / 1e9 if self.copy and self.nbytes else None
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """Seconds from the command until its answer, and until the device's memory is free (None on a CPU)."""
+
+    answered: float
+    freed: float | None
+
+
+class Prompts:
+    """Prompts of `PROMPT_TOKENS` tokens, none twice. `folder` is where models have their folders; None: by estimate."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._writer = PromptWriter(0)
+        self._counters: dict[str, Callable[[str], int]] = {}
+
+    def write(self, model: str, tokens: int = PROMPT_TOKENS) -> str:
+        if self._folder is None:
+            return self._writer.write(tokens)
+        if model not in self._counters:
+            self._counters[model] = _counter(self._folder / model / "tokenizer.json")
+        return self._writer.fit(tokens, self._counters[model])
+
+
+def _counter(file: Path) -> Callable[[str], int]:
+    tokenizer, template = Tokenizer.from_file(str(file)), Template(CHAT_TEMPLATE)
+
+    def count(text: str) -> int:
+        asked = template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=True)
+        return len(tokenizer.encode(asked, add_special_tokens=False).ids)
+
+    return count
+
+
+class Rounds:
+    """Brings models of one gateway into a state and measures their way out of it.
+
+    `reserve` is how many workers it keeps blank: as long as fewer are, it tears down whatever is parked.
+    """
+
+    def __init__(
+        self,
+        subject: GatewayUnderTest,
+        models: Sequence[str],
+        reserve: int,
+        prompts: Prompts,
+        memory: DeviceMemory | None,
+    ) -> None:
+        self._subject = subject
+        self._models = models
+        self._reserve = reserve
+        self._prompts = prompts
+        self._memory = memory
+
+    # states
+
+    async def disk(self, model: str) -> Round:
+        """Nobody has asked for the model yet."""
+        return await self._measure(model, "disk")
+
+    async def parked(self, model: str) -> Round:
+        """Its worker keeps the skeleton; all others are blank."""
+        await self._park(model)
+        return await self._measure(model, "parked")
+
+    async def blank(self, model: str) -> Round:
+        """Its weights are in host memory, no worker has a skeleton of it, and blank ones are free.
+
+        Needs a reserve of all workers but one: another model on that one has the gateway tear down what is parked.
+        """
+        other = next(name for name in self._models if name != model)
+        await self._only([other])
+        await self._until_held({other})
+        return await self._measure(model, "blank")
+
+    async def other(self, model: str) -> Round:
+        """Every worker but the reserve serves another model."""
+        places = len(await self._subject.workers()) - self._reserve
+        others = [name for name in self._models if name != model][:places]
+        await self._only(others)
+        await self._until_held(set(others))
+        return await self._measure(model, "other")
+
+    async def _park(self, model: str) -> None:
+        await self._only([])
+        if (await self._subject.models())[model]["state"] != "parked":
+            await self._subject.command("activate", model=model)
+            await self._subject.settled()
+            await self._subject.evict(model)
+        await self._until_held({model})
+
+    async def _only(self, others: Sequence[str]) -> None:
+        """Have exactly `others` active."""
+        for name, entry in (await self._subject.models()).items():
+            if entry["state"] == "active" and name not in others:
+                await self._subject.evict(name)
+        for name in others:
+            await self._subject.command("activate", model=name)
+        await self._subject.settled()
+
+    async def _until_held(self, wanted: set[str]) -> None:
+        """Wait until workers hold these models, and the others are blank."""
+        await self._subject.until_workers(
+            lambda workers: (
+                {worker["model"] for worker in workers if worker["model"]} == wanted
+                and all(worker["state"] in ("blank", "active", "parked") for worker in workers)
+            ),
+            f"only {', '.join(sorted(wanted))} is on a worker",
+        )
+
+    # measuring
+
+    async def _measure(self, model: str, state: str) -> Round:
+        prompt = self._prompts.write(model)
+        began = time.perf_counter()
+        asking = asyncio.create_task(self._subject.ask(model, prompt, ANSWER_TOKENS))
+        try:
+            await self._subject.command("activate", model=model)  # answered when the model is active
+            ready = time.perf_counter() - began
+            outcome = await asking
+        finally:
+            asking.cancel()
+        taken = await self._round(model, state, ready, outcome)
+        await self._subject.settled()
+        eviction = await self.evict(model, taken.nbytes)
+        freed = eviction.answered if eviction.freed is None else eviction.freed
+        return Round(**{**vars(taken), "evict": freed, "evict_answer": eviction.answered})
+
+    async def _round(self, model: str, state: str, ready: float, outcome: Outcome) -> Round:
+        assert outcome.first_token is not None
+        (worker,) = (it for it in await self._subject.workers() if it["model"] == model and it["state"] == "active")
+        inside: dict[str, float] = worker["activation_phases_s"] or {}
+        ready = min(max(ready, sum(inside.values())), outcome.first_token)
+        before = max(0.0, ready - sum(inside.values()))
+        phases = {"load" if state == "disk" else "waiting": before, **inside, "prefill": outcome.first_token - ready}
+        return Round(
+            model,
+            state,
+            (await self._subject.models())[model]["weight_bytes"],
+            phases,
+            _until_weights(phases),
+            ready,
+            outcome.first_token,
+            outcome.prompt_tokens,
+            copy=worker["activation_copy_s"],
+        )
+
+    async def evict(self, model: str, nbytes: int) -> Eviction:
+        """Evict an active model whose weights are `nbytes` long."""
+        began = time.perf_counter()
+        if self._memory is None:
+            await self._subject.command("evict", model=model)
+            return Eviction(time.perf_counter() - began, None)
+        watching = asyncio.create_task(self._memory.until_below(self._memory.used - FREED * nbytes, FREED_WITHIN))
+        try:
+            await self._subject.command("evict", model=model)
+            answered = time.perf_counter() - began
+            freed = await watching
+        finally:
+            watching.cancel()
+        if freed is None:
+            raise BenchError(f"{model} is evicted, and its memory is still in use after {FREED_WITHIN:g} s")
+        return Eviction(answered, freed)
+
+    async def evict_full(self, model: str, kv_bytes: int) -> tuple[Eviction, int]:
+        """Fill the model's KV cache with up to `kv_bytes`, then evict it; the bytes that it came to."""
+        await self._subject.command("activate", model=model)
+        mapped = -1
+        while (now := await self._kv_bytes(model)) < kv_bytes and now > mapped:
+            mapped = now
+            prompts = [self._prompts.write(model, FILL_PROMPT) for _ in range(FILL_AT_ONCE)]
+            await asyncio.gather(*(self._subject.ask(model, prompt, 1) for prompt in prompts))
+            await asyncio.sleep(STATS_EVERY)
+        nbytes = (await self._subject.models())[model]["weight_bytes"]
+        return await self.evict(model, nbytes + now), now
+
+    async def _kv_bytes(self, model: str) -> int:
+        return sum(worker["kv_bytes"] for worker in await self._subject.workers() if worker["model"] == model)
+
+    async def parked_bytes(self, model: str, all_blank: int, of_blank: float) -> int:
+        """Device memory of a worker that has the model parked while all others are blank."""
+        assert self._memory is not None
+        await self._park(model)
+        return int(self._memory.used - all_blank + of_blank)
+
+
+def _until_weights(phases: Mapping[str, float]) -> float | None:
+    names = list(phases)
+    last = max((index for index, name in enumerate(names) if name in WEIGHT_PHASES), default=None)
+    return None if last is None else sum(phases[name] for name in names[: last + 1])

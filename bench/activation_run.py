@@ -1,0 +1,156 @@
+"""The order in which `bench.activation` measures, and the gateways that it starts for that."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.activation_report import Measured
+from bench.activation_rounds import Prompts, Round, Rounds
+from bench.decode import decode_rates
+from bench.device_memory import DeviceMemory
+from bench.errors import BenchError
+from bench.gateway_under_test import GatewayUnderTest, serving
+from bench.link import link_rate
+from bench.processes import PROJECT
+from bench.progress import say
+from bench.stock_server import stock_server
+
+START_TIMEOUT = 600.0
+"""Seconds for the workers to come up; the first time on a machine they compile kernels."""
+HOST_SLACK = 1.25
+"""Host memory for the weights, over the size of their files: SGLang's own form of them may be larger."""
+
+
+class Run:
+    """One measurement from the command line's wishes; `measured` fills up."""
+
+    def __init__(self, chosen: argparse.Namespace, folder: Path, memory: DeviceMemory | None) -> None:
+        self._chosen = chosen
+        self._folder = folder
+        self._memory = memory
+        self._prompts = Prompts(None if chosen.engine == "simulated" else folder)
+        self.measured = Measured()
+
+    async def measure(self) -> None:
+        """Raises: BenchError."""
+        chosen = self._chosen
+        if chosen.engine != "simulated":
+            await make_models(self._folder, chosen.models, tiny=chosen.tiny)
+        self.measured.link = await link_rate(chosen.device)
+        say(f"link: {self.measured.link['gbps']:.1f} GB/s, {self.measured.link['what']}")
+        if "cold" in chosen.states:
+            for model in chosen.cold_models or chosen.models:
+                await self._cold(model)
+        if {"disk", "blank", "parked"} & {*chosen.states} or chosen.fill_kv or chosen.decode:
+            await self._one_at_a_time()
+        if "other" in chosen.states:
+            await self._among_others()
+
+    async def _cold(self, model: str) -> None:
+        say(f"cold: starting SGLang's own server for {model}")
+        path, given = self._folder / model, shlex.split(self._chosen.cold_args)
+        async with stock_server(model, path, self._prompts.write(model), given) as stock:
+            took = stock.first_token
+            self._take(Round(model, "cold", _file_bytes(path), {"start": took}, None, took, took))
+            if self._chosen.decode and model == self._largest():
+                prompts = [self._prompts.write(model) for _ in range(32)]
+                self.measured.stock_decode = await decode_rates(stock.client, stock.url, model, prompts)
+
+    async def _one_at_a_time(self) -> None:
+        """The states in which no other model serves. All workers but one are the reserve: what is parked there soon
+        becomes blank."""
+        chosen = self._chosen
+        reserve = chosen.workers - 1
+        before = self._memory.used if self._memory is not None else 0
+        async with serving(self._registry(reserve), START_TIMEOUT) as subject:
+            rounds = Rounds(subject, chosen.models, reserve, self._prompts, self._memory)
+            all_blank = self._memory.used if self._memory is not None else 0
+            self.measured.blank_bytes = int((all_blank - before) / chosen.workers) if self._memory is not None else None
+            for model in chosen.models:
+                taken = await rounds.disk(model)
+                if "disk" in chosen.states:
+                    self._take(taken)
+            for model in chosen.models:
+                for state, way in (("parked", rounds.parked), ("blank", rounds.blank)):
+                    for _ in range(chosen.rounds if state in chosen.states else 0):
+                        self._take(await way(model))
+                if self._memory is not None:
+                    of_blank = (all_blank - before) / chosen.workers
+                    self.measured.parked_bytes[model] = await rounds.parked_bytes(model, all_blank, of_blank)
+            await self._extras(subject, rounds)
+            await subject.check_workers()
+
+    async def _extras(self, subject: GatewayUnderTest, rounds: Rounds) -> None:
+        """What is measured of the largest model only."""
+        model = self._largest()
+        if self._chosen.fill_kv:
+            say(f"evicting {model} with its KV cache full")
+            self.measured.full_eviction, self.measured.full_bytes = await rounds.evict_full(model, self._chosen.fill_kv)
+        if self._chosen.decode:
+            say(f"decoding with {model}")
+            prompts = [self._prompts.write(model) for _ in range(32)]
+            self.measured.decode = await decode_rates(subject.client, subject.url, model, prompts)
+
+    async def _among_others(self) -> None:
+        chosen = self._chosen
+        async with serving(self._registry(chosen.reserve), START_TIMEOUT) as subject:
+            rounds = Rounds(subject, chosen.models, chosen.reserve, self._prompts, self._memory)
+            for model in chosen.models:
+                say(f"bringing {model} into host memory")
+                await rounds.disk(model)
+            for model in chosen.models:
+                for _ in range(chosen.rounds):
+                    self._take(await rounds.other(model))
+            await subject.check_workers()
+
+    def _take(self, taken: Round) -> None:
+        self.measured.rounds.append(taken)
+        evicted = "" if taken.evict is None else f", evicted in {1000 * taken.evict:.0f} ms"
+        say(f"{taken.model:>14} {taken.state:>7}: first token after {1000 * taken.first_token:.0f} ms{evicted}")
+
+    def _largest(self) -> str:
+        chosen: list[str] = self._chosen.models
+        return max(chosen, key=lambda model: _file_bytes(self._folder / model))
+
+    def _registry(self, reserve: int) -> dict[str, Any]:
+        chosen = self._chosen
+        simulated = chosen.engine == "simulated"
+        nbytes = sum(_file_bytes(self._folder / model) for model in chosen.models)
+        made: dict[str, Any] = {
+            "pool": {
+                "engine": chosen.engine,
+                "devices": [chosen.device],
+                "workers_per_device": chosen.workers,
+                "blank_reserve": reserve,
+            },
+            "weight_store": {"host_memory": int(HOST_SLACK * nbytes) + 2**30},
+            "scheduler": {"idle_timeout": "24h", "linger": 0},
+            "models": [
+                {"name": model} if simulated else {"name": model, "path": str(self._folder / model)}
+                for model in chosen.models
+            ],
+        }
+        for key, value in chosen.set:
+            *path, last = key.split(".")
+            section = made
+            for part in path:
+                section = section.setdefault(part, {})
+            section[last] = value
+        return made
+
+
+async def make_models(folder: Path, wanted: list[str], *, tiny: bool) -> None:
+    """In a process of its own, which leaves no CUDA context. Raises: BenchError."""
+    command = [sys.executable, "-m", "bench.shapes", "--out", folder, *wanted, *(["--tiny"] if tiny else [])]
+    process = await asyncio.create_subprocess_exec(*map(str, command), cwd=PROJECT)
+    if await process.wait():
+        raise BenchError("the models could not be made")
+
+
+def _file_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,249 @@
+"""An HTTP/1.1 client that costs next to nothing, so that what is measured is the server.
+
+Requests are bytes made once, connections are kept alive, a reply is cut out of the stream by its length alone, and
+events of a stream are counted and never looked at one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeVar, cast
+
+import msgspec
+
+from bench.errors import BadReply
+
+EVENT = b"data: "
+LAST_CHUNK = b"0\r\n\r\n"
+NEWLINE = 10
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+CONNECTS_AT_A_TIME = 64
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+@dataclass(frozen=True)
+class Address:
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    body: bytes
+
+
+def chat_request(address: Address, model: str, *, prompt: str, max_tokens: int, stream: bool) -> bytes:
+    """A whole POST /v1/chat/completions, ready to be sent any number of times."""
+    fields = {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": max_tokens,
+        "stream": stream,
+    }
+    body = msgspec.json.encode(fields)
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.host}:{address.port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def cut_reply(received: bytes) -> Reply | None:
+    """The reply that `received` is, or None while a part of it is still to come.
+
+    Raises:
+        BadReply: it is not HTTP/1.1, or has neither length nor chunks.
+    """
+    head_end = received.find(b"\r\n\r\n")
+    if head_end < 0:
+        return None
+    status = status_of(received)
+    body = received[head_end + 4 :]
+    length = LENGTH.search(received, 0, head_end)
+    if length is not None:
+        return Reply(status, body) if len(body) >= int(length[1]) else None
+    if CHUNKED.search(received, 0, head_end) is not None:
+        return Reply(status, join_chunks(body)) if body.endswith(LAST_CHUNK) else None
+    raise BadReply(f"a reply with neither length nor chunks: {received[:80]!r}")
+
+
+def status_of(received: bytes) -> int:
+    """The status of a reply of which at least the first line is there. Raises: BadReply."""
+    if received[:9] != b"HTTP/1.1 " or not received[9:12].isdigit():
+        raise BadReply(f"not an HTTP/1.1 reply: {received[:40]!r}")
+    return int(received[9:12])
+
+
+def join_chunks(body: bytes) -> bytes:
+    """The content of a complete chunked body."""
+    parts: list[bytes] = []
+    while True:
+        size_line, _, rest = body.partition(b"\r\n")
+        size = int(size_line.partition(b";")[0], 16)
+        if size == 0:
+            return b"".join(parts)
+        parts.append(rest[:size])
+        body = rest[size + 2 :]
+
+
+class Connection(asyncio.Protocol):
+    """One kept-alive connection with one request on it at a time; `on_reply` gets None when the server hangs up."""
+
+    def __init__(self, on_reply: Callable[[Reply | None], None]) -> None:
+        self._on_reply = on_reply
+        self._received = b""
+        self._closing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send(self, request: bytes) -> None:
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received = self._received + data if self._received else data
+        reply = cut_reply(self._received)
+        if reply is not None:
+            self._received = b""
+            self._on_reply(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._closing:
+            self._on_reply(None)
+
+    def close(self) -> None:
+        self._closing = True
+        self._transport.abort()
+
+
+class Caller:
+    """One request after the other on one connection, each awaited."""
+
+    def __init__(self) -> None:
+        self._connection = Connection(self._deliver)
+        self._reply: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+
+    async def connect(self, address: Address) -> None:
+        """Raises: OSError."""
+        await connect(address, lambda: self._connection)
+
+    async def call(self, request: bytes) -> Reply | None:
+        """The reply, or None when the server hung up instead."""
+        self._reply = asyncio.get_running_loop().create_future()
+        self._connection.send(request)
+        return await self._reply
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _deliver(self, reply: Reply | None) -> None:
+        if not self._reply.done():
+            self._reply.set_result(reply)
+
+
+@dataclass
+class EventCount:
+    """What all streams of a measurement have received together."""
+
+    streams: int
+    events: int = 0
+    begun: int = 0
+    failed: int = 0
+    """Streams that were refused, or that ended although they should not have."""
+    timing: bool = False
+    gaps: array[float] = field(default_factory=lambda: array("d"))
+    """Seconds between two reads of one stream that held events, while `timing`."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once every stream has begun or failed."""
+
+    def settle(self, *, begun: bool) -> None:
+        if begun:
+            self.begun += 1
+        else:
+            self.failed += 1
+        if self.begun + self.failed >= self.streams:
+            self.settled.set()
+
+
+class EventStream(asyncio.Protocol):
+    """One streamed request on a connection of its own, begun at once and ended by `close`."""
+
+    def __init__(self, request: bytes, count: EventCount) -> None:
+        self._request = request
+        self._count = count
+        self._split = b""
+        self._last = 0.0
+        self._answered = self._refused = self._over = False
+        self.events = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        now = perf_counter()
+        if not self._answered:
+            self._answered = True
+            self._refused = data[9:12] != b"200"
+        if self._refused or data.endswith(LAST_CHUNK):
+            self._fail()
+        found = self._count_events(data)
+        if found:
+            self._note(found, now)
+
+    def _count_events(self, data: bytes) -> int:
+        if self._split:
+            data = self._split + data
+            self._split = b""
+        if data[-1] != NEWLINE:  # an event's mark may have been cut in two here
+            self._split = data[max(data.rfind(b"\n"), len(data) - len(EVENT)) + 1 :]
+        return data.count(EVENT)
+
+    def _note(self, found: int, now: float) -> None:
+        count = self._count
+        if self.events == 0:
+            count.settle(begun=True)
+        elif count.timing:
+            count.gaps.append(now - self._last)
+        self._last = now
+        self.events += found
+        count.events += found
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail()
+
+    def _fail(self) -> None:
+        if not self._over:
+            self._over = True
+            self._count.settle(begun=False)
+
+    def close(self) -> None:
+        self._over = True
+        self._transport.abort()
+
+
+async def connect(address: Address, factory: Callable[[], P]) -> P:
+    """Raises: OSError."""
+    _, protocol = await asyncio.get_running_loop().create_connection(factory, address.host, address.port)
+    return protocol
+
+
+async def connect_many(address: Address, factory: Callable[[], P], number: int) -> list[P]:
+    """`number` connections, few at a time so that no server's accept queue overflows. Raises: OSError."""
+    made: list[P] = []
+    while len(made) < number:
+        batch = min(CONNECTS_AT_A_TIME, number - len(made))
+        made += await asyncio.gather(*(connect(address, factory) for _ in range(batch)))
+    return made

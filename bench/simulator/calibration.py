@@ -1,0 +1,127 @@
+"""A calibration: what steps, activations and evictions cost on one kind of GPU, and where each number comes from.
+
+Costs are functions of a model's shape and size, so that models that were never measured can be simulated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from bench.errors import BenchError
+
+NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Text = Annotated[str, Meta(min_length=1)]
+
+H200 = Path(__file__).with_name("h200.json")
+
+
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all entries say of themselves."""
+
+    measured: bool
+    """Whether it was, here; else it is an assumption."""
+    source: Text
+
+
+class Prefill(Entry, frozen=True):
+    seconds: NotNegative
+    """Of a step, however few its tokens."""
+    flops_per_s: Positive
+
+
+class Decode(Entry, frozen=True):
+    seconds: NotNegative
+    """Of a step, however small its batch."""
+    seconds_per_request: NotNegative
+    bytes_per_s: Positive
+    """At which weights and KV cache are read."""
+
+
+class Colocation(Entry, frozen=True):
+    per_neighbour: NotNegative
+    """A step takes 1 + this times as long for each other busy worker of its device."""
+
+
+class Transfer(Entry, frozen=True):
+    """What takes a while, and then so much for each byte of weights."""
+
+    seconds: NotNegative
+    bytes_per_s: Positive
+
+    def duration(self, nbytes: int) -> float:
+        """Seconds."""
+        return self.seconds + nbytes / self.bytes_per_s
+
+
+class Pause(Entry, frozen=True):
+    seconds: NotNegative
+
+
+class Held(Entry, frozen=True):
+    """What a worker has on its device besides weights and elastic KV cache."""
+
+    blank_bytes: Annotated[int, Meta(ge=0)]
+    bytes: NotNegative
+    """Once it has a model, active or parked."""
+    bytes_per_weight_byte: NotNegative
+
+    def with_model(self, weight_bytes: int) -> int:
+        """Bytes."""
+        return round(self.bytes + self.bytes_per_weight_byte * weight_bytes)
+
+
+class KvPages(Entry, frozen=True):
+    bytes: Annotated[int, Meta(gt=0)]
+    """That are mapped at a time for each of a model's KV buffers."""
+
+
+class Chunk(Entry, frozen=True):
+    tokens: Annotated[int, Meta(ge=1)]
+    """Of prompts that one prefill step takes."""
+
+
+class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    machine: Text
+    memory_bytes: Annotated[int, Meta(gt=0)]
+    """Of the whole GPU."""
+    prefill: Prefill
+    decode: Decode
+    colocation: Colocation
+    parked: Transfer
+    """Activations by the state they begin in, weights in host memory; `disk` is what brings them there."""
+    blank: Transfer
+    disk: Transfer
+    park: Transfer
+    teardown: Pause
+    """From parked to blank."""
+    start: Pause
+    """From a new process to blank."""
+    limit: Pause
+    """From the end of a step to a KV limit that holds."""
+    held: Held
+    kv_pages: KvPages
+    chunk: Chunk
+
+    @property
+    def assumptions(self) -> list[str]:
+        """Names of the entries that were not measured."""
+        entries = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return [name for name, entry in entries if isinstance(entry, Entry) and not entry.measured]
+
+
+def read_calibration(path: Path = H200) -> Calibration:
+    """
+    Raises:
+        BenchError: it cannot be read, or an entry is missing, unknown or out of range; the text names it.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: not a calibration: {error}") from error

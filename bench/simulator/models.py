@@ -1,0 +1,64 @@
+"""What a registry is in the simulator: GPUs in place of its devices, and each model's costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from bench.errors import BenchError, UsageError
+from bench.simulator.calibration import Calibration
+from bench.simulator.costs import Costs
+from bench.simulator.shape import read_shape
+from config.model_files import weight_bytes
+from config.registry import Model, Registry
+
+
+def on_gpus(registry: Registry, gpus: int | None, workers: int | None) -> Registry:
+    """The registry with its pool on that many GPUs, with that many workers on each; None leaves it as it is.
+
+    Raises:
+        UsageError: no worker would be left beside the reserve.
+    """
+    pool = registry.pool
+    names = tuple(f"cuda:{index}" for index in range(gpus or len(pool.devices)))
+    per_device = workers or pool.workers_per_device
+    if (pool.blank_reserve or 0) >= per_device:
+        raise UsageError(f"--workers: expected more than pool.blank_reserve ({pool.blank_reserve}), got {per_device}")
+    pool = replace(pool, engine="sglang", devices=names, workers_per_device=per_device, device_memory=None)
+    return replace(registry, pool=pool)
+
+
+def with_objectives(registry: Registry, factor: float) -> Registry:
+    """The registry with every objective `factor` times as long."""
+    models = tuple(
+        replace(model, slo=replace(model.slo, ttft=model.slo.ttft * factor, tpot=model.slo.tpot * factor))
+        for model in registry.models
+    )
+    return replace(registry, models=models)
+
+
+def costs_of(models: Iterable[Model], calibration: Calibration) -> dict[str, Costs]:
+    """
+    Raises:
+        BenchError: naming every model that cannot be simulated, and why.
+    """
+    costs, faults = {}, []
+    for model in models:
+        try:
+            costs[model.name] = _costs(model, calibration)
+        except BenchError as error:
+            faults.append(f"{model.name}: {error}")
+    if faults:
+        raise BenchError("\n".join(faults))
+    return costs
+
+
+def _costs(model: Model, calibration: Calibration) -> Costs:
+    if model.tensor_parallel > 1:
+        raise BenchError("tensor_parallel: only models of one GPU can be simulated")
+    file = model.shape or (model.path / "config.json" if model.path else None)
+    if file is None:
+        raise BenchError("it has no shape and no path, so that its size is not known")
+    shape = read_shape(file)
+    return Costs(calibration, shape, weight_bytes(model) or shape.weight_bytes)

@@ -1,0 +1,185 @@
+"""The soak of `bench.swaps`: load, an operator at random, a watcher of states, and memory at rest before and after."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.device_memory import DeviceMemory
+from bench.errors import BenchError
+from bench.gateway_under_test import PATIENCE, GatewayUnderTest, serving
+from bench.machine import describe_machine, versions
+from bench.openai_client import list_models
+from bench.outcomes import Outcome
+from bench.percentiles import spread
+from bench.plan import make_plan
+from bench.progress import say
+from bench.prompts import PromptWriter
+from bench.replay import Replay
+from bench.summary import summarize
+
+START_TIMEOUT = 600.0
+WATCH_EVERY = 0.02
+"""Seconds between two looks at where every model is."""
+MIB = 2**20
+
+Sight = tuple[float, dict[str, str]]
+"""Seconds on the performance counter, and from which state each model would have been activated then."""
+
+
+class Soak:
+    def __init__(self, chosen: argparse.Namespace, registry: Mapping[str, Any], memory: DeviceMemory | None) -> None:
+        self._chosen = chosen
+        self._registry = registry
+        self._memory = memory
+        self._names: list[str] = [model["name"] for model in registry["models"]]
+        self._refused: Counter[str] = Counter()
+
+    async def run(self) -> dict[str, Any]:
+        """All figures. Raises: BenchError."""
+        async with serving(self._registry, START_TIMEOUT) as subject:
+            for name in self._names:
+                say(f"first activation of {name}")
+                await subject.ask(name, "Are you there?", 8)
+            before = await self._at_rest(subject)
+            say("all models have been served once; the load begins")
+            figures = await self._under_load(subject)
+            after = await self._at_rest(subject)
+        return {**figures, **self._memory_figures(before, after), "machine": describe_machine(), "versions": versions()}
+
+    # load
+
+    async def _under_load(self, subject: GatewayUnderTest) -> dict[str, Any]:
+        listed = await list_models(subject.client, subject.url)
+        plan = make_plan(self._chosen, self._names)
+        replay = Replay(subject.client, subject.url, plan, PromptWriter(self._chosen.seed), PATIENCE)
+        sights: list[Sight] = []
+        counted = await _counters(subject)
+        helpers = [asyncio.create_task(_watch(subject, sights)), asyncio.create_task(self._swap_at_random(subject))]
+        try:
+            took = await replay.run()
+            for helper in helpers:
+                if helper.done():
+                    helper.result()
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+        now = await _counters(subject)
+        return {
+            "load": summarize(replay.outcomes, listed, took),
+            "swaps": int(now["prism_activation_seconds_count"] - counted["prism_activation_seconds_count"]),
+            "evictions": int(now["prism_evictions_total"] - counted["prism_evictions_total"]),
+            "worker_deaths": int(now["prism_worker_deaths_total"] - counted["prism_worker_deaths_total"]),
+            "waited": waited(replay.outcomes, replay.began, sights),
+            "commands_refused": dict(self._refused),
+        }
+
+    async def _swap_at_random(self, subject: GatewayUnderTest) -> None:
+        """An operator who evicts what is active and activates what is not, at regular moments over the whole run."""
+        picking = random.Random(self._chosen.seed)
+        for _ in range(self._chosen.random_swaps):
+            await asyncio.sleep(self._chosen.duration / self._chosen.random_swaps)
+            name = picking.choice(self._names)
+            state = (await subject.models())[name]["state"]
+            try:
+                await subject.command("evict" if state == "active" else "activate", model=name)
+            except BenchError as error:  # it has changed its state meanwhile
+                self._refused[str(error).splitlines()[0]] += 1
+
+    # rest
+
+    async def _at_rest(self, subject: GatewayUnderTest) -> dict[str, Any]:
+        """Park the smallest model on every worker, so that both times the same skeletons are there; then measure."""
+        smallest = await self._smallest(subject)
+        for worker in await subject.workers():
+            await subject.settled()
+            for name in self._names:
+                await subject.evict(name)
+            await subject.command("activate", model=smallest, worker=worker["worker"])
+        await subject.settled()
+        await subject.evict(smallest)
+        await subject.settled()
+        return {
+            "device": self._memory.used if self._memory is not None else None,
+            "host": host_bytes(subject.pid),
+        }
+
+    async def _smallest(self, subject: GatewayUnderTest) -> str:
+        models = await subject.models()
+        return min(models, key=lambda name: models[name]["weight_bytes"])
+
+    def _memory_figures(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+        lost = (after["device"] - before["device"]) / MIB if before["device"] is not None else None
+        return {
+            "at_rest_before": before,
+            "at_rest_after": after,
+            "device_lost_mib": lost,
+            "host_grown_percent": 100 * (after["host"] - before["host"]) / before["host"],
+        }
+
+
+async def _watch(subject: GatewayUnderTest, sights: list[Sight]) -> None:
+    while True:
+        at = time.perf_counter()
+        sights.append((at, sources(await subject.models(), await subject.workers())))
+        await asyncio.sleep(WATCH_EVERY)
+
+
+def sources(models: Mapping[str, Mapping[str, Any]], workers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """For each model active, parked, disk, other or blank; or activating or another state that will not last.
+
+    `other` is when at most one worker is blank: the reserve, or the last one.
+    """
+    blank = sum(worker["state"] == "blank" for worker in workers)
+    elsewhere = {"on disk": "disk", "loading": "disk", "in host memory": "blank" if blank > 1 else "other"}
+    return {name: elsewhere.get(entry["state"], entry["state"]) for name, entry in models.items()}
+
+
+def waited(outcomes: Sequence[Outcome], began: float, sights: Sequence[Sight]) -> dict[str, dict[str, Any]]:
+    """Seconds to the first token of requests whose model was not active when they were sent, by model and state."""
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for outcome in outcomes:
+        seen = bisect_right(sights, began + outcome.sent, key=lambda sight: sight[0])
+        state = sights[seen - 1][1][outcome.arrival.model] if seen else "active"
+        if state == "active" or outcome.ttft is None:
+            continue
+        for model in (outcome.arrival.model, "all"):
+            seconds.setdefault(model, {}).setdefault(state, []).append(outcome.ttft)
+    return {
+        model: {state: {"requests": len(times), **spread(times)} for state, times in by_state.items()}
+        for model, by_state in seconds.items()
+    }
+
+
+async def _counters(subject: GatewayUnderTest) -> Counter[str]:
+    """The gateway's metrics, each summed over its labels."""
+    async with subject.client.get(f"{subject.url}/metrics") as response:
+        text = await response.text()
+    sums: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] += sample.value  # type: ignore[assignment]
+    return sums
+
+
+def host_bytes(gateway: int) -> int:
+    """Memory that only the gateway and its children hold; weights, which they share, are not in it."""
+    family = [psutil.Process(gateway), *psutil.Process(gateway).children(recursive=True)]
+    return sum(_private_bytes(process) for process in family)
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().uss)
+    except psutil.NoSuchProcess:
+        return 0

@@ -1,0 +1,1 @@
+"""Workloads of many models: read from files, or drawn from published parameters."""
