@@ -1,0 +1,91 @@
+"""Fixtures that every test gets. The most important one lets no test leave anything behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.serving import Prism, ServePrism
+
+pytest_plugins = ("tests.models", "tests.sglang")
+
+MARK = "PRISM_TEST_RUN"
+"""Environment variable by which processes that a test started are known, whoever their parent is by now."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_mark() -> str:
+    mark = uuid.uuid4().hex
+    os.environ[MARK] = mark
+    return mark
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(run_mark: str, tmp_path: Path) -> Iterator[None]:
+    """No process, no shared memory, no socket of a test outlives it."""
+    shared_memory, known = _shared_memory(), _processes(run_mark)
+    yield
+    left = [process for pid, process in _processes(run_mark).items() if pid not in known]
+    _, left = psutil.wait_procs(left, timeout=5)
+    described = [f"{process.pid} {_cmdline(process)}" for process in left]
+    for process in left:
+        process.kill()
+    assert not described, f"processes are left: {described}"
+    assert _shared_memory() == shared_memory, "shared memory is left"
+    _assert_no_sockets(tmp_path)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets, whatever the test is called."""
+    with tempfile.TemporaryDirectory(prefix="prism-test-") as folder:
+        yield Path(folder)
+        _assert_no_sockets(Path(folder))
+
+
+@pytest.fixture
+def serve_prism(short_path: Path) -> Iterator[ServePrism]:
+    """Starts gateways: `serve_prism(registry_dict)` returns one that listens; all are stopped at the end."""
+    started: list[Prism] = []
+
+    def start(registry: dict[str, object], *, arguments: tuple[str, ...] = ()) -> Prism:
+        prism = Prism.start(short_path / f"gateway-{len(started)}", registry, arguments)
+        started.append(prism)
+        return prism
+
+    yield start
+    for prism in started:
+        prism.close()
+
+
+def _assert_no_sockets(folder: Path) -> None:
+    left = [path for path in folder.rglob("*") if path.is_socket() or path.name.endswith(".lock")]
+    assert not left, f"sockets or locks are left: {left}"
+
+
+def _processes(mark: str) -> dict[int, psutil.Process]:
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                found[process.pid] = process
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def _cmdline(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return "(gone)"
+
+
+def _shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}

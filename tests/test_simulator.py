@@ -1,0 +1,411 @@
+"""The simulator: exact times where they can be computed by hand, and a scheduler that is checked at every step."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from msgspec.structs import replace
+
+from bench.errors import BenchError
+from bench.shapes import SHAPES
+from bench.simulator.calibration import H200, read_calibration
+from bench.simulator.costs import Costs
+from bench.simulator.engine import Engine, Job
+from bench.simulator.models import costs_of, on_gpus
+from bench.simulator.outcomes import Answer, Result
+from bench.simulator.report import Setting, row
+from bench.simulator.shape import read_shape, shape_of
+from bench.simulator.simulation import Simulation
+from bench.traces.synthetic_text import parse_synthetic
+from bench.traces.trace import Request, Trace
+from config.reader import read_registry
+from config.registry import Registry, Slo
+from gateway.cli import main
+
+CALIBRATION = read_calibration()
+GIB = 2**30
+
+
+def costs(name: str) -> Costs:
+    shape = shape_of(SHAPES[name])
+    return Costs(CALIBRATION, shape, shape.weight_bytes)
+
+
+def write_registry(folder: Path, models: dict[str, str], *, workers: int = 1, **sections: Any) -> Path:
+    """A registry of `models`, each with the name of its shape; all are in host memory from the start."""
+    for name in set(models.values()):
+        (folder / f"{name}.json").write_text(json.dumps(SHAPES[name]))
+    path = folder / "registry.yaml"
+    entries = [{"name": name, "shape": f"{shape}.json", "preload": True} for name, shape in models.items()]
+    pool = {"engine": "sglang", "devices": ["cuda:0"], "workers_per_device": workers, **sections.pop("pool", {})}
+    path.write_text(
+        yaml.safe_dump({"pool": pool, "weight_store": {"host_memory": "500GiB"}, "models": entries, **sections})
+    )
+    return path
+
+
+def registry(folder: Path, models: dict[str, str], **sections: Any) -> Registry:
+    return on_gpus(read_registry(write_registry(folder, models, **sections), serving=False), None, None)
+
+
+def simulate(made: Registry, trace: Trace, *, capacity: int = 130 * GIB) -> Result:
+    simulation = Simulation(made, costs_of(made.models, CALIBRATION), CALIBRATION, capacity=capacity, validate=True)
+    return simulation.run(trace)
+
+
+def pinned(made: Registry) -> Registry:
+    return replace(made, models=tuple(replace(model, pinned=True) for model in made.models))
+
+
+def alone_tpot(model: str, prompt: int, output: int) -> float:
+    """Seconds per token of an answer in a batch of its own: its context is one token longer at each step."""
+    steps = [costs(model).decode(1, prompt + generated) for generated in range(1, output)]
+    return sum(steps) / len(steps)
+
+
+def prefill_alone(model: str, *chunks: int) -> float:
+    made, before, seconds = costs(model), 0, 0.0
+    for chunk in chunks:
+        seconds += made.prefill_step + made.prefill(chunk, before)
+        before += chunk
+    return seconds
+
+
+# --- one request, two models ------------------------------------------------------------------------------------
+
+
+def test_a_request_alone_takes_what_the_calibration_says(tmp_path: Path) -> None:
+    made = pinned(registry(tmp_path, {"a": "llama-8b"}))
+
+    (answer,) = simulate(made, Trace.of([Request(1.0, "a", 300, 50)])).answers
+
+    assert answer.ended == "finished"
+    assert answer.ttft == pytest.approx(prefill_alone("llama-8b", 300))
+    assert answer.tpot == pytest.approx(alone_tpot("llama-8b", 300, 50))
+
+
+def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
+    made = pinned(registry(tmp_path, {"a": "llama-8b"}))
+
+    (answer,) = simulate(made, Trace.of([Request(0.0, "a", 20_000, 1)])).answers
+
+    assert answer.ttft == pytest.approx(prefill_alone("llama-8b", 8192, 8192, 20_000 - 2 * 8192))
+    assert answer.tpot == 0.0
+
+
+def test_two_models_take_turns_on_one_worker(tmp_path: Path) -> None:
+    made = registry(tmp_path, {"a": "llama-1b", "b": "llama-8b"}, scheduler={"idle_timeout": "45s"})
+
+    result = simulate(made, Trace.of([Request(0.0, "a", 100, 10), Request(60.0, "b", 100, 10)]))
+
+    first, second = result.answers
+    assert first.ttft == pytest.approx(costs("llama-1b").blank_activation + prefill_alone("llama-1b", 100))
+    rebuilt = CALIBRATION.teardown.seconds + costs("llama-8b").blank_activation
+    assert second.ttft == pytest.approx(rebuilt + prefill_alone("llama-8b", 100))
+    assert (result.activations, result.migrations) == (2, 0)
+
+
+def test_a_parked_model_comes_back_in_the_time_of_its_copy(tmp_path: Path) -> None:
+    made = registry(tmp_path, {"a": "llama-8b"}, scheduler={"idle_timeout": "10s"})
+
+    _, second = simulate(made, Trace.of([Request(0.0, "a", 100, 10), Request(30.0, "a", 100, 10)])).answers
+
+    assert second.ttft == pytest.approx(costs("llama-8b").parked_activation + prefill_alone("llama-8b", 100))
+
+
+def test_models_of_one_gpu_slow_each_other_while_both_run(tmp_path: Path) -> None:
+    made = pinned(registry(tmp_path, {"a": "llama-8b", "b": "llama-8b"}, workers=2, pool={"blank_reserve": 0}))
+
+    together = simulate(made, Trace.of([Request(0.0, "a", 300, 200), Request(0.0, "b", 300, 200)])).answers
+
+    slowdown = 1 + CALIBRATION.colocation.per_neighbour
+    for answer in together:
+        assert answer.tpot is not None
+        assert answer.tpot / alone_tpot("llama-8b", 300, 200) == pytest.approx(slowdown, rel=0.02)
+
+
+# --- whole traces -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", ["serve", "refuse"])
+def test_every_request_of_a_random_trace_ends_once_whatever_the_shortage(tmp_path: Path, late: str) -> None:
+    shapes = ["llama-8b", "llama-1b", "llama-3b", "qwen3-0.6b"]
+    made = registry(
+        tmp_path,
+        {f"m{index}": shapes[index % 4] for index in range(8)},
+        workers=3,
+        scheduler={"late": late, "idle_timeout": "5s"},
+        gateway={"limits": {"queue_per_model": 20}},
+    )
+    trace = parse_synthetic("zipf:models=8,rate=8,cv=3,duration=60s,seed=5").trace().stored()
+    trace = trace.renamed({f"model-{index}": f"m{index}" for index in range(8)})
+
+    answers = simulate(made, trace, capacity=30 * GIB).answers
+
+    assert [answer.asked for answer in answers] == list(trace)
+    assert {answer.ended.partition(":")[0] for answer in answers} == {"finished", "refused"}
+    for answer in answers:
+        assert (answer.ended == "finished") == (answer.finished_at is not None)
+        assert answer.ttft is None or answer.ttft > 0
+
+
+def test_the_same_trace_is_simulated_to_the_same_result(tmp_path: Path) -> None:
+    made = registry(tmp_path, {"model-0": "llama-8b", "model-1": "llama-1b", "model-2": "llama-3b"}, workers=2)
+    trace = parse_synthetic("zipf:models=3,rate=3,cv=2,duration=30s,seed=1").trace()
+
+    assert simulate(made, trace).answers == simulate(made, trace).answers
+
+
+def test_a_request_that_no_gpu_has_the_kv_cache_for_fails_and_holds_up_nobody(tmp_path: Path) -> None:
+    made = pinned(registry(tmp_path, {"a": "llama-8b"}))
+
+    large, small = simulate(
+        made, Trace.of([Request(0.0, "a", 200_000, 10), Request(0.1, "a", 100, 10)]), capacity=30 * GIB
+    ).answers
+
+    assert (large.ended, large.ttft) == ("larger than any KV cache", None)
+    assert small.ended == "finished"
+
+
+# --- the engine -------------------------------------------------------------------------------------------------
+
+
+def drain(engine: Engine, now: float = 0.0) -> dict[int, float]:
+    """Run until nothing is left; returns when each request was complete."""
+    finished = {}
+    while (end := engine.begin(now, 1.0)) is not None:
+        now = end
+        for request in engine.complete().finished:
+            finished[request] = now
+    return finished
+
+
+def fill(engine: Engine, requests: int, rng: random.Random) -> None:
+    for number in range(requests):
+        engine.submit(Job(number, rng.random(), rng.randint(1, 3000), rng.randint(1, 500)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kv_cache_stays_within_its_limit_and_yet_all_are_served(seed: int) -> None:
+    made, limit = costs("llama-8b"), GIB
+    engine = Engine(made, 16, limit)
+    fill(engine, 40, random.Random(seed))
+    now, finished = 0.0, 0
+
+    while (end := engine.begin(now, 1.0)) is not None:
+        now = end
+        assert engine.mapped(now) <= limit
+        finished += len(engine.complete().finished)
+        assert engine.mapped(now) <= limit
+
+    assert finished == 40
+    assert (engine.running, engine.waiting, engine.mapped(now)) == (0, 0, 0)
+
+
+def test_what_was_served_is_counted_while_it_runs() -> None:
+    engine = Engine(costs("llama-8b"), 4, GIB)
+    engine.submit(Job(1, 1.0, 100, 50))
+    engine.begin(0.0, 1.0)
+    now = costs("llama-8b").prefill_step + costs("llama-8b").prefill(100, 0)
+    engine.complete()
+    end = engine.begin(now, 1.0)
+
+    assert engine.served(now) == (100, 1)
+    assert engine.served(now + costs("llama-8b").decode(1, 101)) == (100, 2)
+    assert end is not None
+    assert engine.served(end) == (100, 50)
+    engine.complete()
+    assert engine.served(end) == (100, 50)
+
+
+def test_a_lower_limit_makes_the_newest_wait_again_and_a_higher_one_brings_them_back() -> None:
+    engine = Engine(costs("llama-8b"), 16, 2 * GIB)
+    for number in range(4):
+        engine.submit(Job(number, float(number), 3000, 200))
+    now = 0.0
+    while engine.begin(now, 1.0) is not None and engine.run is not None and engine.run.pieces:
+        now = engine.run.end()
+        engine.complete()
+    assert engine.running == 4
+
+    engine.set_limit(GIB)
+    now = engine.cut(now + 1e-4) or now
+    assert engine.complete().finished == []
+    engine.begin(now, 1.0)
+
+    assert (engine.running, engine.waiting) == (2, 2)
+    assert engine.mapped(now) <= GIB
+    engine.set_limit(2 * GIB)
+    served = engine.complete().finished + list(drain(engine, now))
+    assert sorted(served) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_changes_no_time(seed: int) -> None:
+    """Steps that are advanced together take as long as step by step."""
+    whole, stepped = Engine(costs("llama-3b"), 8, 4 * GIB), Engine(costs("llama-3b"), 8, 4 * GIB)
+    fill(whole, 20, random.Random(seed))
+    fill(stepped, 20, random.Random(seed))
+    rng, now, finished = random.Random(seed), 0.0, {}
+
+    while (end := stepped.begin(now, 1.0)) is not None:
+        cut = stepped.cut(rng.uniform(now, end))
+        assert cut is not None
+        now = cut
+        finished.update(dict.fromkeys(stepped.complete().finished, now))
+
+    assert finished == pytest.approx(drain(whole))
+
+
+def test_an_aborted_request_makes_room_wherever_it_is() -> None:
+    engine = Engine(costs("llama-8b"), 1, GIB)
+    engine.submit(Job(1, 1.0, 100, 1000))
+    engine.submit(Job(2, 2.0, 100, 10))
+    engine.submit(Job(3, 3.0, 100, 10))
+    engine.begin(0.0, 1.0)
+
+    assert [engine.abort(request) for request in (1, 3, 4)] == [True, True, False]
+
+    assert engine.complete().first_tokens == []
+    assert list(drain(engine)) == [2]
+
+
+# --- what it is given -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters", "kv_bytes"),
+    [("llama-1b", 1.236e9, 32768), ("llama-3b", 3.213e9, 114688), ("llama-8b", 8.030e9, 131072)],
+)
+def test_a_shapes_size_is_that_of_the_published_model(shape: str, parameters: float, kv_bytes: int) -> None:
+    read = shape_of(SHAPES[shape])
+
+    assert read.weight_bytes / 2 == pytest.approx(parameters, rel=1e-3)
+    assert read.kv_bytes == kv_bytes
+
+
+def test_a_step_reads_the_experts_that_its_batch_chooses() -> None:
+    read = shape_of(SHAPES["qwen3-moe"])
+
+    one = read.shared_bytes + (read.weight_bytes - read.shared_bytes) * 8 / 64
+    assert read.bytes_read(1) == pytest.approx(one)
+    assert read.bytes_read(1) < read.bytes_read(8) < read.weight_bytes
+    assert read.active_parameters < read.weight_bytes / 4
+
+
+def test_the_shipped_calibration_gives_what_was_measured() -> None:
+    rows = json.loads(Path("docs/results/activation.json").read_text())
+    ready = {(entry["model"], entry["state"]): entry["ready_s"] for entry in rows["rows"]}
+
+    for model in ("llama-1b", "llama-8b"):
+        assert costs(model).parked_activation == pytest.approx(ready[model, "parked"], rel=0.02)
+        assert costs(model).blank_activation == pytest.approx(ready[model, "blank"], rel=0.02)
+    assert 1 / costs("llama-8b").decode(1, 383) == pytest.approx(rows["decode_tokens_per_s"]["1"], rel=0.01)
+    assert 32 / costs("llama-8b").decode(32, 32 * 383) == pytest.approx(rows["decode_tokens_per_s"]["32"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "complaint"),
+    [
+        ("prefill", {"seconds": -1, "flops_per_s": 1, "measured": True, "source": "x"}, r"\$\.prefill\.seconds"),
+        ("decode", {"seconds": 1}, r"\$\.decode"),
+        ("limit", {"seconds": 1, "measured": True, "source": ""}, r"\$\.limit\.source"),
+        ("colour", {}, "colour"),
+    ],
+)
+def test_a_wrong_calibration_says_which_entry(tmp_path: Path, entry: str, value: object, complaint: str) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps({**json.loads(H200.read_bytes()), entry: value}))
+
+    with pytest.raises(BenchError, match=complaint):
+        read_calibration(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"architectures": ["DeepseekV2ForCausalLM"]}, "its architecture is DeepseekV2ForCausalLM"),
+        ({"hidden_size": None}, "not understood"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized by awq"),
+    ],
+)
+def test_a_shape_that_is_not_understood_says_so(tmp_path: Path, changed: dict[str, Any], complaint: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SHAPES["llama-1b"] | changed))
+
+    with pytest.raises(BenchError, match=complaint):
+        read_shape(path)
+
+
+def test_attainment_counts_what_was_not_answered_as_missed() -> None:
+    asked = [Request(float(at), "a", 10, 11) for at in range(4)]
+    answers = [
+        Answer(asked[0], 0.5, 1.5, "finished"),
+        Answer(asked[1], 3.5, 4.5, "finished"),
+        Answer(asked[2], 2.5, 12.5, "finished"),
+        Answer(asked[3], ended="refused: late"),
+    ]
+
+    made = row(Setting("lru", 1, 1.0, 1.0, 0), Result(answers, 8.0, 1, 0), {"a": Slo(ttft=1.0, tpot=0.2)})
+
+    assert (made.ttft_attainment, made.tpot_attainment, made.goodput_rps) == (0.5, 0.5, 1 / 8)
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def command(*given: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", *map(str, given)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_prism_simulate_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = write_registry(tmp_path, {"a": "llama-8b", "b": "llama-1b"}, workers=2), tmp_path / "out.json"
+    synthetic = "zipf:models=3,rate=1,duration=40s"
+
+    options = ["--gpus", "2", "--gpu-memory", "80GiB", "--rate-scale", "1,2", "--slo-scale", "0.01,1", "--validate"]
+    status = command("--registry", path, "--synthetic", synthetic, *options, "--json", out)
+
+    written, printed = json.loads(out.read_bytes()), capsys.readouterr()
+    assert status == 0
+    assert [(entry["rate_scale"], entry["slo_scale"]) for entry in written] == [(1, 0.01), (1, 1), (2, 0.01), (2, 1)]
+    assert {entry["gpus"] for entry in written} == {2}
+    assert written[0]["ttft_attainment"] < written[1]["ttft_attainment"] <= 1.0
+    assert written[2]["requests"] > written[0]["requests"] > 0
+    assert len(printed.out.splitlines()) == 5
+    assert "trace: model-0 is a" in printed.err or "trace: model-0 is b" in printed.err
+    assert "73.6 GiB" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "complaint"),
+    [
+        (["--synthetic", "zipf:colour=3"], 2, "zipf has no 'colour'"),
+        (["--synthetic", "zipf:models=2,rate=1", "--policy", "fifo"], 2, "--policy"),
+        (["--synthetic", "zipf:models=2,rate=1", "--gpu-memory", "0"], 2, "--gpu-memory"),
+        (["--synthetic", "zipf:models=2,rate=1", "--rate-scale", "1,x"], 2, "numbers with commas between"),
+        (["--trace", "/nowhere.csv"], 1, "/nowhere.csv"),
+    ],
+)
+def test_what_is_wrong_with_the_command_line_is_said(
+    tmp_path: Path, given: list[str], status: int, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_registry(tmp_path, {"a": "llama-1b"})
+
+    assert command("--registry", path, *given) == status
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_model_whose_size_is_not_known_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "registry.yaml"
+    path.write_text("pool: {engine: simulated}\nmodels: [{name: ghost}]\n")
+
+    assert command("--registry", path, "--synthetic", "zipf:models=1,rate=1") == 1
+    assert "ghost: it has no shape" in capsys.readouterr().err
