@@ -1,13 +1,15 @@
 ## make demo              three tiny models on two workers, served; ARGS=--once ends after showing it
 ## make test              lint, types and the whole test suite
+## make fuzz              the tests of the scheduler by random events, with new cases at each run; EXAMPLES=2000 how many
 ## make bench             the gateway's own cost, beside two peers
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+EXAMPLES ?= 2000
 
-.PHONY: help demo test lint types pytest bench clean
+.PHONY: help demo test lint types pytest fuzz bench clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -26,6 +28,9 @@ types: $(VENV)/.dev
 
 pytest: $(VENV)/.sglang
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.dev
+	PRISM_CASES=fuzz PRISM_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_scheduler_random.py $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.overhead $(ARGS)

@@ -75,15 +75,21 @@ def gain_of_blanking(state: State, worker: Worker) -> int:
     return max(0, state.account(worker).held - (worker.held_blank or 0))
 
 
-def ever_fits(state: State, device: Device, model: Model) -> bool:
-    """Whether `model` can begin on the device once all is evicted that may be."""
-    return not device.accounted or least(state, device, model) <= (device.ledger.capacity or 0)
+def ever_fits(state: State, device: Device, model: Model, place: Worker | None = None) -> bool:
+    """Whether `model` can begin on the device, or in one `place` on it, once all is evicted that may be."""
+    return not device.accounted or least(state, device, model, place) <= (device.ledger.capacity or 0)
 
 
-def least(state: State, device: Device, model: Model) -> int:
-    """Bytes that the device must have for `model`, for blank workers, and for the pinned models that are there now."""
+def least(state: State, device: Device, model: Model, place: Worker | None = None) -> int:
+    """Bytes that the device must have for `model`, for blank workers, and for the pinned models that are there now.
+
+    Where it serves already counts as its own; with a `place`, it shall serve there as well.
+    """
     own = model.weight_bytes + held_when_active(device, model) + device.kv_minimum
-    rest = [w for w in state.on(device) if not (w.model == model.name and w.phase in SERVING)]
+    if place is None:
+        rest = [w for w in state.on(device) if not (w.model == model.name and w.phase in SERVING)]
+    else:
+        rest = [worker for worker in state.on(device) if worker is not place]
     kept = [state.account(w).held + state.account(w).weights + device.kv_minimum for w in rest if state.keeps_pinned(w)]
     blank = sorted(worker.held_blank or 0 for worker in rest if not state.keeps_pinned(worker))
     # One of the blank workers becomes the model's own.

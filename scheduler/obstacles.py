@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config.units import format_size
 from scheduler import memory
-from scheduler.state import Device, Model, State
+from scheduler.state import Device, Model, State, Worker
 
 
 def obstacle(state: State, model: Model) -> str:
@@ -12,11 +12,11 @@ def obstacle(state: State, model: Model) -> str:
     return _of_host(state, model) or _of_workers(state, model) or _of_devices(state, model)
 
 
-def obstacle_on(state: State, device: Device, model: Model) -> str:
-    """What stands against `model` on this device."""
-    if memory.ever_fits(state, device, model):
+def obstacle_on(state: State, device: Device, model: Model, place: Worker | None = None) -> str:
+    """What stands against `model` on this device, or in one `place` on it."""
+    if memory.ever_fits(state, device, model, place):
         return ""
-    needed, capacity = format_size(memory.least(state, device, model)), format_size(device.ledger.capacity or 0)
+    needed, capacity = format_size(memory.least(state, device, model, place)), format_size(device.ledger.capacity or 0)
     return f"{model.name} does not fit into the memory of {device.name}: that takes {needed} of {capacity}"
 
 

@@ -56,7 +56,7 @@ class Commands:
             return ""
         if self._state.keeps_pinned(worker):
             return f"worker {number} serves {worker.model}, which is pinned"
-        if problem := obstacle_on(self._state, self._state.devices[worker.device], model):
+        if problem := obstacle_on(self._state, self._state.devices[worker.device], model, worker):
             return problem
         worker.reserved_for = model.name
         return ""

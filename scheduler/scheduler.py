@@ -504,8 +504,9 @@ class Scheduler:
         for worker in self.state.workers:
             if worker.reserved_for is not None:
                 model = self.state.models[worker.reserved_for]
-                if problem := obstacle_on(self.state, self.state.devices[worker.device], model):
+                if problem := obstacle_on(self.state, self.state.devices[worker.device], model, worker):
                     self._actions += self._commands.failed_on(worker, model, problem)
+                    self._update_wanting(model)
 
     def _stage_failed(self, event: StageFailed) -> None:
         self.state.host.staging = None

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.serving import Prism, ServePrism
 
 pytest_plugins = ("tests.models", "tests.sglang")
+
+# The same cases at every run, so that a commit passes or fails for what is in it; `make fuzz` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.register_profile("fuzz", deadline=None, database=None, print_blob=True)
+settings.load_profile(os.environ.get("PRISM_CASES", "same"))
 
 MARK = "PRISM_TEST_RUN"
 """Environment variable by which processes that a test started are known, whoever their parent is by now."""

@@ -128,6 +128,4 @@ class Books(RuleBasedStateMachine):
 
 
 TestBooks = Books.TestCase
-TestBooks.settings = settings(
-    max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestBooks.settings = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])

@@ -107,9 +107,7 @@ def test_any_run_replays_to_the_same_decisions(monkeypatch: pytest.MonkeyPatch) 
     few = settings(
         max_examples=15,
         stateful_step_count=30,
-        deadline=None,
         suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-        database=None,
     )
     run_state_machine_as_test(test_scheduler_random.Pool, settings=few)
     for run in made:

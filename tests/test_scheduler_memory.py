@@ -410,3 +410,29 @@ def test_under_load_everybody_is_served_and_no_device_is_overcommitted(seed: int
         assert not bench.refused()
         assert all(bench.now - since < 30 for since in waiting.values()), f"{waiting} starve"
     assert not waiting
+
+
+# --- what an operator wants and cannot have -------------------------------------------------------------------
+
+
+def pinned_beside_another(*, started: bool) -> Bench:
+    return gpu({"a": 1, "b": 2}, memory=9, models=["a", model("b", pinned=True)], start=started)
+
+
+def test_a_second_copy_of_a_pinned_model_is_not_waited_for_where_it_can_never_fit() -> None:
+    bench = pinned_beside_another(started=True)
+    assert bench.active() == {0: "b"}
+    command = bench.activate("b", worker=1)
+    assert bench.answers() == {command: False}
+    bench.serve("a")
+
+
+def test_nobody_waits_on_a_worker_for_which_an_operator_asked_in_vain_before_its_neighbour_was_there() -> None:
+    bench = pinned_beside_another(started=False)
+    request = bench.ask("a")
+    commands = [bench.activate("b", worker=worker) for worker in (0, 1)]
+    for worker in (0, 1):
+        bench.tell(WorkerBlank(worker, GIB))
+    bench.settle()
+    assert bench.answers() == {commands[0]: True, commands[1]: False}
+    assert bench.on(request) == 1

@@ -48,6 +48,7 @@ from scheduler.events import (
 from scheduler.scheduler import Scheduler
 from tests.scheduling import GIB, Bench, model, registry
 
+EXAMPLES = int(os.environ.get("PRISM_EXAMPLES", "120"))
 NAMES = ("a", "b", "c", "d")
 SETTLING_ROUNDS = 300
 """Rounds of one second in which everything must come to rest once the faults have ended: far more than any back-off."""
@@ -459,7 +460,7 @@ PATIENCE = len(NAMES) * (QUANTUM + DRAIN_AFTER + LONGEST) + HIGHEST
 """Seconds: every other model may have its quantum, its longest answer and its head start before one's own turn."""
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=EXAMPLES // 3)
 @given(
     workers=st.integers(1, 3),
     priorities=st.lists(st.integers(0, HIGHEST), min_size=4, max_size=4),
@@ -513,10 +514,7 @@ def test_among_busy_models_nobody_starves_and_nobody_is_swapped_out_before_the_q
 
 TestPool = Pool.TestCase
 TestPool.settings = settings(
-    max_examples=int(os.environ.get("PRISM_RANDOM_EXAMPLES", "120")),
+    max_examples=EXAMPLES,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-    database=None,
-    print_blob=True,
 )
