@@ -1,0 +1,272 @@
+"""Which waiting requests can still meet their deadlines, and which of them goes next, on one machine.
+
+Moore-Hodgson: of jobs with deadlines on one machine, the largest number can end in time if one walks through them in
+deadline order and, whenever one would end too late, drops the longest of those kept so far. What is kept runs in
+deadline order. The same jobs are kept if one takes them from the shortest to the longest and keeps each that fits
+beside those already kept; this second view is what makes `AdmissionQueue` cheap.
+
+Priorities come first: jobs are kept from the most important level to the least, and within a level by Moore-Hodgson.
+So, of a level, the largest number is kept that fits beside what the levels above have kept; no job is ever dropped for
+a less important one; and no dropped job would fit beside the kept ones. With one level the number is the optimum. With
+several it is a heuristic: neither the number nor a sum of weights over all levels is the best one possible.
+
+Times are given in seconds on any clock and must be finite. They are counted in whole nanoseconds, so that sums are
+exact and do not depend on the order in which they were added up.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+NANOSECONDS = 1e9
+_EVERYBODY = (math.inf,)
+"""A rank behind all others."""
+
+
+class Job(NamedTuple):
+    request: int
+    deadline: float
+    """When it must have ended, in seconds."""
+    cost: float
+    """How long it takes the machine, in seconds; not negative."""
+    priority: int = 0
+    """Higher is more important."""
+
+
+class Plan(NamedTuple):
+    kept: list[int]
+    """Requests that end in time if they run in this order, which is that of their deadlines."""
+    late: list[int]
+    """All others, in deadline order."""
+
+
+def on_time(jobs: Iterable[Job], start: float) -> Plan:
+    """Plan `jobs` on a machine that is free from `start`, in seconds. O(levels x n + n log n).
+
+    Of equal deadlines the lower number is first; of jobs that are equally long the later deadline is dropped.
+    """
+    entries = sorted(_entry(job) for job in jobs)
+    kept = _kept(entries, _ticks(start))
+    return Plan(
+        [entry.request for position, entry in enumerate(entries) if position in kept],
+        [entry.request for position, entry in enumerate(entries) if position not in kept],
+    )
+
+
+class AdmissionQueue:
+    """Waiting requests of all models of one machine; `first` says who goes next, as a new `on_time` would.
+
+    A request that can still end in time is open, others are late. The earliest open request is not in the plan if it,
+    together with all later ones that rank before it, does not fit. That depends on the start only through one number,
+    the latest start at which they fit, so this number is kept, with bounds on how far it can have moved since: what
+    was added can have lowered it by no more than its cost, what was removed raised it by no more than its cost. It is
+    computed again, O(n), when the bounds leave the answer open. Another such number, for all open requests, answers at
+    once while every deadline can be met. Only where a level is overloaded by itself and a less important request has an
+    earlier deadline, a whole plan is made.
+    """
+
+    def __init__(self, patience: float) -> None:
+        """A request `patience` seconds past its deadline goes before everything."""
+        self._patience = _ticks(patience)
+        self._now: float = -math.inf
+        self._waiting: dict[int, _Entry] = {}
+        self._open: list[_Entry] = []
+        self._late: list[_Entry] = []
+        self._closing: list[tuple[int, int]] = []  # a heap of last starts; forgets those removed when they come up
+        self._added = 0
+        self._removed = 0
+        self._all_fit_until: float = math.inf
+        self._all_may_fit_from: float = 0  # by `_removed`
+        self._fit: dict[int, _Bounds] = {}
+        self._above_fit: dict[int, _Bounds] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, request: int) -> bool:
+        return request in self._waiting
+
+    def add(self, request: int, deadline: float, cost: float, priority: int = 0) -> None:
+        """Times are in seconds. A request that waits already gets the new values."""
+        self.remove(request)
+        entry = _entry(Job(request, deadline, cost, priority))
+        self._waiting[request] = entry
+        insort(self._open, entry)
+        heapq.heappush(self._closing, (entry.deadline - entry.cost, request))
+        self._added += entry.cost
+        self._all_fit_until = min(self._all_fit_until, entry.deadline) - entry.cost
+
+    def remove(self, request: int) -> None:
+        """Forget a request; one that does not wait is no error."""
+        entry = self._waiting.pop(request, None)
+        if entry is not None and not _discard(self._late, entry):
+            self._leave_open(entry)
+        if len(self._closing) > 2 * len(self._open) + 64:
+            self._closing = [(entry.deadline - entry.cost, entry.request) for entry in self._open]
+            heapq.heapify(self._closing)
+
+    def first(self, now: float) -> int | None:
+        """Who goes next if the machine is free from `now`, in seconds; None when nobody waits.
+
+        Those who are past their patience go first, then the earliest of the plan, then the late ones; each in the order
+        of deadlines. Time does not go back: an earlier `now` than the last one counts as the last one.
+        """
+        tick = self._now = max(_ticks(now), self._now)
+        self._close(tick)
+        if self._late and tick - self._late[0].deadline > self._patience:
+            return self._late[0].request
+        if self._open:
+            return self._first_open(tick)
+        return self._late[0].request if self._late else None
+
+    def _close(self, now: float) -> None:
+        """Move those that can no longer end in time."""
+        while self._closing and self._closing[0][0] < now:
+            last_start, request = heapq.heappop(self._closing)
+            entry = self._waiting.get(request)
+            if entry is not None and entry.deadline - entry.cost == last_start and _contains(self._open, entry):
+                self._leave_open(entry)
+                insort(self._late, entry)
+
+    def _leave_open(self, entry: _Entry) -> None:
+        if self._open[0] == entry:
+            self._all_fit_until += entry.cost
+        _discard(self._open, entry)
+        self._removed += entry.cost
+        self._fit.pop(entry.request, None)
+        self._above_fit.pop(entry.request, None)
+        if not self._open:
+            self._all_fit_until = math.inf
+
+    def _first_open(self, now: float) -> int:
+        if self._all_fit(now):
+            return self._open[0].request
+        for position, entry in enumerate(self._open):
+            if self._fits(self._fit, position, entry.rank, entry.cost, now):
+                return entry.request
+            if not self._fits(self._above_fit, position, entry.rank[:1], 0, now):
+                break
+        return self._open[min(_kept(self._open, now))].request
+
+    def _all_fit(self, now: float) -> bool:
+        """Whether all that are open fit; False may also mean that this is not likely enough to look again."""
+        if self._all_fit_until >= now:
+            return True
+        if self._removed < self._all_may_fit_from:
+            return False
+        latest = _latest_start(self._open, _EVERYBODY, 0, math.inf, -math.inf)
+        self._all_fit_until = latest
+        self._all_may_fit_from = self._removed + now - latest
+        return latest >= now
+
+    def _fits(self, known: dict[int, _Bounds], position: int, rank: tuple[float, ...], spent: int, now: float) -> bool:
+        """Whether `spent` fits from `now` on, by the deadline at `position`, with all later ones before `rank`."""
+        entry = self._open[position]
+        bounds = known.get(entry.request)
+        if bounds is not None and bounds.low - self._added >= now:
+            return True
+        if bounds is not None and bounds.high + self._removed < now:
+            return False
+        latest = _latest_start(self._open[position + 1 :], rank, spent, entry.deadline - spent, now)
+        low = latest + self._added if latest >= now else -math.inf
+        known[entry.request] = _Bounds(low, latest - self._removed)
+        return latest >= now
+
+
+class _Entry(NamedTuple):
+    """A job in nanoseconds. Entries sort by deadline."""
+
+    deadline: int
+    request: int
+    cost: int
+    rank: tuple[int, int, int, int]
+    """The order in which jobs are kept: the most important, then the shortest first."""
+
+
+class _Bounds(NamedTuple):
+    """Between which starts the latest one is at which something fits, had nothing been added or removed, ever."""
+
+    low: float
+    high: float
+
+
+def _ticks(seconds: float) -> int:
+    return round(seconds * NANOSECONDS)
+
+
+def _entry(job: Job) -> _Entry:
+    deadline, cost = _ticks(job.deadline), _ticks(job.cost)
+    return _Entry(deadline, job.request, cost, (-job.priority, cost, deadline, job.request))
+
+
+def _contains(entries: Sequence[_Entry], entry: _Entry) -> bool:
+    position = bisect_left(entries, entry)
+    return position < len(entries) and entries[position] == entry
+
+
+def _discard(entries: list[_Entry], entry: _Entry) -> bool:
+    position = bisect_left(entries, entry)
+    found = position < len(entries) and entries[position] == entry
+    if found:
+        del entries[position]
+    return found
+
+
+def _latest_start(
+    entries: Iterable[_Entry], before: tuple[float, ...], spent: int, latest: float, needed: float
+) -> float:
+    """The latest start, at most `latest`, at which `spent` and then all entries that rank before `before` end in time.
+
+    Below `needed` an upper bound is enough.
+    """
+    for deadline, _, cost, rank in entries:
+        if rank < before:
+            spent += cost
+            if deadline - spent < latest:
+                latest = deadline - spent
+                if latest < needed:
+                    break
+    return latest
+
+
+def _kept(entries: Sequence[_Entry], start: float) -> set[int]:
+    """Positions of those that `on_time` keeps; `entries` are in deadline order."""
+    levels: dict[int, list[int]] = {}
+    for position, entry in enumerate(entries):
+        levels.setdefault(entry.rank[0], []).append(position)
+    kept: set[int] = set()
+    for rank in sorted(levels):
+        kept |= _kept_of_level(entries, levels[rank], sorted(kept), start)
+    return kept
+
+
+def _kept_of_level(entries: Sequence[_Entry], level: Sequence[int], above: list[int], start: float) -> set[int]:
+    """Moore-Hodgson among the positions `level`, in the time that those `above` leave."""
+    longest: list[tuple[int, int]] = []
+    spent = 0
+    for position, room in zip(level, _room(entries, level, above, start), strict=True):
+        cost = entries[position].cost
+        spent += cost
+        heapq.heappush(longest, (-cost, -position))
+        if spent > room:
+            spent += heapq.heappop(longest)[0]
+    return {-position for _, position in longest}
+
+
+def _room(entries: Sequence[_Entry], level: Sequence[int], above: list[int], start: float) -> list[float]:
+    """How much of `level` fits up to each of its positions, so that it and all `above` end in time."""
+    room: list[float] = []
+    free = -start - sum(entries[position].cost for position in above)
+    least, later = math.inf, len(above) - 1
+    for position in reversed(level):
+        while later >= 0 and above[later] > position:
+            entry = entries[above[later]]
+            least = min(least, entry.deadline + free)
+            free += entry.cost
+            later -= 1
+        room.append(min(least, entries[position].deadline + free))
+    return room[::-1]
