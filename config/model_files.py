@@ -19,6 +19,18 @@ def weight_bytes(model: Model) -> int:
         return 0
 
 
+def kv_bytes_per_token(model: Model) -> int:
+    """Bytes of KV cache per token, as its config.json has it, at two bytes a number; 0 where that does not say."""
+    file = model.shape or (model.path / "config.json" if model.path else None)
+    try:
+        config = json.loads(file.read_bytes()) if file else {}
+        heads = config["num_attention_heads"]
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        return int(4 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_dim)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError):
+        return 0
+
+
 def fault_of_folder(folder: Path) -> str:
     """Why `folder` is not one; empty if it is."""
     try:

@@ -15,6 +15,7 @@ from config.fields import Bytes, Count, Delay, NonNegative, Port, Rank, Seconds,
 
 EngineName = Literal["transformers", "sglang", "simulated"]
 LatePolicy = Literal["serve", "refuse"]
+PolicyName = Literal["prism", "prism-paper", "static", "space", "swap", "serverless", "lru"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -92,13 +93,21 @@ class WeightStore(Struct, frozen=True, kw_only=True):
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True):
-    policy: Literal["lru"] = "lru"
+    policy: PolicyName = "lru"
+    placement_seed: NonNegative = 0
+    """Of the placement that `static` and `space` keep to; 0 puts the largest model first, where there is most room."""
+    profile: Path | None = None
+    """A JSON file with speeds that are known already (`scheduler.profile.Profile`); what it lacks is learned."""
+    window: Seconds = 60.0
+    """Seconds over which rates of requests and tokens are taken."""
     idle_timeout: Delay = 45.0
     """Seconds without a request after which a model is parked."""
     quantum: Delay = 2.0
     """Seconds that a busy model keeps its worker before another may have it drained."""
     linger: Delay = 0.1
     """Seconds without a request before a model that has not had its quantum yet makes way for another."""
+    ahead: Delay = 0.25
+    """Seconds of prefill for which requests are sent to a device ahead; the rest waits in the gateway, in its order."""
     drain_after: Delay = 1.0
     """Seconds that a request waits for a worker before a busy one is drained for it."""
     late: LatePolicy = "serve"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config.device_memory import device_bytes
+from config.model_files import kv_bytes_per_token
 from config.registry import Registry
 from enginepool import engines
 from enginepool.store import WeightStore
@@ -17,6 +18,7 @@ from gateway.device_memory import capacities
 from gateway.journal import Journal
 from gateway.live import LiveRequest
 from gateway.metrics import Metrics
+from gateway.profile import read_profile
 from gateway.recording import Recorder
 from scheduler.actions import Answer, AnyAction
 from scheduler.events import AnyEvent
@@ -52,6 +54,8 @@ class Context:
             registry,
             weight_bytes={model.name: device_bytes(registry, model) for model in registry.models},
             capacities=capacities(registry.pool),
+            kv_bytes={model.name: kv_bytes_per_token(model) for model in registry.models},
+            profile=read_profile(registry.scheduler.profile),
             staging=engines.needs_weights(registry.pool.engine),
             validate=validate,
         )

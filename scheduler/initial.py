@@ -6,12 +6,20 @@ from collections.abc import Mapping
 
 from config.devices import copies_at_a_time
 from config.registry import Pool, Registry
+from scheduler.estimates import demand_of, estimates_of
 from scheduler.ledger import Ledger
+from scheduler.profile import Profile
 from scheduler.state import Device, HostMemory, Model, State, Worker
 
 
 def initial_state(
-    registry: Registry, weight_bytes: Mapping[str, int], capacities: Mapping[str, int], *, staging: bool
+    registry: Registry,
+    weight_bytes: Mapping[str, int],
+    kv_bytes: Mapping[str, int],
+    capacities: Mapping[str, int],
+    profile: Profile,
+    *,
+    staging: bool,
 ) -> State:
     """What a scheduler knows before its first event; the arguments are those of `Scheduler`."""
     models = {
@@ -22,6 +30,9 @@ def initial_state(
             pinned=spec.pinned,
             preload=spec.preload,
             weight_bytes=weight_bytes.get(spec.name, 0),
+            kv_bytes=kv_bytes.get(spec.name, 0),
+            slo_tpot=spec.slo.tpot,
+            demand=demand_of(profile.models.get(spec.name), registry.scheduler.window),
         )
         for index, spec in enumerate(registry.models)
     }
@@ -33,6 +44,7 @@ def initial_state(
         workers=workers,
         host=HostMemory(required=staging and bool(weight_bytes), capacity=registry.weight_store.host_memory),
         devices={name: _device(pool, name, workers, capacities.get(name)) for name in pool.devices},
+        estimates=estimates_of(profile),
     )
     if state.host.required:
         state.to_preload = {m.name: None for m in models.values() if m.pinned or m.preload}

@@ -12,6 +12,7 @@ from config.registry import Pool
 from scheduler import memory
 from scheduler.actions import SetKvLimit
 from scheduler.events import LimitApplied
+from scheduler.pressure import kv_needed
 from scheduler.state import SERVING, Device, State, Worker
 
 LEAST_CHANGE = 256 * 2**20
@@ -19,13 +20,17 @@ LEAST_CHANGE = 256 * 2**20
 LEAST_SHARE = 0.1
 """Limits that would move by less stay: a change costs the engine prefix cache, or a step's time."""
 
+IDLE_USE = 64 * 2**20
+"""Bytes that a worker is taken to use at least, so that one that begins has room to."""
+
 
 class KvLimits:
     """Each method returns, one by one, the limits that workers are to be told."""
 
-    def __init__(self, state: State, pool: Pool) -> None:
+    def __init__(self, state: State, pool: Pool, *, elastic: bool) -> None:
         self._state = state
         self._pool = pool
+        self._elastic = elastic
 
     def settle(self, device: Device, now: float) -> Iterator[SetKvLimit]:
         """Reserve memory for activations that wait for it, as far as it is free; then see to the limits."""
@@ -94,16 +99,27 @@ class KvLimits:
         serving, ledger = self._serving(device), device.ledger
         if not serving:
             return
-        share = max(device.kv_minimum, (ledger.free + sum(ledger[w.number].kv for w in serving)) // len(serving))
+        shares = self._shares(device, serving)
         for worker in serving:
-            limit = ledger[worker.number].limit
+            limit, share = ledger[worker.number].limit, shares[worker.number]
             if share < limit and (ledger.free < 0 or (_matters(limit, share) and now >= worker.keeps_kv_until)):
                 yield self._tell(worker, share)
         for worker in serving:
             account = ledger[worker.number]
-            reach = min(share, account.kv + max(0, ledger.free))
+            reach = min(shares[worker.number], account.kv + max(0, ledger.free))
             if reach > account.limit and _matters(account.limit, reach):
                 yield self._tell(worker, reach)
+
+    def _shares(self, device: Device, serving: list[Worker]) -> dict[int, int]:
+        """What each should have of what weights and workers leave: equal parts, or by what it has use for."""
+        least = device.kv_minimum
+        room = device.ledger.free + sum(device.ledger[worker.number].kv for worker in serving)
+        if not self._elastic or room <= least * len(serving):
+            return dict.fromkeys((worker.number for worker in serving), max(least, room // len(serving)))
+        uses = {worker.number: IDLE_USE + kv_needed(self._state, worker) for worker in serving}
+        spare = room - least * len(serving)
+        total = sum(uses.values())
+        return {number: least + int(spare * use / total) for number, use in uses.items()}
 
     def _serving(self, device: Device) -> list[Worker]:
         return [worker for worker in self._state.on(device) if worker.phase in SERVING]

@@ -75,8 +75,15 @@ def gain_of_blanking(state: State, worker: Worker) -> int:
     return max(0, state.account(worker).held - (worker.held_blank or 0))
 
 
+def grown(state: State, worker: Worker) -> int:
+    """Bytes that a blank worker holds above what its process held at first."""
+    return state.account(worker).held - (worker.held_first or 0)
+
+
 def ever_fits(state: State, device: Device, model: Model, place: Worker | None = None) -> bool:
     """Whether `model` can begin on the device, or in one `place` on it, once all is evicted that may be."""
+    if not model.may_be_on(device):
+        return False
     return not device.accounted or least(state, device, model, place) <= (device.ledger.capacity or 0)
 
 

@@ -16,6 +16,8 @@ def obstacle_on(state: State, device: Device, model: Model, place: Worker | None
     """What stands against `model` on this device, or in one `place` on it."""
     if memory.ever_fits(state, device, model, place):
         return ""
+    if not model.may_be_on(device):
+        return f"{model.name} has no place on {device.name}"
     needed, capacity = format_size(memory.least(state, device, model, place)), format_size(device.ledger.capacity or 0)
     return f"{model.name} does not fit into the memory of {device.name}: that takes {needed} of {capacity}"
 

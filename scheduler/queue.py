@@ -32,6 +32,15 @@ class DeadlineQueue:
         self._drop_removed()
         return self._heap[0][0] if self._heap else None
 
+    def first(self) -> int:
+        """The request of the earliest deadline.
+
+        Raises:
+            IndexError: nothing waits.
+        """
+        self._drop_removed()
+        return self._heap[0][1]
+
     def pop(self) -> int:
         """Remove and return the request of the earliest deadline.
 

@@ -12,20 +12,23 @@ from config.errors import RecordingError
 from config.registry import Registry
 from scheduler.actions import AnyAction
 from scheduler.events import AnyEvent
+from scheduler.profile import Profile
 from scheduler.scheduler import Scheduler
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the format; it changes with the events, the actions and the registry, not with what is decided."""
 
 
 class Header(Struct, frozen=True, tag="prism recording"):
     """What `Scheduler` was built from."""
 
-    version: Literal[1]
+    version: Literal[2]
     """Comes first: a file of another version is told as that, not by what has changed since."""
     registry: Registry
     weight_bytes: dict[str, int]
     capacities: dict[str, int]
+    kv_bytes: dict[str, int]
+    profile: Profile
     staging: bool
     validate: bool
 
@@ -35,6 +38,8 @@ class Header(Struct, frozen=True, tag="prism recording"):
             self.registry,
             self.weight_bytes,
             capacities=self.capacities,
+            kv_bytes=self.kv_bytes,
+            profile=self.profile,
             staging=self.staging,
             validate=self.validate or validate,
         )

@@ -29,6 +29,9 @@ from scheduler.actions import (
     Unstage,
 )
 from scheduler.activations import next_to_begin, overdue
+from scheduler.admission import Admission
+from scheduler.averages import smoothed
+from scheduler.dispatch import ByDeadline, Dispatcher
 from scheduler.events import (
     Aborted,
     Activated,
@@ -53,13 +56,14 @@ from scheduler.events import (
 from scheduler.initial import initial_state
 from scheduler.invariants import check
 from scheduler.limits import KvLimits
-from scheduler.lru import LruPolicy
 from scheduler.memory import claims
+from scheduler.observer import Observer
 from scheduler.obstacles import obstacle, obstacle_on
 from scheduler.operator import Commands
-from scheduler.policy import Policy
+from scheduler.policies import policy_of
+from scheduler.policies.policy import Policy
+from scheduler.profile import Profile
 from scheduler.state import TAKEN, Device, Model, Pending, Phase, Request, Worker
-from scheduler.upkeep import Upkeep
 
 MAX_DEATHS = 2
 """Workers that may die under a request before it is refused: it may be what kills them."""
@@ -73,7 +77,8 @@ SMOOTHING = 0.3
 
 class Scheduler:
     """`weight_bytes` has each model's size, from its files; empty when the engine needs no weights. With `staging` they
-    must be in host memory before an activation. `capacities` has the bytes of each device whose memory is accounted.
+    must be in host memory before an activation. `capacities` has the bytes of each device whose memory is accounted,
+    `kv_bytes` those of each model's KV cache per token. Speeds are the profile's until they are learned.
 
     With `validate`, every invariant is checked after every event, and InvariantBroken raised.
     """
@@ -85,6 +90,8 @@ class Scheduler:
         policy: Policy | None = None,
         *,
         capacities: Mapping[str, int] | None = None,
+        kv_bytes: Mapping[str, int] | None = None,
+        profile: Profile | None = None,
         staging: bool = True,
         validate: bool = False,
     ) -> None:
@@ -92,10 +99,15 @@ class Scheduler:
         self._pool = registry.pool
         self._queue_limit = registry.gateway.limits.queue_per_model
         self._validate = validate
-        self._policy = policy or LruPolicy(registry.scheduler, Upkeep(registry.pool))
-        self.state = initial_state(registry, weight_bytes, capacities or {}, staging=staging)
-        self._limits = KvLimits(self.state, registry.pool)
+        self._policy = policy or policy_of(registry)
+        self.state = initial_state(
+            registry, weight_bytes, kv_bytes or {}, capacities or {}, profile or Profile(), staging=staging
+        )
+        self._observer = Observer(self.state)
+        self._policy.prepare(self.state)
+        self._limits = KvLimits(self.state, registry.pool, elastic=self._policy.elastic)
         self._commands = Commands(self.state)
+        self._dispatcher = self._new_dispatcher(registry)
         self._begun = False
         self._now = 0.0
         self._actions: list[AnyAction] = []
@@ -133,6 +145,12 @@ class Scheduler:
             check(self.state)
         return self._actions
 
+    def _new_dispatcher(self, registry: Registry) -> Dispatcher:
+        running = registry.pool.max_running
+        if self._policy.by_admission:
+            return Admission(self.state, self._policy, running, registry.scheduler.ahead)
+        return ByDeadline(self.state, self._policy, running)
+
     def _begin(self, now: float) -> None:
         """The clock may stand anywhere at the first event: all workers have been starting since then."""
         self._begun = True
@@ -146,12 +164,22 @@ class Scheduler:
         request = Request(event.request, event.model, self._now, event.deadline, event.prompt_tokens)
         self.state.requests[request.id] = request
         model.last_used = self._now
+        self._observer.arrived(model, self._now)
         refusal = self._refusal(model, request)
         if refusal is not None:
             self._refuse(request, *refusal)
             return
-        model.queue.push(request.id, request.deadline)
+        self._wait(model, request)
         self._serve(model)
+
+    def _wait(self, model: Model, request: Request) -> None:
+        model.queue.push(request.id, request.deadline)
+        self._dispatcher.waits(request)
+
+    def _take(self, request: Request) -> None:
+        """Out of its queue, whatever for."""
+        self.state.models[request.model].queue.remove(request.id)
+        self._dispatcher.leaves(request)
 
     def _refusal(self, model: Model, request: Request) -> tuple[RefusalKind, str, float] | None:
         """Why a request cannot even wait: kind, reason, seconds until it is worth trying again."""
@@ -180,15 +208,19 @@ class Scheduler:
 
     def _first_token(self, event: FirstToken) -> None:
         request = self.state.requests.get(event.request)
-        if request is not None:
-            request.first_token = True
+        if request is not None and request.first_token_at is None:
+            request.first_token_at = self._now
+            self._observer.first_token(request, self._now)
+            self._dispatcher.answers(request, self._now)
+            self._dispatch(self.state.models[request.model])
 
     def _finished(self, event: Finished) -> None:
         request = self.state.requests.get(event.request)
         if request is None or request.worker is None:
             return
         model = self.state.models[request.model]
-        model.service_seconds = _smooth(model.service_seconds, self._now - request.dispatched)
+        model.service_seconds = smoothed(model.service_seconds, self._now - request.dispatched, SMOOTHING)
+        self._observer.finished(request, self.state.workers[request.worker], event.output_tokens, self._now)
         self._release(request)
 
     def _aborted(self, event: Aborted) -> None:
@@ -201,15 +233,25 @@ class Scheduler:
         del self.state.requests[request.id]
         model = self.state.models[request.model]
         if request.worker is None:
-            model.queue.remove(request.id)
+            self._take(request)
             self._update_wanting(model)
             return
         worker = self.state.workers[request.worker]
-        worker.running.discard(request.id)
+        self._leave(worker, request)
         worker.last_used = model.last_used = self._now
+        self._dispatcher.frees(worker)
         if worker.phase is Phase.DRAINING and not worker.running:
             self._decide(Park(worker.number, "drained"))
         self._serve(model)
+
+    def _leave(self, worker: Worker, request: Request) -> None:
+        """It runs there no more."""
+        worker.running.discard(request.id)
+        worker.kv_promised -= request.kv_bytes
+        request.kv_bytes = 0
+        if request.first_token_at is None:
+            self._dispatcher.answers(request, self._now)
+        self._observer.load_changed(worker, self._now)
 
     def _refuse(self, request: Request, kind: RefusalKind, reason: str, retry_after: float) -> None:
         del self.state.requests[request.id]
@@ -217,47 +259,45 @@ class Scheduler:
 
     def _refuse_waiting(self, model: Model, reason: str, retry_after: float) -> None:
         while model.queue:
-            self._refuse(self.state.requests[model.queue.pop()], "unavailable", reason, retry_after)
+            request = self.state.requests[model.queue.first()]
+            self._take(request)
+            self._refuse(request, "unavailable", reason, retry_after)
 
     # dispatch
 
     def _serve(self, model: Model) -> None:
         """After a change of a model's queue or workers: dispatch what can run, and plan if anyone lacks a worker."""
-        if model.queue:
-            self._dispatch(model)
+        self._dispatch(model)
         self._update_wanting(model)
         if self.state.wanting:
             self._plan()
 
     def _dispatch(self, model: Model) -> None:
-        while model.queue:
-            worker = self._roomiest(model)
-            if worker is None:
-                return
-            request = self.state.requests[model.queue.pop()]
+        """Send what can run, after a change that concerns `model`."""
+        while found := self._dispatcher.next(model, self._now):
+            request, worker = found
+            self._take(request)
             if self._config.late == "refuse" and self._now > request.deadline:
                 self._refuse(request, "late", "its deadline passed while it waited", 1.0)
-                continue
-            request.worker = worker.number
-            request.dispatched = worker.last_used = self._now
-            worker.running.add(request.id)
-            self._actions.append(Dispatch(request.id, worker.number))
+            else:
+                self._send(request, worker)
 
-    def _roomiest(self, model: Model) -> Worker | None:
-        """The active worker of `model` with the fewest requests, if one has room."""
-        best: Worker | None = None
-        for number in model.workers:
-            worker = self.state.workers[number]
-            if worker.phase is Phase.ACTIVE and (best is None or len(worker.running) < len(best.running)):
-                best = worker
-        return best if best is not None and len(best.running) < self._pool.max_running else None
+    def _send(self, request: Request, worker: Worker) -> None:
+        request.worker = worker.number
+        request.dispatched = worker.last_used = self._now
+        worker.running.add(request.id)
+        request.kv_bytes = self.state.models[request.model].kv_need(request)
+        worker.kv_promised += request.kv_bytes
+        self._dispatcher.starts(request, worker, self._now)
+        self._observer.dispatched(request, worker, self._now)
+        self._actions.append(Dispatch(request.id, worker.number))
 
     def _refuse_late(self) -> None:
         for model in self.state.models.values():
-            deadline = model.queue.first_deadline()
-            while deadline is not None and deadline < self._now:
-                self._refuse(self.state.requests[model.queue.pop()], "late", "its deadline passed while it waited", 1.0)
-                deadline = model.queue.first_deadline()
+            while (deadline := model.queue.first_deadline()) is not None and deadline < self._now:
+                request = self.state.requests[model.queue.first()]
+                self._take(request)
+                self._refuse(request, "late", "its deadline passed while it waited", 1.0)
             self._update_wanting(model)
 
     # the policy's decisions
@@ -295,6 +335,7 @@ class Scheduler:
                 self.state.workers[decision.worker].held_first = None
             case Stage():
                 self.state.host.staging = decision.model
+                self.state.host.staging_since = self._now
             case Unstage():
                 self._unstage(self.state.models[decision.model])
 
@@ -317,9 +358,11 @@ class Scheduler:
 
     def _begin_activation(self, worker: Worker) -> None:
         assert worker.pending is not None
-        decision, worker.pending = worker.pending.decision, None
+        decision, skeleton = worker.pending.decision, worker.pending.skeleton
+        worker.pending = None
         account = self.state.account(worker)
         self._actions.append(replace(decision, kv_limit=account.limit, kv_revision=account.revision))
+        worker.revived = skeleton == decision.model
         self._enter(worker, Phase.ACTIVATING)
 
     def _fail_overdue(self) -> None:
@@ -339,7 +382,7 @@ class Scheduler:
 
     def _enter(self, worker: Worker, phase: Phase) -> None:
         """The one place where a worker changes its phase, so that the model's set of workers always agrees."""
-        worker.phase = phase
+        was_active, worker.phase = worker.phase is Phase.ACTIVE, phase
         worker.since = self._now
         if worker.model is None:
             return
@@ -348,6 +391,10 @@ class Scheduler:
             model.workers.add(worker.number)
         else:
             model.workers.discard(worker.number)
+        if phase is Phase.ACTIVE:
+            self._dispatcher.opens(worker)
+        elif was_active:
+            self._dispatcher.closes(worker)
         self._update_wanting(model)
 
     def _update_wanting(self, model: Model) -> None:
@@ -378,7 +425,8 @@ class Scheduler:
     def _activated(self, event: Activated) -> None:
         worker, model = self.state.workers[event.worker], self.state.models[event.model]
         model.failures, model.failure, model.avoid = 0, "", None
-        model.activation_seconds = _smooth(model.activation_seconds, event.seconds)
+        model.activation_seconds = smoothed(model.activation_seconds, event.seconds, SMOOTHING)
+        self._observer.activated(worker, model, event.seconds)
         worker.last_used = self._now
         model.held = event.held
         device = self.state.devices[worker.device]
@@ -401,7 +449,14 @@ class Scheduler:
             for waiting in claims(self.state, device):
                 self._fail_preparation(waiting, reason)
             self._actions += self._limits.take_back(device)
+        self._has_room(worker)
         self._plan()
+
+    def _has_room(self, worker: Worker) -> None:
+        """Its KV cache may have grown, or shrunk."""
+        self._dispatcher.frees(worker)
+        if worker.phase is Phase.ACTIVE:
+            self._dispatch(self.state.models[worker.model or ""])
 
     def _parked(self, event: Parked) -> None:
         worker = self.state.workers[event.worker]
@@ -469,19 +524,23 @@ class Scheduler:
         """Queue what had not begun to answer again; end the rest."""
         for number in sorted(worker.running):
             request = self.state.requests[number]
+            self._leave(worker, request)
             request.worker = None
             request.deaths += 1
-            if request.first_token:
+            if request.first_token_at is not None:
                 del self.state.requests[number]
                 self._actions.append(Abort(number, f"the worker died: {reason}"))
             elif request.deaths >= MAX_DEATHS:
                 self._refuse(request, "unavailable", f"{request.deaths} workers died under this request", 1.0)
             else:
-                self.state.models[request.model].queue.push(number, request.deadline)
-        worker.running.clear()
+                self._wait(self.state.models[request.model], request)
+        worker.decoded = 0
 
     def _stats(self, event: Stats) -> None:
-        self.state.workers[event.worker].kv_mapped = event.kv_bytes
+        worker = self.state.workers[event.worker]
+        worker.kv_mapped = event.kv_bytes
+        self._observer.decoded(worker, event.output_tokens, self._now)
+        self._has_room(worker)
 
     # host memory
 
@@ -491,6 +550,7 @@ class Scheduler:
         self.state.to_preload.pop(model.name, None)
         model.staged = True
         model.weight_bytes = event.nbytes
+        self.state.estimates.disk.see(event.nbytes, self._now - self.state.host.staging_since)
         if self.state.staged_bytes() > self.state.host.capacity:
             self._decide(Unstage(model.name, "it is larger than its files promised; making room for it first"))
         self._refuse_impossible()
@@ -540,9 +600,8 @@ class Scheduler:
         reason = "the operator evicts it"
         if now:
             for number in sorted(worker.running):
-                del self.state.requests[number]
+                self._leave(worker, self.state.requests.pop(number))
                 self._actions.append(Abort(number, reason))
-            worker.running.clear()
         if not worker.running:
             self._decide(Park(worker.number, reason))
         elif worker.phase is Phase.ACTIVE:
@@ -557,8 +616,7 @@ class Scheduler:
         if self._config.late == "refuse":
             self._refuse_late()
         self._fail_overdue()
+        for model in self.state.models.values():
+            if model.queue and model.workers:
+                self._dispatch(model)
         self._plan()
-
-
-def _smooth(average: float, value: float) -> float:
-    return value if average == 0.0 else average + SMOOTHING * (value - average)

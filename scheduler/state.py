@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from scheduler.actions import Activate
+from scheduler.averages import Level
+from scheduler.estimates import RECENT, Demand, Estimates
 from scheduler.ledger import Account, Ledger
 from scheduler.queue import DeadlineQueue
 
@@ -50,7 +52,15 @@ class Request:
     prompt_tokens: int
     worker: int | None = None
     dispatched: float = 0.0
-    first_token: bool = False
+    first_token_at: float | None = None
+    alone: bool = False
+    """It was dispatched to a worker that ran nothing else, beside idle neighbours."""
+    disturbed: float = 0.0
+    """Seconds that its neighbours had been busy in all when it had its first token."""
+    kv_bytes: int = 0
+    """Of KV cache that it was expected to come to when it was sent to its worker."""
+    queued_on: set[str] = field(default_factory=set)
+    """Devices in whose queue for admission it is."""
     deaths: int = 0
     """Workers that died with this request in them."""
 
@@ -82,6 +92,14 @@ class Worker:
     """While it is preparing."""
     kv_mapped: int = 0
     """Bytes of KV cache, as last heard."""
+    busy: Level = field(default_factory=lambda: Level(RECENT))
+    """Of whether it runs requests."""
+    decoded: int = 0
+    """Tokens since its process began, as last heard."""
+    revived: bool = False
+    """Its model's last activation found the skeleton there."""
+    kv_promised: int = 0
+    """Bytes of KV cache to which what it runs is expected to come."""
     keeps_kv_until: float = 0.0
     """It could not give back KV cache in time: before this moment it is not asked again without need."""
     held_blank: int | None = None
@@ -108,11 +126,18 @@ class Model:
     preload: bool
     weight_bytes: int
     """In host memory, and on a device; an estimate from the files until it was loaded once."""
+    kv_bytes: int
+    """Of KV cache per token; 0 is not known."""
+    slo_tpot: float
+    """Seconds per output token that it is to keep to."""
+    demand: Demand
     queue: DeadlineQueue = field(default_factory=DeadlineQueue)
     wanted_since: float = 0.0
     """When it began to want a worker; valid while it is in `State.wanting`."""
     workers: set[int] = field(default_factory=set)
     """Workers that are preparing for this model, activating or active with it."""
+    homes: frozenset[str] | None = None
+    """Devices on which alone the policy has it served; None for all."""
     held: int | None = None
     """Bytes that a worker held beside its weights and KV cache when it was last active; None before the first time."""
     staged: bool = False
@@ -133,6 +158,13 @@ class Model:
         """Whether its weights stay in host memory once they are there."""
         return self.pinned or self.preload
 
+    def kv_need(self, request: Request) -> int:
+        """Bytes of KV cache to which one of its requests is expected to come."""
+        return int((request.prompt_tokens + self.demand.output_tokens) * self.kv_bytes)
+
+    def may_be_on(self, device: Device) -> bool:
+        return self.homes is None or device.name in self.homes
+
 
 @dataclass(slots=True)
 class HostMemory:
@@ -143,6 +175,7 @@ class HostMemory:
     capacity: int
     staging: str | None = None
     """The model being loaded now: one at a time, since the disk is one."""
+    staging_since: float = 0.0
 
 
 @dataclass(slots=True)
@@ -167,6 +200,7 @@ class State:
     workers: list[Worker]
     host: HostMemory
     devices: dict[str, Device]
+    estimates: Estimates
     requests: dict[int, Request] = field(default_factory=dict)
     wanting: dict[str, None] = field(default_factory=dict)
     """Models that want a worker and have none, in the order in which they began to."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from config.devices import blank_reserve
 from config.registry import Pool
 from config.units import format_size
+from scheduler import memory
 from scheduler.actions import Blank, Decision, Recycle
-from scheduler.state import Device, Phase, State, Worker
+from scheduler.state import Device, Phase, State
 
 NEARLY_BLANK = frozenset({Phase.STARTING, Phase.BLANK, Phase.BLANKING})
 
@@ -45,11 +46,6 @@ class Upkeep:
         blank = [worker for worker in here if worker.phase is Phase.BLANK and worker.reserved_for is None]
         if any(worker.phase is Phase.STARTING for worker in here) or (state.wanting and len(blank) < 2):
             return
-        worn = max(blank, key=lambda worker: _grown(state, worker), default=None)
-        if worn is not None and _grown(state, worn) > self._recycle_above:
-            yield Recycle(worn.number, f"it holds {format_size(_grown(state, worn))} more than when it was new")
-
-
-def _grown(state: State, worker: Worker) -> int:
-    """Bytes that a blank worker holds above what its process held at first."""
-    return state.account(worker).held - (worker.held_first or 0)
+        worn = max(blank, key=lambda worker: memory.grown(state, worker), default=None)
+        if worn is not None and memory.grown(state, worn) > self._recycle_above:
+            yield Recycle(worn.number, f"it holds {format_size(memory.grown(state, worn))} more than when it was new")

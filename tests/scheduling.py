@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from config.registry import Gateway, Limits, Model, Pool, Registry, SchedulerConfig, Slo, WeightStore
+from config.registry import Gateway, Limits, Model, PolicyName, Pool, Registry, SchedulerConfig, Slo, WeightStore
 from scheduler.actions import (
     Abort,
     Activate,
@@ -58,6 +58,7 @@ def registry(
     copies: int | None = None,
     host_memory: int = 10,
     linger: float = 0.0,
+    policy: PolicyName = "lru",
     **scheduler: Any,
 ) -> Registry:
     return Registry(
@@ -70,7 +71,7 @@ def registry(
             activations_per_device=copies,
         ),
         weight_store=WeightStore(host_memory=host_memory),
-        scheduler=SchedulerConfig(linger=linger, **scheduler),
+        scheduler=SchedulerConfig(linger=linger, policy=policy, **scheduler),
         models=tuple(model(m) if isinstance(m, str) else m for m in models),
     )
 

@@ -342,7 +342,11 @@ def test_what_is_no_value_in_a_list_leaves_the_others_their_index(problems: Prob
             "host_memory: expected a size above 0 such as 512MiB or 16GiB, got '9e30'",
         ),
         ("scheduler", "late: serv", "late: expected one of serve, refuse (did you mean serve?), got 'serv'"),
-        ("scheduler", "policy: fifo", "policy: expected lru, got 'fifo'"),
+        (
+            "scheduler",
+            "policy: fifo",
+            "policy: expected one of prism, prism-paper, static, space, swap, serverless, lru, got 'fifo'",
+        ),
     ],
 )
 def test_wrong_types_units_and_ranges(problems: Problems, section: str, line: str, problem: str) -> None:

@@ -18,6 +18,7 @@ from gateway.cli import main
 from gateway.recording import Recorder
 from scheduler.actions import AnyAction
 from scheduler.events import AnyEvent, Arrived, StageFailed, Tick, WorkerBlank
+from scheduler.profile import Profile
 from scheduler.recorded import VERSION, Header, Recording, Step, encoder
 from scheduler.replay import Comparison, replay
 from scheduler.scheduler import Scheduler
@@ -36,7 +37,10 @@ class Recorded(Scheduler):
     def __init__(self, registry: Registry, weight_bytes: Mapping[str, int], **options: Any) -> None:
         super().__init__(registry, weight_bytes, **options)
         capacities = dict(options["capacities"])
-        header = Header(VERSION, registry, dict(weight_bytes), capacities, staging=True, validate=True)
+        kv_bytes = dict(options.get("kv_bytes", {}))
+        header = Header(
+            VERSION, registry, dict(weight_bytes), capacities, kv_bytes, Profile(), staging=True, validate=True
+        )
         self.lines = [encoder.encode(header) + b"\n"]
 
     def handle(self, event: AnyEvent, now: float) -> list[AnyAction]:
@@ -152,7 +156,7 @@ def test_what_agrees_is_counted(lines: list[bytes], prism_replay: Replay) -> Non
 
 def test_an_event_on_which_the_scheduler_failed_fails_again(tmp_path: Path, prism_replay: Replay) -> None:
     file = tmp_path / "failed.jsonl"
-    header = Header(VERSION, registry(["a"]), {}, {}, staging=True, validate=False)
+    header = Header(VERSION, registry(["a"]), {}, {}, {}, Profile(), staging=True, validate=False)
     recorder = Recorder(file, header, header.scheduler())
     recorder.handle(Tick(), 1.0)
     with pytest.raises(IndexError):
@@ -212,8 +216,8 @@ def test_a_file_cut_off_in_its_last_line_is_replayed_up_to_there(lines: list[byt
         (lambda lines: [], 1, "expected the header of a recording"),
         (lambda lines: [b"pool: {}\n"], 1, "expected the header of a recording"),
         (lambda lines: [b"\xff\xfe\n"], 1, "expected the header of a recording"),
-        (lambda lines: [lines[0].replace(b'"version":1', b'"version":2'), *lines[1:]], 1, "$.version"),
-        (lambda lines: lines[1:], 1, "expected the header of a recording, version 1"),
+        (lambda lines: [lines[0].replace(b'"version":2', b'"version":1'), *lines[1:]], 1, "$.version"),
+        (lambda lines: lines[1:], 1, "expected the header of a recording, version 2"),
         (lambda lines: [*lines[:3], b"oops\n", *lines[3:]], 4, "expected an event with its time and its actions"),
         (lambda lines: [*lines[:3], lines[3][:-10] + b"\n", *lines[4:]], 4, "expected an event"),
         (lambda lines: [*lines[:2], lines[2].replace(b'"type":"', b'"type":"Un'), *lines[3:]], 3, "expected an event"),
@@ -257,7 +261,7 @@ def test_a_recording_that_cannot_be_written_costs_nothing_else(serve_prism: Serv
 
 def test_a_reason_that_is_no_text_ends_the_recording_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The name of a file may be any bytes, and so may an error that names it."""
-    header = Header(VERSION, registry(["a"]), {"a": 1}, {}, staging=True, validate=True)
+    header = Header(VERSION, registry(["a"]), {"a": 1}, {}, {}, Profile(), staging=True, validate=True)
     recorder = Recorder(tmp_path / "recording.jsonl", header, header.scheduler())
     for _ in range(2):
         recorder.handle(StageFailed("a", "cannot read \udcff"), 1.0)
@@ -273,7 +277,7 @@ def test_a_disk_that_is_too_slow_ends_the_recording_only(
     monkeypatch.setattr("gateway.recording.BUFFER", 1000)
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    header = Header(VERSION, registry(["a"]), {}, {}, staging=True, validate=True)
+    header = Header(VERSION, registry(["a"]), {}, {}, {}, Profile(), staging=True, validate=True)
     recorder = Recorder(tmp_path / "pipe", header, header.scheduler())
     for second in range(5000):
         recorder.handle(Tick(), float(second))

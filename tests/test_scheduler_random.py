@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from random import Random
+from typing import get_args
 
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from config.registry import PolicyName
 from scheduler.actions import (
     Abort,
     Activate,
@@ -48,8 +50,9 @@ from scheduler.events import (
 from scheduler.scheduler import Scheduler
 from tests.scheduling import GIB, Bench, model, registry
 
-EXAMPLES = int(os.environ.get("PRISM_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("PRISM_EXAMPLES", "300"))
 NAMES = ("a", "b", "c", "d")
+POLICIES = get_args(PolicyName)
 SETTLING_ROUNDS = 300
 """Rounds of one second in which everything must come to rest once the faults have ended: far more than any back-off."""
 
@@ -68,6 +71,7 @@ class Pool(RuleBasedStateMachine):
         queue=st.sampled_from([1, 3, 100]),
         reserve=st.integers(0, 1),
         late=st.sampled_from(["serve", "refuse"]),
+        policy=st.sampled_from(POLICIES),
         pinned=st.sets(st.sampled_from(NAMES), max_size=1),
         preload=st.sets(st.sampled_from(NAMES), max_size=1),
         priorities=st.lists(st.integers(0, 3), min_size=4, max_size=4),
@@ -85,6 +89,7 @@ class Pool(RuleBasedStateMachine):
         queue: int,
         reserve: int,
         late: str,
+        policy: str,
         pinned: set[str],
         preload: set[str],
         priorities: list[int],
@@ -100,7 +105,6 @@ class Pool(RuleBasedStateMachine):
         ]
         self.max_running = max_running
         self.pinned = pinned
-        self.kept = pinned | preload
         self.weights = {name: nbytes * GIB for name, nbytes in weights.items()}
         self.needs_weights = bool(weights)
         self.scheduler = Scheduler(
@@ -114,12 +118,18 @@ class Pool(RuleBasedStateMachine):
                 host_memory=10 * GIB,
                 copies=copies,
                 late=late,
+                policy=policy,
                 idle_timeout=20.0,
             ),
             self.weights,
             capacities={} if memory is None else dict.fromkeys(devices, memory * GIB),
+            kv_bytes=dict.fromkeys(NAMES, 2**17),
             validate=True,
         )
+        if policy in ("static", "space"):
+            self.pinned = {name for name, found in self.scheduler.state.models.items() if found.pinned}
+        self.kept = self.pinned | preload
+        self.parks_idle = policy not in ("prism", "prism-paper", "swap")
         self.workers = workers * len(devices)
         self.device = [device for device in devices for _ in range(workers)]
         self.copies = copies
@@ -452,7 +462,7 @@ class Pool(RuleBasedStateMachine):
         busy = self.waiting or any(self.running) or self.commands or self.staging is not None or self.told
         changing = self.workers_that("starting", "activating", "parking", "blanking")
         serving = {self.model[worker] for worker in self.workers_that("active")}
-        return not busy and not changing and serving <= self.pinned
+        return not busy and not changing and (serving <= self.pinned or not self.parks_idle)
 
 
 QUANTUM, DRAIN_AFTER, LONGEST, HIGHEST = 2.0, 1.0, 3.0, 3
@@ -460,7 +470,7 @@ PATIENCE = len(NAMES) * (QUANTUM + DRAIN_AFTER + LONGEST) + HIGHEST
 """Seconds: every other model may have its quantum, its longest answer and its head start before one's own turn."""
 
 
-@settings(max_examples=EXAMPLES // 3)
+@settings(max_examples=EXAMPLES // 8)
 @given(
     workers=st.integers(1, 3),
     priorities=st.lists(st.integers(0, HIGHEST), min_size=4, max_size=4),

@@ -14,8 +14,9 @@ from typing import Any
 from bench.simulator.calibration import Calibration
 from bench.simulator.costs import Costs
 from bench.simulator.engine import Engine, Job
-from bench.simulator.outcomes import Answer, Result
+from bench.simulator.outcomes import Answer, MemorySample, Result
 from bench.simulator.places import Place
+from bench.simulator.profile import profile_of
 from bench.traces.trace import Request, Trace
 from config.registry import Registry
 from scheduler import actions, events
@@ -33,6 +34,7 @@ class Simulation:
     """`capacity` is the bytes of each device that the scheduler shares out, `costs` has every model's.
 
     The registry's objectives are the deadlines. With `validate`, the scheduler's invariants are checked at every step.
+    `memory_every` are the seconds between two samples of the memory, at least 1; None takes none.
     """
 
     def __init__(
@@ -43,17 +45,24 @@ class Simulation:
         *,
         capacity: int,
         validate: bool = False,
+        memory_every: float | None = None,
         progress: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         pool = registry.pool
         weights = {name: cost.weight_bytes for name, cost in costs.items()}
         capacities = dict.fromkeys(pool.devices, capacity)
-        self.scheduler = Scheduler(registry, weights, capacities=capacities, validate=validate)
+        kv_bytes = {name: cost.kv_bytes for name, cost in costs.items()}
+        profile = profile_of(costs, calibration)
+        self.scheduler = Scheduler(
+            registry, weights, capacities=capacities, kv_bytes=kv_bytes, profile=profile, validate=validate
+        )
         self._ttft = {model.name: model.slo.ttft for model in registry.models}
         self._costs = costs
         self._calibration = calibration
         self._capacity = capacity
         self._max_running = pool.max_running
+        self._memory_every = memory_every
+        self._memory: list[MemorySample] = []
         self._progress = progress
         self._places = [Place(worker.number, worker.device) for worker in self.scheduler.state.workers]
         self._neighbours = {
@@ -102,7 +111,7 @@ class Simulation:
                 self._step()
         for answer in self._answers:
             answer.ended = answer.ended or "unfinished"
-        return Result(self._answers, trace.duration, self._activations, self._migrations)
+        return Result(self._answers, trace.duration, self._activations, self._migrations, self._memory)
 
     # time
 
@@ -147,6 +156,19 @@ class Simulation:
             if engine := place.engine:
                 load = (engine.running, engine.waiting, engine.mapped(self.now))
                 self._feed(events.Stats(place.worker, *load, *place.served(self.now)))
+        if self._memory_every is not None and not self._preparing:
+            self._sample(self._memory_every)
+
+    def _sample(self, every: float) -> None:
+        at = self.now - self._began
+        if at < len(self._memory) * every:
+            return
+        held: dict[str, int] = {}
+        for place in self._places:
+            if place.engine is not None and (model := place.skeleton) is not None:
+                nbytes = self._costs[model].weight_bytes + place.engine.mapped(self.now)
+                held[model] = held.get(model, 0) + nbytes
+        self._memory.append(MemorySample(at, held))
 
     # the scheduler
 

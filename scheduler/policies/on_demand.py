@@ -1,28 +1,30 @@
-"""The policy `lru`: activate on demand, evict the least recently used, let a busy model keep its worker for a while.
+"""What all policies do: activate on demand, make way for those who wait, let a busy model keep its worker for a while.
 
-A model that wants a worker takes, in this order: a free one; one about to be free; an idle one, the least recently
-used first (within its quantum a model counts as idle only after `linger` seconds); and after `drain_after` seconds a
+A model that wants a worker takes, in this order: a free one; one about to be free; an idle one, the least valuable
+first (within its quantum a model counts as idle only after `linger` seconds); and after `drain_after` seconds a
 busy one that has served for at least `quantum` seconds, which is drained first. So a wait is bounded by the quantum and
 the longest running answer, and no model is swapped out right after it came in. Where host memory is what lacks,
 victims are those whose weights can leave it, and whoever comes after waits. Where it is a device's memory, victims are
 that device's, parked workers among them, and whoever comes after waits for that device.
+
+As it stands this is the policy `lru`. The others override which workers a model may have (`allows`), which of them it
+takes (`place`), who goes first (`value`), and add to the plan (`improve`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
-from config.registry import SchedulerConfig
+from config.registry import Registry
 from scheduler import memory
-from scheduler.actions import Activate, Blank, Decision, Drain, Park, Resume, Stage, Unstage
+from scheduler.actions import Activate, Blank, Decision, Drain, Park, Recycle, Resume
 from scheduler.obstacles import obstacle
-from scheduler.state import FREE, MAPPED, Device, Model, Phase, State, Worker
+from scheduler.policies.staging import PRIORITY_HEAD_START, can_come, can_make_room, first_come, is_staged, stage
+from scheduler.state import FREE, Device, Model, Phase, State, Worker
 from scheduler.upkeep import Upkeep
 
 STARTING_PATIENCE = 5.0
 """Seconds for which a starting worker counts as about to be free."""
-PRIORITY_HEAD_START = 1.0
-"""Seconds that one step of priority is worth among those who wait for a worker."""
 
 
 class _Leaving:
@@ -50,20 +52,70 @@ class _Leaving:
         """All that leave this device, whose memory is wanted."""
         self._draining = [worker for worker in self._draining if worker.device != device.name]
 
-    def unclaimed(self) -> Iterator[Worker]:
-        return (worker for worker in self._draining if worker.running and not worker.evicting)
+    def unclaimed(self, state: State) -> Iterator[Worker]:
+        """Drained for nobody, and not because another worker serves its model instead."""
+        alone = (worker for worker in self._draining if not state.models[worker.model or ""].workers)
+        return (worker for worker in alone if worker.running and not worker.evicting)
 
 
-class LruPolicy:
-    def __init__(self, config: SchedulerConfig, upkeep: Upkeep) -> None:
-        self._config = config
-        self._upkeep = upkeep
+class OnDemand:
+    """`Policy`, of which a subclass says what it does otherwise."""
+
+    elastic = False
+    by_admission = False
+
+    def __init__(self, registry: Registry) -> None:
+        self._config = registry.scheduler
+        self._upkeep = Upkeep(registry.pool)
+        self.drain_after = registry.scheduler.drain_after
+        """Seconds for which a model waits for a worker before a busy one is drained for it."""
+
+    def prepare(self, state: State) -> None:
+        """Nothing to note at the start."""
+
+    # what tells one policy from another
+
+    def route(self, state: State, workers: Sequence[Worker], now: float) -> Worker:
+        """The one with the fewest requests."""
+        return min(workers, key=lambda worker: len(worker.running))
+
+    def allows(self, state: State, device: Device, model: Model) -> bool:
+        """Whether the model may begin there, memory aside."""
+        return True
+
+    def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
+        """Of the free workers whose device has the memory, the one of the least is taken."""
+        return ()
+
+    def value(self, state: State, worker: Worker, now: float) -> float:
+        """Of what an idle worker serves: the least valuable is evicted first."""
+        return worker.last_used
+
+    def turn(self, state: State, model: Model) -> tuple[float, int]:
+        """Of those who wait for a worker, who has the least is seen to first."""
+        return first_come(model)
+
+    def rests(self, state: State, worker: Worker, now: float) -> bool:
+        """Whether a worker counts as idle. Within its quantum a model keeps its worker between two requests."""
+        unused, served = now - worker.last_used, now - worker.since
+        return worker.idle and (unused >= self._config.linger or served >= self._config.quantum)
+
+    def may_leave(self, state: State, worker: Worker) -> bool:
+        """Whether a worker may be taken from its model for another."""
+        return True
+
+    def improve(self, state: State, now: float) -> Iterator[Decision]:
+        """What is done once everybody who wants a worker was seen to."""
+        yield from ()
+
+    # the plan
 
     def plan(self, state: State, now: float) -> Iterator[Decision]:
         leaving = _Leaving(state, now)
         yield from self._serve_reserved(state, now, leaving)
         yield from self._serve_wanting(state, now, leaving)
-        yield from self._park_idle(state, now)
+        yield from self.improve(state, now)
+        yield from self.park_idle(state, now)
         yield from self._park_for_reserve(state, now)
         yield from self._upkeep.plan(state)
         yield from self._preload(state, now)
@@ -86,22 +138,54 @@ class LruPolicy:
         memory_short = False
         awaited = {worker.device for worker in state.workers if _waits_for_memory(state, worker)}
         """Devices whose memory is being freed for somebody."""
-        for model in sorted((state.models[name] for name in state.wanting), key=_turn):
+        waiting = [state.models[name] for name in state.wanting]
+        for model in sorted(waiting, key=lambda model: self.turn(state, model)):
             if now < model.retry_at or obstacle(state, model) or (memory_short and not model.kept):
                 continue
-            free = best_free(state, model, awaited)
-            if free is None and (_waits_for_reserved(state, model) or best_free(state, model)):
+            free = self._best_free(state, model, now, awaited)
+            if free is None and (_waits_for_reserved(state, model) or self._best_free(state, model, now)):
                 continue
-            if free is not None and _memory_can_come(state, model):
+            if free is not None and can_come(state, model):
                 yield from self._begin(state, model, free, now, leaving, "it is wanted")
-                if free.phase in FREE and _is_staged(state, model):
+                if free.phase in FREE and is_staged(state, model):
                     awaited.add(free.device)
                 continue
             # Whoever comes after must not map the memory that is being freed for this one.
             memory_short = memory_short or free is not None
             yield from self._make_way(state, model, now, leaving, for_memory=free is not None)
-        for worker in leaving.unclaimed():
+        for worker in leaving.unclaimed(state):
             yield Resume(worker.number, "nobody needs its worker any more")
+
+    def _best_free(self, state: State, model: Model, now: float, awaited: Collection[str] = ()) -> Worker | None:
+        """The free worker that suits `model` best: by `place`, then its own skeleton, a blank one, the oldest skeleton.
+
+        One that the operator has named for it comes before all, and is the only one when no request waits; then those
+        whose device has the memory. Devices that are `awaited` by others are left out.
+        """
+
+        def cost(worker: Worker) -> tuple[float | bool | tuple[float, ...], ...]:
+            device = state.devices[worker.device]
+            return (
+                worker.reserved_for is None,
+                worker.number == model.avoid,
+                memory.shortage(state, worker, model) > 0,
+                self.place(state, worker, model, now),
+                worker.model != model.name,
+                worker.phase is not Phase.BLANK,
+                -memory.room(state, device),
+                worker.last_used,
+            )
+
+        places = (model.name,) if _waits_for_reserved(state, model) else (None, model.name)
+        possible = {
+            device.name
+            for device in state.devices.values()
+            if device.name not in awaited
+            and self.allows(state, device, model)
+            and memory.ever_fits(state, device, model)
+        }
+        free = (worker for worker in state.workers if worker.phase in FREE and worker.reserved_for in places)
+        return min((worker for worker in free if worker.device in possible), key=cost, default=None)
 
     def _make_way(
         self, state: State, model: Model, now: float, leaving: _Leaving, *, for_memory: bool
@@ -112,7 +196,7 @@ class LruPolicy:
             return
         if own := leaving.claim_own(model):
             yield Resume(own.number, "nobody else needs its worker any more")
-        elif idle := self._idle_victim(state, now, possible, for_memory=for_memory):
+        elif idle := self.idle_victim(state, now, possible, for_memory=for_memory):
             yield Park(idle.number, f"idle {now - idle.last_used:.1f} s, needed for {model.name}")
         elif leaving.claim_draining():
             return
@@ -123,9 +207,9 @@ class LruPolicy:
         self, state: State, model: Model, worker: Worker, now: float, leaving: _Leaving, reason: str
     ) -> Iterator[Decision]:
         """Activate `model`, or do first what that takes: weights in host memory, then room on the device."""
-        if not _is_staged(state, model):
-            if state.host.staging is None and _can_make_room(state, model):
-                yield from _stage(state, model, reason)
+        if not is_staged(state, model):
+            if state.host.staging is None and can_make_room(state, model):
+                yield from stage(state, model, reason)
         elif memory.shortage(state, worker, model) <= 0:
             yield Activate(worker.number, model.name, reason)
         else:
@@ -137,42 +221,51 @@ class LruPolicy:
         device = state.devices[worker.device]
         while memory.shortage(state, worker, model) > memory.coming(state, device):
             reason = f"the memory of {device.name} is needed for {model.name}"
-            if idle := self._idle_victim(state, now, [device.name], for_memory=False):
+            if idle := self.idle_victim(state, now, [device.name]):
                 yield Park(idle.number, reason)
             elif parked := _parked_victim(state, device, worker):
                 yield Blank(parked.number, reason)
-            elif busy := self._busy_victim(state, model, now, [device.name], for_memory=False):
+            elif busy := self._busy_victim(state, model, now, [device.name]):
                 yield Drain(busy.number, reason)
             else:
+                yield from _renewed(state, device, worker, model, reason)
                 return
 
-    def _idle_victim(self, state: State, now: float, devices: Collection[str], *, for_memory: bool) -> Worker | None:
-        """The least recently used one. Within its quantum a model keeps its worker between two requests."""
+    def idle_victim(
+        self, state: State, now: float, devices: Collection[str], *, for_memory: bool = False
+    ) -> Worker | None:
+        """The least valuable of the idle ones; `for_memory`, of those whose weights can leave host memory."""
         idle = (
-            worker
-            for worker in _victims(state, devices, for_memory=for_memory)
-            if worker.idle
-            and (now - worker.last_used >= self._config.linger or now - worker.since >= self._config.quantum)
+            worker for worker in self._victims(state, devices, for_memory=for_memory) if self.rests(state, worker, now)
         )
-        return min(idle, key=lambda worker: worker.last_used, default=None)
+        return min(idle, key=lambda worker: self.value(state, worker, now), default=None)
 
     def _busy_victim(
-        self, state: State, model: Model, now: float, devices: Collection[str], *, for_memory: bool
+        self, state: State, model: Model, now: float, devices: Collection[str], *, for_memory: bool = False
     ) -> Worker | None:
         """The one that serves longest, of those that have had their quantum and would not come back before `model`."""
-        if now - model.wanted_since < self._config.drain_after:
+        if now - model.wanted_since < self.drain_after:
             return None
         busy = (
             worker
-            for worker in _victims(state, devices, for_memory=for_memory)
+            for worker in self._victims(state, devices, for_memory=for_memory)
             if now - worker.since >= self._config.quantum
-            and _turn(model)[0] <= now - PRIORITY_HEAD_START * state.models[worker.model or ""].priority
+            and first_come(model)[0] <= now - PRIORITY_HEAD_START * state.models[worker.model or ""].priority
         )
         return min(busy, key=lambda worker: worker.since, default=None)
 
+    def _victims(self, state: State, devices: Collection[str], *, for_memory: bool) -> Iterator[Worker]:
+        """Active workers that may be evicted; `for_memory`, those whose weights can then leave host memory."""
+        for worker in state.workers:
+            if worker.phase is Phase.ACTIVE and worker.device in devices and _evictable(state, worker):
+                kept = state.models[worker.model or ""].kept
+                if not (for_memory and kept) and self.may_leave(state, worker):
+                    yield worker
+
     # memory that nobody needs
 
-    def _park_idle(self, state: State, now: float) -> Iterator[Decision]:
+    def park_idle(self, state: State, now: float) -> Iterator[Decision]:
+        """Give back the memory of models that nobody has asked for in a while."""
         for worker in state.workers:
             unused = now - worker.last_used
             if worker.idle and _evictable(state, worker) and unused >= self._config.idle_timeout:
@@ -186,7 +279,7 @@ class LruPolicy:
         for device in state.devices.values():
             leaving = sum(w.phase in (Phase.DRAINING, Phase.PARKING, Phase.PARKED) for w in state.on(device))
             if self._upkeep.missing(state, device) > leaving:
-                idle = self._idle_victim(state, now, [device.name], for_memory=False)
+                idle = self.idle_victim(state, now, [device.name])
                 # A pause between two requests is not idleness: its next one would find its worker gone.
                 if idle is not None and now - idle.last_used >= self._config.quantum:
                     yield Park(idle.number, f"idle {now - idle.last_used:.1f} s, the reserve of blank workers is short")
@@ -195,47 +288,13 @@ class LruPolicy:
         if not state.host.required or state.host.staging is not None:
             return
         for model in (state.models[name] for name in state.to_preload):
-            if now >= model.retry_at and _can_make_room(state, model):
-                yield from _stage(state, model, "preload")
+            if now >= model.retry_at and can_make_room(state, model):
+                yield from stage(state, model, "preload")
                 return
-
-
-def best_free(state: State, model: Model, awaited: Collection[str] = ()) -> Worker | None:
-    """The free worker from which `model` is back soonest: its own skeleton, a blank one, the least wanted skeleton.
-
-    One that the operator has named for it comes before all, and is the only one when no request waits; then those whose
-    device has the memory. Devices that are `awaited` by others are left out.
-    """
-
-    def cost(worker: Worker) -> tuple[bool, bool, bool, bool, bool, int, float]:
-        device = state.devices[worker.device]
-        return (
-            worker.reserved_for is None,
-            worker.number == model.avoid,
-            memory.shortage(state, worker, model) > 0,
-            worker.model != model.name,
-            worker.phase is not Phase.BLANK,
-            -memory.room(state, device),
-            worker.last_used,
-        )
-
-    places = (model.name,) if _waits_for_reserved(state, model) else (None, model.name)
-    possible = {
-        device.name
-        for device in state.devices.values()
-        if device.name not in awaited and memory.ever_fits(state, device, model)
-    }
-    free = (worker for worker in state.workers if worker.phase in FREE and worker.reserved_for in places)
-    return min((worker for worker in free if worker.device in possible), key=cost, default=None)
 
 
 def _waits_for_reserved(state: State, model: Model) -> bool:
     return not model.queue and any(worker.reserved_for == model.name for worker in state.workers)
-
-
-def _turn(model: Model) -> tuple[float, int]:
-    """First come, first served, with a head start by priority; so nobody starves, whatever the priorities are."""
-    return (model.wanted_since - PRIORITY_HEAD_START * model.priority, model.index)
 
 
 def _comes_soon(worker: Worker, now: float) -> bool:
@@ -250,19 +309,10 @@ def _evictable(state: State, worker: Worker) -> bool:
     return worker.reserved_for is None and not state.keeps_pinned(worker)
 
 
-def _victims(state: State, devices: Collection[str], *, for_memory: bool) -> Iterator[Worker]:
-    """Active workers that may be evicted; `for_memory`, those whose weights can then leave host memory."""
-    for worker in state.workers:
-        if worker.phase is Phase.ACTIVE and worker.device in devices and _evictable(state, worker):
-            kept = state.models[worker.model or ""].kept
-            if not (for_memory and kept):
-                yield worker
-
-
 def _waits_for_memory(state: State, worker: Worker) -> bool:
     """Whether a worker named by the operator waits for nothing else."""
     wanted = worker.reserved_for
-    return wanted is not None and worker.phase in FREE and _is_staged(state, state.models[wanted])
+    return wanted is not None and worker.phase in FREE and is_staged(state, state.models[wanted])
 
 
 def _parked_victim(state: State, device: Device, wanted: Worker) -> Worker | None:
@@ -278,54 +328,16 @@ def _parked_victim(state: State, device: Device, wanted: Worker) -> Worker | Non
     return min(parked, key=lambda worker: worker.last_used, default=None)
 
 
+def _renewed(state: State, device: Device, wanted: Worker, model: Model, reason: str) -> Iterator[Decision]:
+    """With nobody left to evict: a worker that holds more than it would anew."""
+    if wanted.phase is Phase.PARKED and state.account(wanted).held > memory.held_when_active(device, model):
+        yield Blank(wanted.number, reason)
+        return
+    blank = (worker for worker in state.on(device) if worker.phase is Phase.BLANK and worker.reserved_for is None)
+    worn = max(blank, key=lambda worker: memory.grown(state, worker), default=None)
+    if worn is not None and memory.grown(state, worn) > 0:
+        yield Recycle(worn.number, reason)
+
+
 def _free(worker: Worker, reason: str) -> Decision:
     return Drain(worker.number, reason) if worker.running else Park(worker.number, reason)
-
-
-# host memory
-
-
-def _stage(state: State, model: Model, reason: str) -> Iterator[Decision]:
-    """Load a model, after dropping as many of the least wanted ones as it takes."""
-    for victim in _unstageable(state, model):
-        if _host_room(state, model) >= 0:
-            break
-        yield Unstage(victim.name, f"host memory is needed for {model.name}")
-    yield Stage(model.name, reason)
-
-
-def _is_staged(state: State, model: Model) -> bool:
-    return model.staged or not state.host.required
-
-
-def _memory_can_come(state: State, model: Model) -> bool:
-    """Whether the model's weights are in host memory, on the way there, or could be without evicting anyone."""
-    return _is_staged(state, model) or state.host.staging is not None or _can_make_room(state, model)
-
-
-def _can_make_room(state: State, model: Model) -> bool:
-    """Whether the weights fit after dropping those that no worker maps."""
-    return _host_room(state, model) + sum(other.weight_bytes for other in _unstageable(state, model)) >= 0
-
-
-def _host_room(state: State, model: Model) -> int:
-    """Bytes that would be left with `model` in; negative when it does not fit."""
-    return state.host.capacity - state.staged_bytes() - model.weight_bytes
-
-
-def _unstageable(state: State, model: Model) -> list[Model]:
-    """Models whose weights may go back to disk for `model`, the least wanted first.
-
-    Of those that want a worker too, only the ones whose turn comes later.
-    """
-    mapped = {worker.model for worker in state.workers if worker.phase in MAPPED}
-    candidates = [
-        other
-        for other in state.models.values()
-        if other.staged
-        and other is not model
-        and other.name not in mapped
-        and not other.kept
-        and (other.name not in state.wanting or (model.name in state.wanting and _turn(model) < _turn(other)))
-    ]
-    return sorted(candidates, key=lambda other: (other.name in state.wanting, other.last_used))

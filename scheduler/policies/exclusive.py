@@ -1,0 +1,47 @@
+"""The policies `swap` and `serverless`: one model at a time on a device.
+
+`swap`, as QLM, switches a device to whom the earliest deadline waits for. `serverless`, as ServerlessLLM, lets a model
+keep its device until it has been idle, and prefers the device that still has its skeleton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from config.registry import Registry
+from scheduler.actions import Decision
+from scheduler.policies.on_demand import OnDemand
+from scheduler.pressure import mapped_on
+from scheduler.state import Device, Model, State, Worker
+
+
+class _Exclusive(OnDemand):
+    elastic = True
+
+    def prepare(self, state: State) -> None:
+        """Where every device is a pinned model's, the others have no place."""
+        if sum(model.pinned for model in state.models.values()) >= len(state.devices):
+            for model in state.models.values():
+                model.homes = None if model.pinned else frozenset()
+
+    def allows(self, state: State, device: Device, model: Model) -> bool:
+        return not mapped_on(state, device)
+
+
+class Swap(_Exclusive):
+    def turn(self, state: State, model: Model) -> tuple[float, int]:
+        deadline = model.queue.first_deadline()
+        return (super().turn(state, model)[0] if deadline is None else deadline, model.index)
+
+    def park_idle(self, state: State, now: float) -> Iterator[Decision]:
+        """A device without a model is of no use to anybody."""
+        yield from ()
+
+
+class Serverless(_Exclusive):
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry)
+        self.drain_after = registry.scheduler.idle_timeout
+
+    def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
+        return (float(worker.model != model.name),)

@@ -1,0 +1,102 @@
+"""The policy `prism-paper`: Prism's two levels as they were published (arXiv 2505.04021), and no more.
+
+Placement and migration go by the KV pressure ratio alone. A model may be evicted once it was idle for `idle_timeout`,
+and is when memory is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from config.registry import Registry
+from scheduler.actions import Activate, Decision, Park
+from scheduler.policies.moves import Moves
+from scheduler.policies.on_demand import OnDemand
+from scheduler.policies.places import free_on
+from scheduler.pressure import kv_use, kv_weight, kvpr
+from scheduler.state import Device, Model, Phase, State, Worker
+
+PERIOD = 5.0
+"""Seconds between two global placements."""
+TAU = 0.3
+"""By which share of it a move must better the ratio of the device that a model is on."""
+COOLDOWN = 30.0
+"""Seconds for which a model stays where it has moved: reproductions needed it against churn."""
+SHORT = 0.9
+"""Share of a device's KV cache from which on its memory is short."""
+
+
+class PrismPaper(OnDemand):
+    elastic = True
+    by_admission = True
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry)
+        self._moves = Moves()
+        self._placed_at = float("-inf")
+        self._to_place = [model.name for model in registry.models]
+        """Models that were never active: at the start they are, as far as there is room."""
+
+    def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
+        return (kvpr(state, state.devices[worker.device], now, model),)
+
+    def rests(self, state: State, worker: Worker, now: float) -> bool:
+        return worker.idle and now - worker.last_used >= self._config.idle_timeout
+
+    def may_leave(self, state: State, worker: Worker) -> bool:
+        return not self._moves.concerns(worker)
+
+    def park_idle(self, state: State, now: float) -> Iterator[Decision]:
+        for device in state.devices.values():
+            if kv_use(state, device) >= SHORT and (victim := self.idle_victim(state, now, [device.name])):
+                yield Park(victim.number, f"idle {now - victim.last_used:.0f} s, the KV cache of {device.name} is full")
+
+    def improve(self, state: State, now: float) -> Iterator[Decision]:
+        yield from self._place_first(state, now)
+        yield from self._moves.follow(state)
+        if now - self._placed_at >= PERIOD and not state.wanting:
+            self._placed_at = now
+            yield from self._place_all(state, now)
+
+    def _place_first(self, state: State, now: float) -> Iterator[Decision]:
+        for model in [state.models[name] for name in self._to_place]:
+            if model.workers:
+                self._to_place.remove(model.name)
+                continue
+            free = [w for device in state.devices.values() if (w := free_on(state, device, model)) is not None]
+            if free:
+                worker = min(free, key=lambda worker: (self.place(state, worker, model, now), worker.number))
+                yield Activate(worker.number, model.name, "the first placement")
+
+    def _place_all(self, state: State, now: float) -> Iterator[Decision]:
+        """Models in descending order of KV weight go to the device of the lowest ratio, beside those that went before.
+
+        It moves only if the ratio there, with it, is lower by more than tau than where it is.
+        """
+        weights = dict.fromkeys(state.devices, 0.0)
+        left = {name: device.ledger.capacity or 1 for name, device in state.devices.items()}
+
+        def ratio(name: str, model: Model) -> float:
+            room = left[name] - model.weight_bytes
+            return (weights[name] + kv_weight(state, model, now)) / room if room > 0 else float("inf")
+
+        serving = [worker for worker in state.workers if worker.phase is Phase.ACTIVE]
+        serving.sort(key=lambda worker: -kv_weight(state, state.models[worker.model or ""], now))
+        for worker in serving:
+            model = state.models[worker.model or ""]
+            best = min(state.devices, key=lambda name: (ratio(name, model), name != worker.device))
+            target = None
+            if ratio(best, model) < (1 - TAU) * ratio(worker.device, model):
+                target = self._target(state, state.devices[best], model, now)
+            if target is not None and self._moves.settled(model, now, COOLDOWN):
+                reason = f"the KV pressure of {best} is lower than that of {worker.device}"
+                yield from self._moves.begin(model, worker, target, reason, now)
+            at = best if target is not None else worker.device
+            weights[at] += kv_weight(state, model, now)
+            left[at] -= model.weight_bytes
+
+    def _target(self, state: State, device: Device, model: Model, now: float) -> Worker | None:
+        """A free worker of the device on which the model can begin at once, if it is not there already."""
+        if len(model.workers) != 1 or any(state.workers[number].device == device.name for number in model.workers):
+            return None
+        return free_on(state, device, model)

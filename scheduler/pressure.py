@@ -1,0 +1,90 @@
+"""How hard-pressed a device is, by memory and by compute, as it is or as it would be with a model more or less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler.state import MAPPED, Device, Model, State, Worker
+
+NEWCOMER = 0.5
+"""How busy a model is taken to be at least that begins somewhere: it was asked for."""
+
+
+def kv_weight(state: State, model: Model, now: float) -> float:
+    """A model's part in the KV pressure ratio, bytes/s²: token rate x KV bytes per token / TPOT objective.
+
+    Prism, arXiv 2505.04021. A model on several workers has its rate spread evenly over them.
+    """
+    replicas = max(1, len(model.workers))
+    return model.demand.tokens.per_second(now) * model.kv_bytes / model.slo_tpot / replicas
+
+
+def kvpr(state: State, device: Device, now: float, plus: Model | None = None) -> float:
+    """The KV pressure ratio of a device, 1/s²: its models' KV weights by the bytes that their weights leave.
+
+    `plus` is a model that would come. Infinite where nothing is left; without a capacity, the sum of the KV weights.
+    """
+    models = [state.models[worker.model or ""] for worker in mapped_on(state, device)]
+    if plus is not None:
+        models.append(plus)
+    pressure = sum(kv_weight(state, model, now) for model in models)
+    if device.ledger.capacity is None:
+        return pressure
+    left = device.ledger.capacity - sum(model.weight_bytes for model in models)
+    return pressure / left if left > 0 else float("inf")
+
+
+def mapped_on(state: State, device: Device) -> list[Worker]:
+    """Workers of the device that have a model's weights, or are about to."""
+    return [worker for worker in state.on(device) if worker.phase in MAPPED]
+
+
+def misses(
+    state: State, device: Device, now: float, *, plus: Sequence[Model] = (), minus: Worker | None = None
+) -> float:
+    """Requests a second that are expected to miss their TPOT objective for what runs beside them on the device.
+
+    A busy neighbour prolongs every step by the learned slow-down. A model whose TPOT is t alone keeps an objective s
+    beside up to (s / t - 1) / slowdown busy neighbours. How many are busy in the lifetime of one answer varies, so that
+    misses begin before the mean gets there: their share is taken to grow with the square of the mean.
+    """
+    loads = [
+        (state.models[worker.model or ""], worker.busy.at(now))
+        for worker in mapped_on(state, device)
+        if worker is not minus
+    ]
+    loads += [(model, max(NEWCOMER, model.demand.busy.at(now))) for model in plus]
+    together = sum(busy for _, busy in loads)
+    return sum(_misses(state, model, together - busy, now) for model, busy in loads)
+
+
+def _misses(state: State, model: Model, neighbours: float, now: float) -> float:
+    rate = model.demand.arrivals.per_second(now) / max(1, len(model.workers))
+    return rate * min(1.0, (neighbours / max(0.1, tolerance(state, model))) ** 2)
+
+
+def tolerance(state: State, model: Model) -> float:
+    """Busy neighbours beside which the model still keeps its TPOT objective; one, while its speed is not known."""
+    if model.demand.tpot <= 0.0:
+        return 1.0
+    slack = model.slo_tpot / model.demand.tpot - 1.0
+    return slack / max(0.01, state.estimates.slowdown)
+
+
+def kv_use(state: State, device: Device) -> float:
+    """Share of what the device has for KV cache that requests need or wait for; 0 where memory is not accounted.
+
+    What an engine has mapped says less: it keeps the prefixes of old requests as long as nobody needs their memory.
+    """
+    if device.ledger.capacity is None:
+        return 0.0
+    room = device.ledger.capacity - sum(account.held + account.weights for account in device.ledger)
+    needed = sum(kv_needed(state, worker) for worker in mapped_on(state, device))
+    return needed / room if room > 0 else 1.0
+
+
+def kv_needed(state: State, worker: Worker) -> float:
+    """Bytes of KV cache for what a worker runs, and for its part of what waits for its model."""
+    model = state.models[worker.model or ""]
+    tokens = len(model.queue) * (model.demand.prompt_tokens + model.demand.output_tokens)
+    return worker.kv_promised + tokens * model.kv_bytes / max(1, len(model.workers))
