@@ -1,5 +1,6 @@
 ## make demo              three tiny models on two workers, served; ARGS=--once ends after showing it
 ## make test              lint, types and the whole test suite
+## make gpu-test          what needs a GPU and the extra `gpu`, some minutes; `make test` leaves it out
 ## make fuzz              the tests of the scheduler by random events, with new cases at each run; EXAMPLES=2000 how many
 ## make bench             the gateway's own cost, beside two peers
 .DEFAULT_GOAL := help
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 EXAMPLES ?= 2000
 
-.PHONY: help demo test lint types pytest fuzz bench clean
+.PHONY: help demo test lint types pytest gpu-test fuzz bench clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -28,6 +29,10 @@ types: $(VENV)/.dev
 
 pytest: $(VENV)/.sglang
 	$(BIN)/python -m pytest $(ARGS)
+
+# No dependencies: whoever has a GPU has installed what fits it.
+gpu-test:
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 fuzz: $(VENV)/.dev
 	PRISM_CASES=fuzz PRISM_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_scheduler_random.py $(ARGS)

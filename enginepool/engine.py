@@ -36,6 +36,12 @@ class EngineLoad:
     """Of physical memory, where that differs."""
     prompt_tokens: int = 0
     output_tokens: int = 0
+    batch: float = 0.0
+    """Requests in a decode step, on average over the last moments; 0 if nothing was decoded."""
+    device_used: int = 0
+    """Bytes of the GPU's memory that all its processes use; 0 where nobody tells."""
+    process_used: int | None = None
+    """Of them by this engine; None where nobody tells."""
 
 
 class Engine(Protocol):

@@ -257,6 +257,12 @@ class WorkerStats(Message, frozen=True):
     """Tokens per second since the report before; likewise:"""
     decode_rate: float
     rss: int
+    batch: float = 0.0
+    """Requests in a decode step, on average over the last moments; 0 if nothing was decoded."""
+    device_used: int = 0
+    """Of the GPU's memory, by all its processes; 0 where NVML does not tell."""
+    process_used: int | None = None
+    """Of them by this worker; None where NVML does not tell."""
 
 
 class Pong(Message, frozen=True):

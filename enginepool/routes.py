@@ -9,6 +9,7 @@ INFERENCE_ROUTES = frozenset(
     {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",
         "/v1/embeddings",
         "/v1/classify",
         "/v1/score",

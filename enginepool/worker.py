@@ -169,6 +169,9 @@ class _Worker:
             prefill_rate=prefill_rate,
             decode_rate=decode_rate,
             rss=self._process.memory_info().rss,
+            batch=load.batch,
+            device_used=load.device_used,
+            process_used=load.process_used,
         )
 
 

@@ -101,6 +101,9 @@ def _worker(context: Context, worker: Worker) -> dict[str, Any]:
         "output_tokens": stats.output_tokens if stats else 0,
         "prefill_tokens_per_s": stats.prefill_rate if stats else 0.0,
         "decode_tokens_per_s": stats.decode_rate if stats else 0.0,
+        "decode_batch": stats.batch if stats else 0.0,
+        "gpu_bytes": stats.process_used if stats else None,
+        "device_used_bytes": stats.device_used if stats else 0,
         "activation_phases_s": context.journal.activations.get(worker.number),
         "activation_copy_s": context.journal.copies.get(worker.number),
     }

@@ -41,13 +41,15 @@ def render_workers(data: dict[str, Any]) -> str:
             f"{worker['prefill_tokens_per_s']:.0f} + {worker['decode_tokens_per_s']:.0f}",
             _duration(worker["in_state_s"]),
             f"{format_size(worker['kv_bytes'])} / {format_size(worker['kv_limit'])}" if worker["kv_limit"] else "-",
+            format_size(worker["gpu_bytes"]) if worker["gpu_bytes"] else "-",
             format_size(worker["rss_bytes"]) if worker["rss_bytes"] else "-",
             worker["restarts"],
         )
         for worker in data["workers"]
     ]
     return table(
-        ("worker", "device", "pid", "state", "model", "running", "tokens/s", "for", "KV", "RSS", "restarts"), rows
+        ("worker", "device", "pid", "state", "model", "running", "tokens/s", "for", "KV", "GPU", "RSS", "restarts"),
+        rows,
     )
 
 

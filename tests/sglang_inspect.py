@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from enginepool.engines.sglang import arguments, warm
-from enginepool.engines.sglang.device_cpu import Cpu
-from enginepool.engines.sglang.rank_protocol import Weights
+from enginepool.engines.sglang.protocol import Weights
+from enginepool.engines.sglang.rank.cpu import Cpu
 from enginepool.messages import Manifest, ModelSpec
 
 SETTINGS = {"max_running": 2, "device": "cpu"}
@@ -44,8 +44,9 @@ def inspect(folder: Path) -> Report:
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
 
-    from enginepool.engines.sglang import stored, weights
     from enginepool.engines.sglang.building import as_only_rank
+    from enginepool.engines.sglang.loading import weights
+    from enginepool.engines.sglang.rank import stored
     from enginepool.engines.sglang.tensors import Walk
 
     spec = ModelSpec(folder.name, str(folder), "auto", {})

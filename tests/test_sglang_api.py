@@ -96,6 +96,39 @@ def test_an_answer_keeps_to_a_json_schema(client: openai.OpenAI) -> None:
     assert json.loads(text)["colour"] in ("red", "blue")
 
 
+def test_a_response_is_answered_whole_and_in_events(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "input": HELLO, "temperature": 0, "max_output_tokens": 12}
+    whole = client.responses.create(**asked)
+    assert whole.status == "completed"
+    *_, last = stream = list(client.responses.create(**asked, stream=True))
+    assert isinstance(last, openai.types.responses.ResponseCompletedEvent)
+    assert last.response.usage is not None
+    assert last.response.usage.output_tokens > 0
+    deltas = [it.delta for it in stream if it.type == "response.output_text.delta"]
+    assert "".join(deltas) == last.response.output_text == whole.output_text
+
+
+def test_a_response_is_not_kept(client: openai.OpenAI) -> None:
+    response = client.responses.create(model=MODEL, input="Once", max_output_tokens=8, store=True)
+    assert response.model_dump()["store"] is False
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response.id)
+
+
+@pytest.mark.parametrize("field", [{"background": True}, {"previous_response_id": "resp_1"}])
+def test_a_response_that_needs_a_kept_one_is_refused_by_parameter(client: openai.OpenAI, field: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match="kept here") as refused:
+        client.responses.create(model=MODEL, input="Once", **field)
+    assert [refused.value.param] == list(field)
+
+
+def test_a_client_chooses_no_id_of_a_response(prism: Prism) -> None:
+    body = {"model": MODEL, "input": "Once", "max_output_tokens": 8, "request_id": "resp_mine"}
+    answer = ask(prism, "POST", "/v1/responses", body)
+    assert answer.status == 200
+    assert b"resp_mine" not in answer.body
+
+
 def test_sglangs_own_routes_for_inference(prism: Prism) -> None:
     tokens = ask(prism, "POST", "/v1/tokenize", {"model": MODEL, "prompt": "Once upon a time"}).json["tokens"]
     text = ask(prism, "POST", "/v1/detokenize", {"model": MODEL, "tokens": tokens}).json["text"]

@@ -174,9 +174,9 @@ async def test_requests_start_in_the_order_of_their_deadlines(llama: Worker) -> 
 
 
 async def test_no_client_chooses_an_id(llama: Worker) -> None:
-    first, second = [llama.submit(rid="mine", max_tokens=ENDLESS, ignore_eos=True, stream=True) for _ in range(2)]
+    first, second = [llama.submit(rid="my-own-id", max_tokens=ENDLESS, ignore_eos=True, stream=True) for _ in range(2)]
     await llama.until(lambda: llama.began(first) and llama.began(second))
-    assert not any(b"mine" in it.data for it in llama.log if isinstance(it, Chunk))
+    assert not any(b"my-own-id" in it.data for it in llama.log if isinstance(it, Chunk))
 
 
 async def test_an_abort_frees_the_engine_at_once(llama: Worker, sglang_answers: dict[str, str]) -> None:
@@ -207,12 +207,15 @@ async def test_the_load_is_reported(llama: Worker) -> None:
     await llama.until(lambda: reports(llama)[-1].kv_bytes > 0)
     await llama.until(lambda: any(it.prefill_rate > 0 for it in reports(llama)))
     await llama.until(lambda: reports(llama)[-1].decode_rate > 0)
+    await llama.until(lambda: reports(llama)[-1].batch == MAX_RUNNING)
     for request in requests:
         llama.abort(request)
     await llama.until(lambda: stats(llama) == (0, 0))
     await llama.park()
     await llama.until(lambda: reports(llama)[-1].kv_bytes == 0)
+    await llama.until(lambda: reports(llama)[-1].batch == 0)
     last = reports(llama)[-1]
+    assert (last.device_used, last.process_used) == (0, None), "there is no GPU"
     assert last.prompt_tokens > 0
     assert last.output_tokens > 0
 

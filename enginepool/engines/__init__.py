@@ -59,7 +59,7 @@ def after_fork() -> None:
 def weight_loader(pool: Pool) -> LoadWeights:
     """How a loader reads a model for the weight store."""
     if pool.engine == "sglang":
-        from enginepool.engines.sglang.weights import load as load_sglang
+        from enginepool.engines.sglang.loading.weights import load as load_sglang
 
         return partial(load_sglang, max_running=pool.max_running, device=pool.devices[0])
     from enginepool.engines.transformers.weights import load
@@ -75,7 +75,7 @@ def create(pool: Pool, device: str, emit: Emit) -> Engine:
         return TransformersEngine(emit, max_running=pool.max_running, threads=pool.threads)
     if pool.engine == "sglang":
         from enginepool.engines.sglang import SglangEngine
-        from enginepool.engines.sglang.rank_protocol import StartRank
+        from enginepool.engines.sglang.protocol import StartRank
 
         return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, _kv_memory(pool, device)))
     from enginepool.engines.simulated import SimulatedEngine

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 
 from enginepool.engines.sglang import upstream
-from enginepool.engines.sglang.gpu_imports import answered_by_nvml
+from enginepool.engines.sglang.gpu.imports import answered_by_nvml
 
 
 def warm(gpu: bool) -> None:
@@ -24,10 +24,13 @@ def warm(gpu: bool) -> None:
         upstream.prepare(gpu)
         if gpu:
             _import_for_gpu()
-        import enginepool.engines.sglang.layer
-        import enginepool.engines.sglang.rank
-        import enginepool.engines.sglang.stored
-        import enginepool.engines.sglang.weights  # noqa: F401
+        import enginepool.engines.sglang.front.layer
+        import enginepool.engines.sglang.loading.weights
+        import enginepool.engines.sglang.rank.main
+        import enginepool.engines.sglang.rank.stored  # noqa: F401
+        from enginepool.engines.sglang.rank import scarcity
+
+        scarcity.adapt()
 
     # What is alive now stays so: without this, a child's first collection would copy its pages.
     gc.collect()
@@ -35,8 +38,8 @@ def warm(gpu: bool) -> None:
 
 
 def _import_for_gpu() -> None:
-    from enginepool.engines.sglang import upstream_gpu
+    from enginepool.engines.sglang.gpu import upstream as upstream_gpu
 
     upstream_gpu.check_kvcached()
     upstream_gpu.adapt()
-    import enginepool.engines.sglang.device_gpu  # noqa: F401
+    import enginepool.engines.sglang.gpu.device  # noqa: F401

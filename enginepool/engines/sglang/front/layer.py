@@ -17,9 +17,10 @@ from sglang.srt.entrypoints.openai.serving_tokenize import OpenAIServingDetokeni
 from sglang.srt.managers.io_struct import ShutdownReq, wrap_as_pickle
 from sglang.srt.managers.tokenizer_manager import ServerStatus
 
-from enginepool.engines.sglang.detokenizer import DetokenizerThread
-from enginepool.engines.sglang.rank_protocol import Built, Command
-from enginepool.engines.sglang.tokenizer import FrontTokenizerManager
+from enginepool.engines.sglang.front.detokenizer import DetokenizerThread
+from enginepool.engines.sglang.front.responses import serving_responses
+from enginepool.engines.sglang.front.tokenizer import FrontTokenizerManager
+from enginepool.engines.sglang.protocol import Built, Command
 from enginepool.engines.sglang.upstream import bind_unused, close_sockets
 
 IDLE_TIMEOUT = 60.0
@@ -42,11 +43,6 @@ class OpenAILayer:
         self.manager.max_req_input_len = built.max_input
         self.manager.server_status = ServerStatus.Up
         self.manager.auto_create_handle_loop()
-
-    def used_tokens(self) -> int:
-        """Of the KV pool, as the rank last published it: at each step, and once a second while idle."""
-        snapshot = self.manager.load_snapshot_reader.read(0)
-        return int(snapshot.num_used_tokens) if snapshot is not None else 0
 
     async def flush(self) -> bool:
         """Wait until the rank is idle, and drop its prefix cache."""
@@ -82,6 +78,7 @@ class OpenAILayer:
         http_server.set_global_state(http_server._GlobalState(manager, templates, {}))
         state.openai_serving_completion = OpenAIServingCompletion(manager, templates)
         state.openai_serving_chat = manager.serving_chat_class(manager, templates)
+        state.openai_serving_responses = serving_responses(manager, templates)
         state.openai_serving_embedding = OpenAIServingEmbedding(manager, templates)
         state.openai_serving_classify = OpenAIServingClassify(manager, templates)
         state.openai_serving_score = OpenAIServingScore(manager)

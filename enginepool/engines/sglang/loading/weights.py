@@ -20,8 +20,8 @@ from config.errors import EngineError, StoreError, describe
 from enginepool.checkpoint import digest, weight_files
 from enginepool.engines.sglang import arguments
 from enginepool.engines.sglang.building import as_only_rank, default_dtype, initialise
-from enginepool.engines.sglang.gpu_imports import answered_by_nvml
-from enginepool.engines.sglang.missing import Marks
+from enginepool.engines.sglang.gpu.imports import answered_by_nvml
+from enginepool.engines.sglang.loading.missing import Marks
 from enginepool.engines.sglang.tensors import Walk
 from enginepool.layout import Entry
 from enginepool.loader import Meter, Progress, read_ahead, write

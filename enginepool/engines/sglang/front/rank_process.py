@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 from config.errors import PoolError
 from enginepool import process
-from enginepool.engines.sglang.rank import run_rank
-from enginepool.engines.sglang.rank_protocol import (
+from enginepool.engines.sglang.protocol import (
     Answer,
     Command,
     CommandDone,
@@ -23,10 +22,11 @@ from enginepool.engines.sglang.rank_protocol import (
     Event,
     FromRank,
     KvLimitSet,
-    KvMapped,
+    RankLoad,
     RankReady,
     StartRank,
 )
+from enginepool.engines.sglang.rank.main import run_rank
 
 log = logging.getLogger("prism.sglang")
 
@@ -144,7 +144,7 @@ class RankProcess:
         except (EOFError, OSError):
             self._bury()
             return
-        if isinstance(message, (KvLimitSet, KvMapped)):
+        if isinstance(message, (KvLimitSet, RankLoad)):
             self._on_event(message)
             return
         answer = self._answers.popleft()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from config.devices import gpu_index
-from enginepool.engines.sglang.rank_protocol import KvLimitSet
+from enginepool.engines.sglang.protocol import KvLimitSet
 from enginepool.messages import SegmentRef
 
 
@@ -20,6 +20,11 @@ class KvCache(Protocol):
     @property
     def mapped(self) -> int:
         """Bytes of physical memory that it holds."""
+        ...
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that running requests and the prefix cache use."""
         ...
 
     def set_limit(self, revision: int, nbytes: int) -> KvLimitSet | None:
@@ -85,9 +90,9 @@ def open_device(name: str) -> Device:
     """The device `name` (cpu, cuda:0) of this rank. Of a GPU this makes the CUDA context."""
     index = gpu_index(name)
     if index is None:
-        from enginepool.engines.sglang.device_cpu import Cpu
+        from enginepool.engines.sglang.rank.cpu import Cpu
 
         return Cpu()
-    from enginepool.engines.sglang.device_gpu import Gpu
+    from enginepool.engines.sglang.gpu.device import Gpu
 
     return Gpu(index)

@@ -2,7 +2,7 @@
 
 A command to a serving rank comes in by SGLang's own way for requests, so the Scheduler itself calls its handler, with
 no step under way. The answer goes back on the front's private connection. A new command needs its class in
-`rank_protocol` and its handler here.
+`protocol` and its handler here.
 """
 
 from __future__ import annotations
@@ -10,30 +10,32 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from config.errors import EngineError, StoreError
-from enginepool.engines.sglang.device import Device, KvCache
-from enginepool.engines.sglang.rank_protocol import (
+from enginepool.engines.sglang.protocol import (
     CommandDone,
     CommandFailed,
     FillWeights,
-    KvMapped,
     LimitKv,
     Offer,
     PauseWeights,
+    RankLoad,
     Withdraw,
 )
+from enginepool.engines.sglang.rank.device import Device, KvCache
+from enginepool.engines.sglang.rank.prefix_cache import evictable
+from enginepool.engines.sglang.rank.starved import Starved
 from enginepool.engines.sglang.tokenizers import RANK, read_ahead
 
 if TYPE_CHECKING:  # it imports SGLang
-    from enginepool.engines.sglang.stored import StoredWeights
+    from enginepool.engines.sglang.rank.stored import StoredWeights
 
 REPORT_INTERVAL = 0.5
-"""Seconds between two looks at what the KV cache holds; a change is reported."""
+"""Seconds between two looks at what the rank does; a change is reported."""
 
 
 @dataclass(slots=True)
@@ -46,8 +48,14 @@ class Serving:
     kv: KvCache
     connection: Connection
     paused: bool = False
-    reported: int = -1
+    starved: Starved = field(init=False)
+    batches: list[int] = field(default_factory=list)
+    """Sizes of those that decoded since the last report."""
+    reported: RankLoad | None = None
     looked_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.starved = Starved(self.scheduler)
 
     def held(self) -> int:
         """Bytes of the device's memory besides the weights and what the KV cache has mapped."""
@@ -57,13 +65,22 @@ class Serving:
     def between_steps(self) -> None:
         if (limit := self.kv.step()) is not None:
             self.connection.send(limit)
+        self.starved.look()
+        if not self.scheduler.running_batch.is_empty():
+            self.batches.append(len(self.scheduler.running_batch.reqs))
         now = time.monotonic()
         if now - self.looked_at < REPORT_INTERVAL:
             return
         self.looked_at = now
-        if (mapped := self.kv.mapped) != self.reported:
-            self.reported = mapped
-            self.connection.send(KvMapped(mapped))
+        if (load := self._load()) != self.reported:
+            self.reported = load
+            self.connection.send(load)
+
+    def _load(self) -> RankLoad:
+        batch = sum(self.batches) / len(self.batches) if self.batches else 0.0
+        self.batches.clear()
+        cached = int(evictable(self.scheduler.tree_cache) * self.kv.bytes_per_token)
+        return RankLoad(self.kv.mapped, max(0, self.kv.allocated - cached), batch)
 
 
 Handler = Callable[[Serving, Any], object]

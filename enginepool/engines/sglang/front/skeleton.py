@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from config.errors import EngineError, PoolError, describe
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang import upstream
-from enginepool.engines.sglang.rank_process import RankProcess
-from enginepool.engines.sglang.rank_protocol import (
+from enginepool.engines.sglang.front.rank_process import RankProcess
+from enginepool.engines.sglang.protocol import (
     Answer,
     Build,
     BuildFailed,
@@ -27,7 +27,7 @@ from enginepool.engines.sglang.sockets import SocketFolder
 from enginepool.messages import Manifest, ModelSpec
 
 if TYPE_CHECKING:  # it imports SGLang
-    from enginepool.engines.sglang.layer import OpenAILayer
+    from enginepool.engines.sglang.front.layer import OpenAILayer
 
 log = logging.getLogger("prism.sglang")
 
@@ -111,11 +111,6 @@ class Skeleton:
         _check_leak(spec, built.leaked)
         raise built.error
 
-    @property
-    def kv_used(self) -> int:
-        """Bytes of the KV cache in use by running requests and the prefix cache."""
-        return int(self.layer.used_tokens() * self._built.kv_bytes_per_token)
-
     async def park(self) -> int:
         """Returns the bytes of the device's memory that the parked model holds.
 
@@ -177,7 +172,7 @@ class Skeleton:
 
 
 def _build_layer(spec: ModelSpec, server_args: object, port_args: object) -> OpenAILayer | EngineError:
-    from enginepool.engines.sglang.layer import OpenAILayer
+    from enginepool.engines.sglang.front.layer import OpenAILayer
 
     try:
         return OpenAILayer(server_args, port_args)

@@ -8,14 +8,18 @@ import os
 from collections.abc import Coroutine
 from typing import Any
 
+import pynvml
+
+from config.devices import gpu_index
 from config.errors import EngineError, PoolError, RequestError, StoreError
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
-from enginepool.engines.sglang.asgi import Exchange
-from enginepool.engines.sglang.rank_process import RankProcess
-from enginepool.engines.sglang.rank_protocol import Event, KvLimitSet, Offer, StartRank, Weights, Withdraw
-from enginepool.engines.sglang.requests import CURRENT, LiveRequest
-from enginepool.engines.sglang.skeleton import KvLimit, Skeleton
+from enginepool.engines.sglang.front.asgi import Exchange
+from enginepool.engines.sglang.front.rank_process import RankProcess
+from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
+from enginepool.engines.sglang.front.skeleton import KvLimit, Skeleton
+from enginepool.engines.sglang.gpu.memory import GpuMemory
+from enginepool.engines.sglang.protocol import Event, KvLimitSet, Offer, StartRank, Weights, Withdraw
 from enginepool.engines.sglang.sockets import remove_kv_file, sweep
 from enginepool.engines.sglang.tokenizers import FRONT, read_ahead
 from enginepool.messages import Counted, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit
@@ -26,7 +30,7 @@ from enginepool.routes import INFERENCE_ROUTES
 log = logging.getLogger("prism.sglang")
 
 MEASURE_INTERVAL = 1.0
-"""Seconds between two looks at the rank's KV pool."""
+"""Seconds between two looks at the GPU's memory."""
 
 
 class SglangEngine:
@@ -54,7 +58,7 @@ class SglangEngine:
         self._reading = asyncio.Event()
         self._reading.set()
         self.load = EngineLoad()
-        self._measuring = asyncio.get_running_loop().create_task(self._measure())
+        self._measuring = asyncio.get_running_loop().create_task(self._measure(gpu_index(start.device)))
 
     async def start(self) -> None:
         self.held = await self._rank.ready()
@@ -96,7 +100,7 @@ class SglangEngine:
         await self._let_tasks_end()
         async with self._turn:
             self.held = await self._skeleton.park()
-            self.load.kv_mapped = 0
+            self._rest()
             self._active = False
             return self._skeleton.spec.name
 
@@ -109,7 +113,11 @@ class SglangEngine:
         if self._skeleton is not None:
             skeleton, self._skeleton = self._skeleton, None
             self.held = await skeleton.tear_down()
-            self.load.kv_mapped = 0
+            self._rest()
+
+    def _rest(self) -> None:
+        self.load.kv_mapped = self.load.kv_bytes = 0
+        self.load.batch = 0.0
 
     async def close(self) -> None:
         self._measuring.cancel()
@@ -204,6 +212,8 @@ class SglangEngine:
         self.load.kv_mapped = event.mapped
         if isinstance(event, KvLimitSet):
             self._emit(KvLimitApplied(event.revision, event.mapped, event.applied))
+        else:
+            self.load.kv_bytes, self.load.batch = event.used, event.batch
 
     async def _run(self, live: LiveRequest) -> None:
         """Root of a request's task, in which SGLang's own code runs."""
@@ -222,11 +232,17 @@ class SglangEngine:
             live.close()
             self._live.pop(live.id, None)
 
-    async def _measure(self) -> None:
-        """Root of the task that keeps `load.kv_bytes`."""
-        while True:
-            self.load.kv_bytes = self._skeleton.kv_used if self._skeleton is not None else 0
-            await asyncio.sleep(MEASURE_INTERVAL)
+    async def _measure(self, index: int | None) -> None:
+        """Root of the task that keeps what is used of a GPU."""
+        if index is None:
+            return
+        try:
+            memory = GpuMemory(index, self._rank.pid)
+            while True:
+                self.load.device_used, self.load.process_used = memory.of_device(), memory.of_process()
+                await asyncio.sleep(MEASURE_INTERVAL)
+        except pynvml.NVMLError as error:
+            log.warning("NVML does not tell what is used of GPU %d: %s", index, error)
 
     async def _let_tasks_end(self) -> None:
         """Those of aborted requests may still be on their way out."""

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from config.errors import EngineError, StoreError, describe
-from enginepool.engines.sglang import arguments, rank_commands, upstream
-from enginepool.engines.sglang.device import Device, open_device
-from enginepool.engines.sglang.rank_protocol import (
+from enginepool.engines.sglang import arguments, upstream
+from enginepool.engines.sglang.protocol import (
     Build,
     BuildFailed,
     Built,
@@ -23,9 +22,11 @@ from enginepool.engines.sglang.rank_protocol import (
     StartRank,
     TornDown,
 )
+from enginepool.engines.sglang.rank import commands
+from enginepool.engines.sglang.rank.device import Device, open_device
 
 if TYPE_CHECKING:  # it imports SGLang
-    from enginepool.engines.sglang.stored import StoredWeights
+    from enginepool.engines.sglang.rank.stored import StoredWeights
 
 log = logging.getLogger("prism.rank")
 
@@ -43,12 +44,13 @@ def run_rank(connection: Connection, start: StartRank) -> None:
         if isinstance(command, Build):
             connection.send(_serve(command, connection, start, device))
         else:
-            rank_commands.carry_out_blank(command, connection, device)
+            commands.carry_out_blank(command, connection, device)
 
 
 def _serve(command: Build, connection: Connection, start: StartRank, device: Device) -> BuildFailed | TornDown:
     """Build, run, tear down. In a frame of its own, so that nothing of the model outlives it."""
-    from enginepool.engines.sglang.stored import StoredWeights
+    from enginepool.engines.sglang.rank import scarcity
+    from enginepool.engines.sglang.rank.stored import StoredWeights
 
     kv_memory = start.kv_memory or device.memory
     try:
@@ -69,10 +71,11 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         _clear(error)
         _forget(device)
         return BuildFailed(reason, upstream.half_built())
+    scarcity.install(scheduler)
     alive = upstream.watch(scheduler) | {"weights": weights.watch()}
-    serving = rank_commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
+    serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
-    rank_commands.install(serving)
+    commands.install(serving)
     connection.send(_describe_built(serving, seconds, limited is None or limited.applied))
     scheduler.run_event_loop()
     upstream.release(scheduler)
@@ -84,7 +87,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
 def _build(command: Build, server_args: Any, weights: StoredWeights, device: Device) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
 
-    from enginepool.engines.sglang.stored import StoredModelLoader, loading
+    from enginepool.engines.sglang.rank.stored import StoredModelLoader, loading
 
     server_args.load_format = StoredModelLoader
     with device.building(), loading(weights, command.weights):
@@ -112,16 +115,24 @@ def _describe_failure(command: Build, error: Exception) -> EngineError | StoreEr
     return EngineError(f"{command.model.name}: SGLang cannot serve it: {describe(error)}")
 
 
-def _describe_built(serving: rank_commands.Serving, copy_seconds: float, limited: bool) -> Built:
+def _describe_built(serving: commands.Serving, copy_seconds: float, limited: bool) -> Built:
     scheduler = serving.scheduler
     return Built(
-        max_input=scheduler.max_req_input_len,
+        max_input=min(scheduler.max_req_input_len, _most_tokens(serving)),
         pool_tokens=scheduler.max_total_num_tokens,
         kv_bytes_per_token=serving.kv.bytes_per_token,
         held=serving.held(),
         copy_seconds=copy_seconds,
         limited=limited,
     )
+
+
+def _most_tokens(serving: commands.Serving) -> int:
+    """What the KV cache could hold with the device for itself: a longer prompt would wait for ever."""
+    memory = serving.device.memory
+    if not memory:
+        return int(serving.scheduler.max_total_num_tokens)
+    return int((memory - serving.weights.flat.nbytes - serving.held()) / serving.kv.bytes_per_token)
 
 
 def _still_alive(references: dict[str, weakref.ref[Any]]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from enginepool.engines.sglang.rank_protocol import KvLimitSet
+from enginepool.engines.sglang.protocol import KvLimitSet
+from enginepool.engines.sglang.rank.prefix_cache import evictable
 
 _SHRINK_TIMEOUT = 8.0
 """Seconds after which a limit that does not hold is reported as such. The gateway's own is longer."""
@@ -23,6 +24,11 @@ class ElasticKv:
     def mapped(self) -> int:
         """Bytes of physical memory that the KV cache holds."""
         return sum(int(manager.get_mapped_memory_size()) for manager in _managers())
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that running requests and the prefix cache use."""
+        return sum(_allocated(manager) for manager in _managers())
 
     def set_limit(self, revision: int, nbytes: int) -> KvLimitSet | None:
         """Begin to apply a limit; None while running requests and the prefix cache still hold more: `step` goes on."""
@@ -56,7 +62,7 @@ class ElasticKv:
         tokens = int(nbytes / self.bytes_per_token) + 1
         # A page is free only when all its tokens are, so evicting just as many tokens may free none.
         before = self.mapped
-        while self._scheduler.tree_cache.evictable_size() > 0 and before - self.mapped < nbytes:
+        while evictable(self._scheduler.tree_cache) > 0 and before - self.mapped < nbytes:
             self._scheduler.tree_cache.evict(EvictParams(num_tokens=max(tokens, 1024)))
 
 
@@ -64,6 +70,12 @@ def _managers() -> list[Any]:
     from kvcached.pool_registry import get_registered_kv_cache_pools
 
     return [manager for manager, _ in get_registered_kv_cache_pools()]
+
+
+def _allocated(manager: Any) -> int:
+    padding = 1  # the block that is never free
+    blocks = max(0, manager._get_num_alloced_blocks() - padding)
+    return int(blocks * manager.block_mem_size * manager.num_layers * manager.num_kv_buffers)
 
 
 def _set(nbytes: int, revision: int) -> dict[str, Any]:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enginepool.engines.sglang import upstream_gpu
-from enginepool.engines.sglang.elastic_kv import ElasticKv
-from enginepool.engines.sglang.gpu_memory import GpuMemory
-from enginepool.engines.sglang.host_copies import HostCopies
-from enginepool.engines.sglang.link import CopyTimer, Link
+from enginepool.engines.sglang.gpu import upstream
+from enginepool.engines.sglang.gpu.elastic_kv import ElasticKv
+from enginepool.engines.sglang.gpu.host_copies import HostCopies
+from enginepool.engines.sglang.gpu.link import CopyTimer, Link
+from enginepool.engines.sglang.gpu.memory import GpuMemory
 from enginepool.engines.sglang.sockets import kv_name
 from enginepool.messages import SegmentRef
+
+_CONTEXT = 700 * 2**20
+"""Bytes of a CUDA context with its kernels, where NVML does not tell what this process uses."""
 
 
 class Gpu:
@@ -23,11 +26,11 @@ class Gpu:
 
     def __init__(self, index: int) -> None:
         self.gpu_id = index
-        upstream_gpu.name_this_rank(kv_name(os.getppid()))
+        upstream.name_this_rank(kv_name(os.getppid()))
         torch.cuda.set_device(index)
         _warm_up()
         self.memory = torch.cuda.get_device_properties(index).total_memory
-        self._memory = GpuMemory(index)
+        self._memory = GpuMemory(index, os.getpid())
         self._copies = HostCopies()
         self._link = Link()
         self._copying: CopyTimer | None = None
@@ -52,17 +55,18 @@ class Gpu:
         return ElasticKv(scheduler)
 
     def pause(self) -> None:
-        upstream_gpu.pause_weights()
+        upstream.pause_weights()
         torch.cuda.empty_cache()
 
     def resume(self) -> None:
-        upstream_gpu.resume_weights()
+        upstream.resume_weights()
 
     def forget(self) -> None:
-        upstream_gpu.forget_gpu_memory()
+        upstream.forget_gpu_memory()
 
     def used(self) -> int:
-        return self._memory.used()
+        used = self._memory.of_process()
+        return _CONTEXT + torch.cuda.memory_reserved() if used is None else used
 
 
 def _warm_up() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-from enginepool.engines.sglang.requests import CURRENT, LiveRequest
+from config.errors import RequestError
+from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 
 _NOT_A_CLIENTS = (
     "rid",
@@ -66,10 +67,12 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             obj.priority = live.priority
         try:
             async for output in super().generate_request(obj, request):
+                if live is not None and live.refusal is None:
+                    live.refusal = _refusal(output)
                 yield output
         except ValueError as error:
             if live is not None:
-                live.refusal = str(error)
+                live.refusal = RequestError(400, str(error))
             raise
 
     def _init_req_state(self, obj: Any, request: Any = None) -> None:
@@ -105,6 +108,15 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             if live is not None:
                 live.set_output(rid, tokens)
         await super()._handle_batch_output(recv_obj)
+
+
+def _refusal(output: Any) -> RequestError | None:
+    """Why the rank has ended a request before its time, if this is its last output and it did."""
+    reason = output.get("meta_info", {}).get("finish_reason") if isinstance(output, dict) else None
+    if not reason or reason.get("type") != "abort" or not reason.get("status_code"):
+        return None
+    status = int(reason["status_code"])
+    return RequestError(status, reason["message"], kind="server_error" if status >= 500 else "invalid_request_error")
 
 
 def _take_from_client(obj: Any) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from config.errors import EngineError, StoreError
 from enginepool.engines.sglang.building import initialise
-from enginepool.engines.sglang.device import Device
-from enginepool.engines.sglang.rank_protocol import Weights
+from enginepool.engines.sglang.protocol import Weights
+from enginepool.engines.sglang.rank.device import Device
 from enginepool.engines.sglang.tensors import Walk, unpack
 from enginepool.layout import checksum, name_at, view_of
 from enginepool.messages import Manifest

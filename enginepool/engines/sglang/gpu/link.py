@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from enginepool.engines.sglang.host_copies import PIECE, HostCopy
+from enginepool.engines.sglang.gpu.host_copies import PIECE, HostCopy
 
 _STAGE = 16 * 2**20
 """Bytes of one pinned buffer; each staging thread has two."""

@@ -154,12 +154,18 @@ class KvLimitSet:
 
 
 @dataclass(frozen=True, slots=True)
-class KvMapped:
+class RankLoad:
+    """What a rank that serves does, when that has changed."""
+
     mapped: int
     """Bytes that the KV cache holds now."""
+    used: int
+    """Of them by running requests; what only the prefix cache uses is not counted."""
+    batch: float
+    """Requests in a decode step, on average since the last report; 0 if there was none."""
 
 
 Answer = RankReady | Prepared | Built | BuildFailed | TornDown | CommandDone | CommandFailed
-Event = KvLimitSet | KvMapped
+Event = KvLimitSet | RankLoad
 """What the rank says without being asked at that moment."""
 FromRank = Answer | Event

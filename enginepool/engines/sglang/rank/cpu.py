@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from enginepool.engines.sglang.rank_protocol import KvLimitSet
+from enginepool.engines.sglang.protocol import KvLimitSet
 from enginepool.layout import PIECE, base_tensor
 from enginepool.messages import SegmentRef
 from enginepool.segment import open_segment
@@ -69,6 +69,12 @@ class FixedKv:
         sizes = scheduler.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes()
         self.mapped: int = int(sum(sizes) if isinstance(sizes, tuple) else sizes)
         self.bytes_per_token = self.mapped / scheduler.max_total_num_tokens
+        self._tokens: int = scheduler.max_total_num_tokens
+        self._allocator = scheduler.token_to_kv_pool_allocator
+
+    @property
+    def allocated(self) -> int:
+        return int((self._tokens - self._allocator.available_size()) * self.bytes_per_token)
 
     def set_limit(self, revision: int, nbytes: int) -> KvLimitSet:
         return KvLimitSet(revision, self.mapped, applied=self.mapped <= nbytes)

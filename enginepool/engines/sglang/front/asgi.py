@@ -7,7 +7,7 @@ from typing import Any
 
 from config.errors import RequestError
 from enginepool.engine import Emit
-from enginepool.engines.sglang.requests import LiveRequest
+from enginepool.engines.sglang.front.requests import LiveRequest
 from enginepool.messages import Chunk, Done, Head, Reply
 from enginepool.openai_answers import EVENT_STREAM, JSON
 from enginepool.openai_errors import error_body, server_error
@@ -94,10 +94,10 @@ class Exchange:
     def _send_chunk(self, data: bytes, more: bool) -> None:
         if self._live.aborted or self.ended:
             return
+        if self._live.refusal is not None:
+            self.fail(self._live.refusal)
+            return
         if not self._streaming:
-            if self._live.refusal:  # some of SGLang's streams tell of it in a 200
-                self.fail(RequestError(400, self._live.refusal))
-                return
             self._streaming = True
             self._emit(Head(self._live.id, self._status, self._content_type))
         if data:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
 
+from config.errors import RequestError
 from enginepool.engine import EngineLoad
 from enginepool.messages import Submit
 
@@ -22,8 +23,8 @@ class LiveRequest:
         self.priority = int(submit.deadline * 1000)
         """Milliseconds; SGLang serves lower values first."""
         self.prompt_tokens = 0
-        self.refusal = ""
-        """Why SGLang's front half does not take it; empty if it does."""
+        self.refusal: RequestError | None = None
+        """Why SGLang gives it up: its own answer may be an event of a stream that has status 200."""
         self.gone = asyncio.Event()
         self.rids: list[str] = []
         """SGLang's ids for it, made by SGLang: no client can choose one."""

@@ -1,0 +1,44 @@
+"""OpenAI's /v1/responses by SGLang's own code, with nothing kept: a worker may serve another model a second later.
+
+Of SGLang 0.5.15.post1, whose `OpenAIServingResponses` keeps all responses, and the messages that led to them, in the
+process for good unless a request says `store: false`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from fastapi import HTTPException
+from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
+
+_NEEDS_WHAT_WAS_KEPT = {
+    "background": "Background responses cannot be fetched later, since no response is kept here.",
+    "previous_response_id": "Responses are not kept here; send the conversation so far in `input`.",
+}
+"""Parameters that are refused, and why."""
+
+
+class StatelessResponses(OpenAIServingResponses):  # type: ignore[misc]
+    """`store` counts as false, as the answer says. What the client does not keep is gone."""
+
+    async def create_responses(self, request: Any, raw_request: Any = None) -> Any:
+        for name, reason in _NEEDS_WHAT_WAS_KEPT.items():
+            if getattr(request, name):
+                return self.create_error_response(reason, param=name)
+        kept_by_nobody = {"store": False, "request_id": f"resp_{uuid.uuid4().hex}"}
+        return await super().create_responses(request.model_copy(update=kept_by_nobody), raw_request)
+
+
+class NoResponses:
+    """For gpt-oss, whose format's vocabulary SGLang would fetch from the network during the activation."""
+
+    async def create_responses(self, request: Any, raw_request: Any = None) -> Any:
+        raise HTTPException(400, "This model is not served by /v1/responses; use /v1/chat/completions.")
+
+
+def serving_responses(manager: Any, templates: Any) -> StatelessResponses | NoResponses:
+    """What answers /v1/responses for the model of `manager`, a TokenizerManager."""
+    if manager.model_config.hf_config.model_type == "gpt_oss":
+        return NoResponses()
+    return StatelessResponses(manager, templates, enable_prompt_tokens_details=True)

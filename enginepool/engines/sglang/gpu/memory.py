@@ -1,0 +1,25 @@
+"""How much of a GPU's memory is in use, by NVML, which needs no CUDA context."""
+
+from __future__ import annotations
+
+import pynvml
+
+
+class GpuMemory:
+    """Of the GPU `index`, and of one process there. All methods may raise pynvml.NVMLError."""
+
+    def __init__(self, index: int, pid: int) -> None:
+        pynvml.nvmlInit()
+        self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        self._pid = pid
+
+    def of_device(self) -> int:
+        """Bytes, whoever uses them."""
+        return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+
+    def of_process(self) -> int | None:
+        """Bytes, all kinds together. None where NVML does not tell: in some containers it knows no process."""
+        for running in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
+            if running.pid == self._pid and running.usedGpuMemory is not None:
+                return int(running.usedGpuMemory)
+        return None

@@ -1,0 +1,1 @@
+"""The rank: the process that runs SGLang's Scheduler, on whatever device there is."""

@@ -1,0 +1,177 @@
+"""KV memory that is not there must not end a rank: it is allocated before SGLang decides to use it.
+
+SGLang 0.5.15.post1 counts tokens first and allocates later, and a miss then is a RuntimeError out of the Scheduler's
+loop (`alloc_token_slots` of mem_cache/common.py, from `prepare_for_extend` and `prepare_for_decode`). kvcached 0.1.6
+does not get that far: its allocator for pages of one token makes a tensor of None. With elastic memory the count may
+well be wrong: another process took the memory, kvcached's own count is up to 0.1 s old, and while a limit is being
+lowered the pages of evicted prefix-cache entries are gone and not free.
+
+So a request joins a batch, and a batch decodes, only with its slots in hand. Who gets none waits, and decoding requests
+go back to wait until the others fit, which is what SGLang does when its count says so.
+
+Not guarded: pages of more than one token (`page_size`) and speculative decoding. To be imported after `warm` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.managers import scheduler as scheduler_module
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
+from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams, EvictParams
+from sglang.srt.mem_cache.common import evict_from_tree_cache
+from torch import Tensor
+
+from enginepool.engines.sglang.rank.prefix_cache import evictable
+
+LEAST_ROOM = 128
+"""Tokens of its answer that a request must have room for, if it may want them, to begin in a rank of its own."""
+
+
+def adapt() -> None:
+    """Once per process, after SGLang's imports."""
+    scheduler_module.PrefillAdder = CarefulAdder
+    ScheduleBatch.check_decode_mem = _reserving_check(ScheduleBatch.check_decode_mem)
+    ScheduleBatch.retract_decode = _aborting_nobody(ScheduleBatch.retract_decode)
+
+
+def install(scheduler: Any) -> None:
+    """For one built Scheduler, before its first request."""
+    allocator = scheduler.token_to_kv_pool_allocator
+    if allocator.page_size == 1:
+        allocator.reserve = Reserve(allocator)
+
+
+class Reserve:
+    """Slots allocated ahead. It stands between SGLang and an allocator; its slots count as available until they go."""
+
+    def __init__(self, allocator: Any) -> None:
+        self._slots = torch.empty((0,), dtype=torch.int64, device=allocator.device)
+        self._alloc, self._available, self._free = allocator.alloc, allocator.available_size, allocator.free
+        allocator.alloc, allocator.available_size = self.take, self.available
+
+    def add(self, tokens: int, tree_cache: Any) -> bool:
+        """Allocate for the `take` that follows; if there is no other way, drop prefix-cache entries for it."""
+        evict_from_tree_cache(tree_cache, len(self._slots) + tokens)
+        while (slots := self._try(tokens)) is None:
+            if evictable(tree_cache) == 0:
+                return False
+            tree_cache.evict(EvictParams(num_tokens=tokens, swa_num_tokens=tokens))
+        self._slots = torch.cat((self._slots, slots)) if len(self._slots) else slots
+        return True
+
+    def drop(self) -> None:
+        """Give back what was not taken."""
+        if len(self._slots):
+            unused, self._slots = self._slots, self._slots[:0]
+            self._free(unused)
+
+    def take(self, need_size: int) -> Tensor | None:
+        """The allocator's `alloc`."""
+        if need_size > len(self._slots):
+            return self._try(need_size)
+        taken, self._slots = self._slots[:need_size], self._slots[need_size:]
+        return taken
+
+    def available(self) -> int:
+        """The allocator's `available_size`."""
+        return int(self._available()) + len(self._slots)
+
+    def _try(self, tokens: int) -> Tensor | None:
+        try:
+            slots: Tensor | None = self._alloc(tokens)
+        except TypeError:  # kvcached's tensor of None
+            return None
+        return slots
+
+
+def _reserve_of(allocator: Any) -> Reserve | None:
+    return getattr(allocator, "reserve", None)
+
+
+class CarefulAdder(PrefillAdder):  # type: ignore[misc]
+    """Who is to be prefilled next: as SGLang says, and with slots reserved."""
+
+    _parked = False
+    """The prompt that is half prefilled found no slots, so nobody else may have any."""
+
+    def add_one_req(self, req: Any, has_chunked_req: bool, truncation_align_size: int | None) -> Any:
+        if self._parked:
+            return AddReqResult.NO_TOKEN
+        before, added = self._budget(), len(self.can_run_list)
+        result = super().add_one_req(req, has_chunked_req, truncation_align_size)
+        if result is AddReqResult.NO_TOKEN and not self.can_run_list and not has_chunked_req and self._is_free():
+            result = self._squeeze_in(req, truncation_align_size)
+        if len(self.can_run_list) == added or self._reserve(req):
+            return result
+        self._take_back(before)
+        self.tree_cache.dec_lock_ref(req.last_node, DecLockRefParams(swa_uuid_for_lock=req.swa_uuid_for_lock))
+        return AddReqResult.NO_TOKEN
+
+    def add_chunked_req(self, req: Any) -> Any:
+        before = self._budget()
+        left = super().add_chunked_req(req)
+        if not self.can_run_list or self._reserve(req):
+            return left
+        self._take_back(before)
+        # So SGLang knows a chunk that does not run this time.
+        req.set_extend_range(len(req.prefix_indices), len(req.prefix_indices))
+        self._parked = True
+        return req
+
+    def _is_free(self) -> bool:
+        return self.running_batch is None or self.running_batch.is_empty()
+
+    def _squeeze_in(self, req: Any, truncation_align_size: int | None) -> Any:
+        """Alone, a request may begin although its longest answer would not fit: it may end sooner, or wait again."""
+        sampling = req.sampling_params
+        wanted, done = sampling.max_new_tokens, len(req.output_ids)
+        room = int(self.rem_total_tokens) - len(req.full_untruncated_fill_ids) - self.page_size - 1
+        if room < min(wanted - done, LEAST_ROOM):
+            return AddReqResult.NO_TOKEN
+        sampling.max_new_tokens = min(wanted, done + room)
+        try:
+            return super().add_one_req(req, False, truncation_align_size)
+        finally:
+            sampling.max_new_tokens = wanted
+
+    def _reserve(self, req: Any) -> bool:
+        reserve = _reserve_of(self.token_to_kv_pool_allocator)
+        return reserve is None or reserve.add(req.extend_range.length, self.tree_cache)
+
+    def _budget(self) -> dict[str, Any]:
+        """All that SGLang's own methods count down or set."""
+        return {name: it for name, it in vars(self).items() if it is None or isinstance(it, (int, float))}
+
+    def _take_back(self, before: dict[str, Any]) -> None:
+        """Forget the request that was added last."""
+        self.can_run_list.pop()
+        self.__dict__.update(before)
+
+
+def _reserving_check(check: Callable[..., bool]) -> Callable[..., bool]:
+    """Whether a batch can decode one token more: yes, once it has the slots for it."""
+
+    def check_decode_mem(batch: Any, selected_indices: list[int] | None = None) -> bool:
+        reserve = _reserve_of(batch.token_to_kv_pool_allocator)
+        if reserve is None or not batch.spec_algorithm.is_none():
+            return check(batch, selected_indices)
+        reserve.drop()  # of an earlier look, at more requests
+        return reserve.add(batch.new_tokens_required_next_decode(selected_indices), batch.tree_cache)
+
+    return check_decode_mem
+
+
+def _aborting_nobody(retract: Callable[..., Any]) -> Callable[..., Any]:
+    """SGLang aborts the last request that does not fit. Here a limit may be raised again, so it waits as well."""
+
+    def retract_decode(batch: Any, server_args: Any) -> tuple[list[Any], float, list[Any]]:
+        retracted, ratio, aborted = retract(batch, server_args)
+        for req in aborted:
+            req.to_finish = None
+        return [*retracted, *aborted], ratio, []
+
+    return retract_decode

@@ -1,0 +1,65 @@
+"""What the tests on a GPU have in common: sizes, names, and what is asked."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.asking import ask
+from tests.serving import Prism
+
+MODELS = ("qwen3-0.6b", "llama-1b", "llama-3b")
+COMPARED = ("qwen3-0.6b", "llama-3b")
+"""With SGLang's own engine, which takes most of a minute to start for each."""
+DEVICE = "cuda:0"
+PATIENCE = 300.0
+"""Seconds after which a test gives up: the first activations on a machine compile kernels."""
+SLACK = 256 * 2**20
+"""Bytes of GPU memory that the driver may still count while processes end."""
+
+TOKENS = 48
+"""Of each answer."""
+SAMPLING = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+
+
+def _prompts() -> list[list[int]]:
+    """They share no prefix: bf16 gives other last digits where the prefix cache has a part of a prompt."""
+    chosen = random.Random(1)
+    return [[first, *(chosen.randrange(300, 3000) for _ in range(first % 200))] for first in range(1001, 1009)]
+
+
+PROMPTS = _prompts()
+"""Token ids."""
+
+
+def registry(models: Path) -> dict[str, object]:
+    """Three workers, of which two are blank whenever nobody needs them; memory is short enough for limits to move."""
+    return {
+        "pool": {
+            "engine": "sglang",
+            "devices": [DEVICE],
+            "workers_per_device": 3,
+            "blank_reserve": 2,
+            "max_running": 8,
+            "device_memory": "24GiB",
+            "kv_minimum": "512MiB",
+            "silence": "30s",
+        },
+        "weight_store": {"host_memory": "16GiB"},
+        "scheduler": {"idle_timeout": "1h", "quantum": "200ms", "drain_after": "200ms"},
+        "models": [{"name": name, "path": str(models / name), "preload": True} for name in MODELS],
+    }
+
+
+def answer(prism: Prism, model: str, prompt: list[int]) -> Any:
+    """Token ids."""
+    got = ask(prism, "POST", "/generate", {"model": model, "input_ids": prompt, "sampling_params": SAMPLING})
+    assert got.status == 200, got.body
+    return got.json["output_ids"]
+
+
+def evict(prism: Prism, model: str) -> None:
+    """It need not be active: an operator may come too late."""
+    if prism.model(model)["state"] == "active":
+        prism.command("evict", model=model)

@@ -1,0 +1,48 @@
+"""Greedy answers are SGLang's own, token for token, however a model came to its worker, whoever is busy beside it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.gpu.conftest import Answers
+from tests.gpu.load import loaded
+from tests.gpu.settings import COMPARED, MODELS, PROMPTS, answer, evict
+from tests.serving import Prism
+
+pytestmark = pytest.mark.gpu
+
+SWAPS = 50
+
+
+def activated_from(prism: Prism, model: str) -> str:
+    (worker,) = (it for it in prism.status()["workers"] if it["model"] == model)
+    return "parked" if list(worker["activation_phases_s"]) == ["weights"] else "blank"
+
+
+@pytest.mark.parametrize("model", COMPARED)
+def test_the_first_activation_answers_as_sglang_does(prism: Prism, expected: Answers, model: str) -> None:
+    assert [answer(prism, model, prompt) for prompt in PROMPTS] == expected[model]
+    evict(prism, model)
+
+
+def test_so_do_all_later_ones_from_parked_and_blank_workers(prism: Prism, expected: Answers) -> None:
+    chosen, ways = random.Random(1), set()
+    for swap in range(SWAPS):
+        model, number = chosen.choice(COMPARED), swap % len(PROMPTS)
+        assert answer(prism, model, PROMPTS[number]) == expected[model][number]
+        ways.add(activated_from(prism, model))
+        evict(prism, model)
+    assert ways == {"parked", "blank"}
+
+
+@pytest.mark.parametrize("model", COMPARED)
+def test_neighbours_that_are_busy_change_nothing(prism: Prism, expected: Answers, model: str) -> None:
+    others = [name for name in MODELS if name != model]
+    with loaded(prism, others, clients=4) as load:
+        prism.wait_until(lambda _: all(load.answered[name] for name in others), "the others are busy")
+        for number, prompt in enumerate(PROMPTS):
+            assert answer(prism, model, prompt) == expected[model][number]
+            evict(prism, model)
+    assert load.failed == []
