@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--synthetic", metavar="TEXT", help="such as zipf:models=58,rate=20; see bench.traces")
     add("--duration", type=_above_zero(parse_duration), help="how much of the trace, such as 10m")
     add("--policy", type=_listed(_policy), default=["lru"], metavar="P[,P...]", help=f"one of {', '.join(POLICIES)}")
-    add("--gpus", type=positive_int, metavar="N", help="else as many as the registry has devices")
+    add("--gpus", type=_listed(positive_int), metavar="N[,N...]", help="else as many as the registry has devices")
     add(
         "--gpu-memory",
         type=_above_zero(parse_size),
@@ -33,9 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--workers", type=positive_int, metavar="N", help="on each GPU; else the registry's")
     add("--rate-scale", type=_listed(positive_float), default=[1.0], metavar="X[,Y...]", help="of the trace's rate")
-    add("--slo-scale", type=_listed(positive_float), default=[1.0], metavar="X[,Y...]", help="of the registry's SLOs")
+    alone = "`alone`: each model's p95 of this trace alone on a GPU, always active; else the registry's SLOs"
+    add("--slo-base", choices=("registry", "alone"), default="registry", metavar="BASE", help=alone)
+    add("--slo-scale", type=_listed(positive_float), default=[1.0], metavar="X[,Y...]", help="of both SLOs")
+    for objective in ("ttft", "tpot"):
+        add(f"--{objective}-scale", type=positive_float, metavar="X", help="of this SLO, in place of --slo-scale")
     add("--seed", type=_seed, metavar="N", help="of what is drawn of a trace")
     add("--calibration", type=Path, metavar="FILE", help="what steps and activations cost; else an H200's")
+    add("--jobs", type=positive_int, default=1, metavar="N", help="processes that simulate at a time")
+    add("--png", type=Path, metavar="FILE", help="a page of plots of all runs")
     add("--json", type=Path, metavar="FILE", help="a list with an entry for each run")
     add("--validate", action="store_true", help="check the scheduler's invariants after every event")
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import time
+import dataclasses
 from itertools import product
 
 from msgspec.structs import replace
 
 from bench.errors import UsageError
 from bench.progress import say, say_again
-from bench.simulator.calibration import Calibration, read_calibration
-from bench.simulator.costs import Costs
-from bench.simulator.models import costs_of, on_gpus, with_objectives
-from bench.simulator.report import Row, Setting, describe, row, table, write_json
-from bench.simulator.simulation import Simulation
+from bench.simulator.calibration import read_calibration
+from bench.simulator.models import costs_of
+from bench.simulator.objectives import alone
+from bench.simulator.parallel import run_each
+from bench.simulator.report import Setting, table, write_json
+from bench.simulator.series import Order, Ran, Series, set_up, simulate
+from bench.simulator.typical import typical
 from bench.traces.readers import read_trace
 from bench.traces.synthetic_text import parse_synthetic, written
 from bench.traces.trace import Trace, map_models
 from config.reader import read_registry
 from config.registry import Registry
-from config.units import format_size
+from config.units import format_duration, format_size
 from gateway.device_memory import SHARE
+
+INTERRUPTED = 130
+MEMORY_SAMPLES = 400
+"""Of a run whose memory is drawn; at most one a second."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,19 +38,16 @@ def run(options: argparse.Namespace) -> int:
         UsageError: the command line is.
         BenchError: a shape, a trace or the calibration is.
     """
-    calibration = read_calibration(options.calibration) if options.calibration else read_calibration()
-    registry = on_gpus(read_registry(options.registry, serving=False), options.gpus, options.workers)
-    costs = costs_of(registry.models, calibration)
-    trace = _mapped(open_trace(options), registry)
-    capacity = int(SHARE * (options.gpu_memory or calibration.memory_bytes))
-    _say_machine(calibration, registry, capacity)
-    rows: list[Row] = []
-    for policy, rate, slo in product(options.policy, options.rate_scale, options.slo_scale):
-        setting = Setting(policy, len(registry.pool.devices), rate, slo, options.seed or 0)
-        rows.append(_simulate(setting, registry, trace, costs, calibration, capacity, validate=options.validate))
-    print(table(rows))
-    if options.json is not None:
-        write_json(rows, options.json)
+    if options.ttft_scale and options.tpot_scale and len(options.slo_scale) > 1:
+        raise UsageError("--slo-scale: changes nothing beside --ttft-scale and --tpot-scale")
+    try:
+        series, settings = _series(options)
+        orders = _orders(settings, series.trace.duration, drawn=options.png is not None)
+        ran = run_each(simulate, series, orders, jobs=options.jobs, done=_say_run)
+        print(table([each.row for each in ran]))
+        _write(options, series, ran)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
@@ -60,6 +63,40 @@ def open_trace(options: argparse.Namespace) -> Trace:
     return trace if options.duration is None else trace.window(0.0, options.duration)
 
 
+def _series(options: argparse.Namespace) -> tuple[Series, list[Setting]]:
+    registry = read_registry(options.registry, serving=False)
+    calibration = read_calibration(options.calibration) if options.calibration else read_calibration()
+    series = Series(
+        registry,
+        _mapped(open_trace(options), registry),
+        costs_of(registry.models, calibration),
+        calibration,
+        capacity=int(SHARE * (options.gpu_memory or calibration.memory_bytes)),
+        workers=options.workers,
+        ttft_scale=options.ttft_scale,
+        tpot_scale=options.tpot_scale,
+        validate=options.validate,
+    )
+    gpus = options.gpus or [len(registry.pool.devices)]
+    settings = [
+        Setting(policy, number, rate, slo, options.seed or 0)
+        for policy, number, rate, slo in product(options.policy, gpus, options.rate_scale, options.slo_scale)
+    ]
+    _say_machine(series, gpus, set_up(series, settings[0]))
+    return (_with_base(series) if options.slo_base == "alone" else series), settings
+
+
+def _with_base(series: Series) -> Series:
+    registry = alone(
+        series.registry, series.trace, series.costs, series.calibration, capacity=series.capacity, report=say_again
+    )
+    for before, model in zip(series.registry.models, registry.models, strict=True):
+        if (slo := model.slo) == before.slo:
+            continue
+        say(f"alone: {model.name}: TTFT p95 {format_duration(slo.ttft)}, TPOT p95 {format_duration(slo.tpot)}")
+    return dataclasses.replace(series, registry=registry)
+
+
 def _mapped(trace: Trace, registry: Registry) -> Trace:
     """The trace in memory, with the registry's models for its own."""
     trace = trace.stored()
@@ -68,34 +105,33 @@ def _mapped(trace: Trace, registry: Registry) -> Trace:
     mapping = map_models(trace, [model.name for model in registry.models])
     for name, stand_in in mapping.items():
         say(f"trace: {name} is {stand_in}")
-    return trace.renamed(mapping)
+    return trace.renamed(mapping).stored()
 
 
-def _say_machine(calibration: Calibration, registry: Registry, capacity: int) -> None:
-    pool = registry.pool
-    say(f"{len(pool.devices)} GPUs with {format_size(capacity)} for Prism, {pool.workers_per_device} workers on each")
-    say(f"calibration: {calibration.machine}; assumed, not measured: {', '.join(calibration.assumptions) or 'nothing'}")
+def _say_machine(series: Series, gpus: list[int], registry: Registry) -> None:
+    numbers, workers = " or ".join(map(str, gpus)), registry.pool.workers_per_device
+    say(f"{numbers} GPUs with {format_size(series.capacity)} for Prism, {workers} workers on each")
+    machine, assumed = series.calibration.machine, ", ".join(series.calibration.assumptions)
+    say(f"calibration: {machine}; assumed, not measured: {assumed or 'nothing'}")
 
 
-def _simulate(
-    setting: Setting,
-    registry: Registry,
-    trace: Trace,
-    costs: dict[str, Costs],
-    calibration: Calibration,
-    capacity: int,
-    *,
-    validate: bool,
-) -> Row:
-    scheduler = replace(registry.scheduler, policy=setting.policy)
-    registry = with_objectives(replace(registry, scheduler=scheduler), setting.slo_scale)
-    name = f"{setting.policy}, rate x{setting.rate_scale:g}, SLO x{setting.slo_scale:g}"
+def _orders(settings: list[Setting], duration: float, *, drawn: bool) -> list[Order]:
+    """Memory is looked at in one run of each policy, if it is to be drawn."""
+    looked_at = typical(settings) if drawn else []
+    every = max(1.0, duration / MEMORY_SAMPLES)
+    return [Order(setting, every if setting in looked_at else None) for setting in settings]
 
-    def progress(seconds: float) -> None:
-        say_again(f"{name}: {seconds:.0f} of {trace.duration:.0f} s")
 
-    began = time.perf_counter()
-    simulation = Simulation(registry, costs, calibration, capacity=capacity, validate=validate, progress=progress)
-    result = simulation.run(trace.scaled(setting.rate_scale, setting.seed))
-    say(f"{name}: {describe(result)} (simulated in {time.perf_counter() - began:.1f} s)")
-    return row(setting, result, {model.name: model.slo for model in registry.models})
+def _say_run(ran: Ran) -> None:
+    say_again("")
+    say(ran.summary)
+
+
+def _write(options: argparse.Namespace, series: Series, ran: list[Ran]) -> None:
+    if options.json is not None:
+        write_json([each.row for each in ran], options.json)
+    if options.png is not None:
+        # takes a second to import
+        from bench.simulator.chart import draw
+
+        draw(options.png, ran, capacity=series.capacity)

@@ -29,10 +29,10 @@ def on_gpus(registry: Registry, gpus: int | None, workers: int | None) -> Regist
     return replace(registry, pool=pool)
 
 
-def with_objectives(registry: Registry, factor: float) -> Registry:
-    """The registry with every objective `factor` times as long."""
+def with_objectives(registry: Registry, *, ttft: float, tpot: float) -> Registry:
+    """The registry with every objective so many times as long."""
     models = tuple(
-        replace(model, slo=replace(model.slo, ttft=model.slo.ttft * factor, tpot=model.slo.tpot * factor))
+        replace(model, slo=replace(model.slo, ttft=model.slo.ttft * ttft, tpot=model.slo.tpot * tpot))
         for model in registry.models
     )
     return replace(registry, models=models)

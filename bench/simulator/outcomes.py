@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.traces.trace import Request
 
@@ -29,6 +29,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class MemorySample:
+    """What active models hold of all devices together at one time, by model: weights and mapped KV cache, bytes."""
+
+    at: float
+    held: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A whole run; `seconds` is the trace's length."""
 
@@ -37,3 +45,5 @@ class Result:
     activations: int
     migrations: int
     """Activations of a model that another worker served already."""
+    memory: list[MemorySample] = field(default_factory=list)
+    """Empty unless it was asked for."""

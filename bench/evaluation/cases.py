@@ -1,0 +1,130 @@
+"""A scenario under one workload with one seed, and what one policy does in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import BenchError
+from bench.evaluation.registries import registry_of, simulable, workers_on
+from bench.evaluation.scenarios import Scenario
+from bench.evaluation.workloads import make
+from bench.simulator.calibration import Calibration
+from bench.simulator.models import costs_of
+from bench.simulator.outcomes import Result
+from bench.simulator.parallel import Report
+from bench.simulator.report import Row, Setting, row
+from bench.simulator.series import Series, set_up
+from bench.simulator.simulation import Simulation
+from gateway.device_memory import SHARE
+
+GPU_MEMORY = 80 * 2**30
+"""Bytes of one of the paper's GPUs."""
+TTFT_SCALE = 5.0
+TPOT_SCALE = 2.0
+GOAL = 0.99
+"""Attainment of both objectives with which a rate counts as held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    scenario: Scenario
+    workload: str
+    seed: int
+    series: Series
+    words: str
+    """Where its trace comes from."""
+    left_out: Mapping[str, str]
+    """Models that the simulator does not take, and why."""
+    scale: float = 1.0
+    """Of the trace's rate: the fixed one at which policies are compared."""
+    reference: str = ""
+    """The policy that just holds it,"""
+    held: bool = True
+    """if it holds any."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.scenario.name}, {self.workload}, seed {self.seed}"
+
+    @property
+    def judged(self) -> int:
+        """Requests after the warm-up, at the trace's own rate."""
+        return sum(request.at >= self.scenario.warm_up for request in self.series.trace)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a case. `placement` is a seed for the policy `static`; `seconds`, a shorter trace."""
+
+    policy: str
+    gpus: int
+    scale: float
+    placement: int | None = None
+    seconds: float | None = None
+
+
+def open_case(
+    scenario: Scenario, workload: str, seed: int, *, calibration: Calibration, traces: Path | None, folder: Path
+) -> Case:
+    """Shapes are written into `folder`; the objectives are not those of the comparison yet.
+
+    Raises:
+        BenchError: a trace is wrong, or a file cannot be written.
+    """
+    try:
+        registry, left_out = simulable(registry_of(scenario, folder), calibration)
+    except OSError as error:
+        raise BenchError(f"{folder}: cannot be written: {error}") from error
+    trace, words = make(workload, scenario, [model.name for model in registry.models], seed, traces)
+    series = Series(
+        registry,
+        trace,
+        costs_of(registry.models, calibration),
+        calibration,
+        capacity=int(SHARE * GPU_MEMORY),
+        ttft_scale=TTFT_SCALE,
+        tpot_scale=TPOT_SCALE,
+    )
+    return Case(scenario, workload, seed, series, words, left_out)
+
+
+def attempt(case: Case, wanted: Attempt, report: Report) -> Row:
+    """What is judged are the requests that arrive after the warm-up; of a shorter trace, all."""
+    models = case.series.registry.models
+    series = dataclasses.replace(case.series, workers=workers_on(wanted.gpus, len(models)))
+    setting = Setting(wanted.policy, wanted.gpus, wanted.scale, 1.0, case.seed)
+    registry = set_up(series, setting)
+    if wanted.placement is not None:
+        scheduler = msgspec.structs.replace(registry.scheduler, placement_seed=wanted.placement)
+        registry = msgspec.structs.replace(registry, scheduler=scheduler)
+    simulation = Simulation(
+        registry,
+        series.costs,
+        series.calibration,
+        capacity=series.capacity,
+        progress=lambda at: report(
+            f"{case.name}: {wanted.policy}, {wanted.gpus} GPUs, x{wanted.scale:.3g}, {at:.0f} s"
+        ),
+    )
+    trace = series.trace.scaled(wanted.scale, case.seed)
+    if wanted.seconds is None:
+        result = judged(simulation.run(trace), case.scenario.warm_up)
+    else:
+        result = simulation.run(trace.window(0.0, wanted.seconds))
+    return row(setting, result, {model.name: model.slo for model in registry.models})
+
+
+def judged(result: Result, warm_up: float) -> Result:
+    """Without the requests that arrived before `warm_up` seconds."""
+    answers = [answer for answer in result.answers if answer.asked.at >= warm_up]
+    return dataclasses.replace(result, answers=answers, seconds=result.seconds - warm_up)
+
+
+def holds(row: Row) -> bool:
+    """Whether 99% of the requests met each objective; those that nobody asked for count as met."""
+    return all(share is None or share >= GOAL for share in (row.ttft_attainment, row.tpot_attainment))

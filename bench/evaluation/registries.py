@@ -1,0 +1,68 @@
+"""A scenario's models as a registry, and what of it can be simulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from bench.errors import BenchError
+from bench.evaluation.scenarios import Scenario
+from bench.evaluation.sizes import write_sizes
+from bench.simulator.calibration import Calibration
+from bench.simulator.models import costs_of
+from config.registry import Model, Pool, Registry, WeightStore
+
+WORKERS = 10
+"""On each GPU, where these are enough."""
+MAX_RUNNING = 128
+HOST_MEMORY = 2 * 2**40
+
+
+def registry_of(scenario: Scenario, folder: Path) -> Registry:
+    """All weights are in host memory; the shapes of its models are written into `folder`.
+
+    Raises:
+        OSError: they cannot be.
+    """
+    write_sizes(folder)
+    pool = Pool(
+        engine="sglang",
+        devices=tuple(f"cuda:{index}" for index in range(scenario.gpus)),
+        workers_per_device=workers_on(scenario.gpus, scenario.number_of_models),
+        max_running=MAX_RUNNING,
+    )
+    models = tuple(
+        Model(
+            name=f"{group.size}-{chr(ord('a') + place)}{index}",
+            shape=folder / f"{group.size}.json",
+            tensor_parallel=group.tensor_parallel,
+            preload=True,
+        )
+        for place, group in enumerate(scenario.models)
+        for index in range(group.number)
+    )
+    return Registry(pool=pool, weight_store=WeightStore(host_memory=HOST_MEMORY), models=models)
+
+
+def workers_on(gpus: int, models: int) -> int:
+    """Workers of each GPU: enough for every model to be active at once, and one to spare."""
+    return max(WORKERS, -(-models // gpus) + 1)
+
+
+def simulable(registry: Registry, calibration: Calibration) -> tuple[Registry, dict[str, str]]:
+    """The registry of those models that the simulator takes; and of the others, why it does not.
+
+    Raises:
+        BenchError: it takes none.
+    """
+    left_out: dict[str, str] = {}
+    for model in registry.models:
+        try:
+            costs_of((model,), calibration)
+        except BenchError as error:
+            left_out[model.name] = str(error).removeprefix(f"{model.name}: ")
+    kept = tuple(model for model in registry.models if model.name not in left_out)
+    if not kept:
+        raise BenchError("\n".join(f"{name}: {why}" for name, why in left_out.items()))
+    return replace(registry, models=kept), left_out

@@ -1,0 +1,153 @@
+"""What is compared: which models on how many GPUs, under which workloads, and by which measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from config.registry import PolicyName
+
+Measure = Literal["rate", "gpus", "goodput"]
+"""The highest rate that is held, the fewest GPUs that hold the fixed rate, goodput at fixed rates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Models of one size, by its name in `sizes`."""
+
+    size: str
+    number: int
+    tensor_parallel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    name: str
+    text: str
+    models: tuple[Group, ...]
+    gpus: int
+    """On which the reference policy sets the rate."""
+    rate: float
+    """Requests a second of all models: the trace's own rate, which scale 1 stands for."""
+    workloads: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    seeds: tuple[int, ...]
+    policies: tuple[PolicyName, ...] | None = None
+    """Those that take part; None is all."""
+    duration: float = 480.0
+    warm_up: float = 120.0
+    """Seconds at a trace's beginning that are simulated and not judged: models come in, demand is learned."""
+
+    @property
+    def number_of_models(self) -> int:
+        return sum(group.number for group in self.models)
+
+
+RECORDED = ("servegen", "prism-27", "azure")
+GOODPUT_AT = (1.0, 1.5, 2.0)
+"""Where goodput is compared: these times the fixed rate."""
+HEADLINE = 1.5
+"""The one of them that goals are about: at 1 all requests are good by definition, so that none can gain."""
+
+_SMALL = (
+    Group("llama-1b", 2),
+    Group("qwen3-1.7b", 1),
+    Group("llama-3b", 2),
+    Group("qwen3-4b", 1),
+    Group("llama-8b", 2),
+)
+_EIGHTEEN = (
+    Group("llama-1b", 6),
+    Group("qwen3-1.7b", 3),
+    Group("llama-3b", 4),
+    Group("qwen3-4b", 2),
+    Group("llama-8b", 3),
+)
+_FIFTY_EIGHT = (
+    Group("llama-1b", 15),
+    Group("qwen3-1.7b", 14),
+    Group("llama-3b", 14),
+    Group("qwen3-4b", 4),
+    Group("llama-8b", 4),
+    Group("qwen3-14b", 1),
+    Group("mistral-24b", 1, tensor_parallel=2),
+    Group("mistral-24b", 1, tensor_parallel=4),
+    Group("qwen3-32b", 2, tensor_parallel=4),
+    Group("llama-70b", 2, tensor_parallel=8),
+)
+
+SCENARIOS: Mapping[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            "eight",
+            "8 models of 1B to 8B on 2 GPUs",
+            _SMALL,
+            gpus=2,
+            rate=4.0,
+            workloads=("zipf", *RECORDED),
+            measures=("rate", "gpus"),
+            seeds=(1, 2),
+        ),
+        Scenario(
+            "eighteen",
+            "18 models of 1B to 8B on 5 GPUs",
+            _EIGHTEEN,
+            gpus=5,
+            rate=10.0,
+            workloads=("zipf", *RECORDED),
+            measures=("gpus",),
+            seeds=(1, 2),
+        ),
+        Scenario(
+            "fifty-eight",
+            "58 models of 1B to 70B on 16 GPUs",
+            _FIFTY_EIGHT,
+            gpus=16,
+            rate=24.0,
+            workloads=("zipf", *RECORDED),
+            measures=("gpus",),
+            seeds=(1,),
+            policies=("prism", "prism-paper", "space"),
+        ),
+        Scenario(
+            "unequal",
+            "four unequal models, all of them always active, on 2 GPUs: nothing to gain by moving",
+            (Group("llama-1b", 1), Group("llama-3b", 1), Group("qwen3-4b", 1), Group("llama-8b", 1)),
+            gpus=2,
+            rate=4.0,
+            workloads=("steady",),
+            measures=("goodput",),
+            seeds=(1, 2, 3, 4, 5),
+        ),
+        Scenario(
+            "rotating",
+            "six models on 2 GPUs, of which another pair is hot every 120 s",
+            (Group("llama-8b", 6),),
+            gpus=2,
+            rate=4.0,
+            workloads=("rotating",),
+            measures=("goodput",),
+            seeds=(1, 2, 3, 4, 5),
+            duration=840.0,
+        ),
+    )
+}
+
+
+def quick(scenario: Scenario) -> Scenario:
+    """The same in little time, for a first look: its figures are coarse."""
+    return replace(
+        scenario,
+        seeds=scenario.seeds[:1],
+        workloads=scenario.workloads[:1],
+        duration=180.0,
+        warm_up=60.0,
+    )
+
+
+def chosen(names: Sequence[str] | None, *, is_quick: bool) -> list[Scenario]:
+    """In the order in which they are defined; all without names."""
+    found = [scenario for name, scenario in SCENARIOS.items() if names is None or name in names]
+    return [quick(scenario) for scenario in found] if is_quick else found

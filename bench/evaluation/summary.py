@@ -1,0 +1,129 @@
+"""Figures over the cases of a scenario: what each policy reached, and how one compares with another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.evaluation.run import Outcome
+from bench.evaluation.scenarios import HEADLINE
+from bench.evaluation.trials import Found
+from bench.simulator.report import Row
+
+Quantity = Callable[[Outcome, Found], float]
+
+
+def rate(outcome: Outcome, found: Found) -> float:
+    """The highest that is held, in times the fixed rate; 0 if none is."""
+    return (found.scale or 0.0) / outcome.case.scale
+
+
+def gpus(outcome: Outcome, found: Found) -> float:
+    """The fewest that hold the fixed rate; infinite if no number does."""
+    return math.inf if found.gpus is None else float(found.gpus)
+
+
+def goodput(outcome: Outcome, found: Found, times: float = HEADLINE) -> float:
+    """Requests a second, at so many times the fixed rate."""
+    return found.goodput[times]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Over several cases. Mean, least and most are of those with a finite value."""
+
+    finite: tuple[float, ...]
+    nothing: int
+    """Cases with none: what was sought does not exist."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        finite = tuple(value for value in values if math.isfinite(value))
+        return cls(finite, len(values) - len(finite))
+
+    @property
+    def cases(self) -> int:
+        return len(self.finite) + self.nothing
+
+    @property
+    def mean(self) -> float:
+        """NaN without cases."""
+        return float(np.mean(self.finite)) if self.finite else math.nan
+
+    def text(self, digits: int = 3) -> str:
+        if not self.finite:
+            return "none" if self.nothing else "-"
+        low, high = min(self.finite), max(self.finite)
+        spread = "" if len(self.finite) == 1 else f" ({low:.{digits}g} to {high:.{digits}g})"
+        none = f"; none in {self.nothing} of {self.cases}" if self.nothing else ""
+        return f"{self.mean:.{digits}g}{spread}{none}"
+
+
+def of_policy(outcomes: Sequence[Outcome], policy: str, quantity: Quantity) -> Spread:
+    found = [(outcome, reached) for outcome in outcomes if (reached := outcome.of(policy)) is not None]
+    return Spread.of([quantity(outcome, reached) for outcome, reached in found])
+
+
+def at_fixed_rate(outcomes: Sequence[Outcome], policy: str) -> list[Row]:
+    """The runs at the fixed rates on the scenario's own number of GPUs."""
+    found = []
+    for outcome in outcomes:
+        reached, setting = outcome.of(policy), (outcome.case.scenario.gpus, outcome.case.scale)
+        rows = [run.row for run in reached.runs] if reached is not None else []
+        # of two with different placements, the first was chosen at this rate
+        found += [row for row in rows if (row.gpus, row.rate_scale) == setting][:1]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """One policy's figure over another's, case by case. Infinite where only the other has nothing."""
+
+    values: tuple[float, ...]
+    undecided: int
+    """Cases in which neither has anything."""
+
+    @property
+    def mean(self) -> float:
+        """Of the finite ones; NaN where nothing was compared."""
+        finite = [value for value in self.values if math.isfinite(value)]
+        return float(np.mean(finite)) if finite else (math.inf if self.values else math.nan)
+
+    def text(self) -> str:
+        finite = [value for value in self.values if math.isfinite(value)]
+        parts = []
+        if finite:
+            parts.append(f"{np.mean(finite):.2f}x ({min(finite):.2f} to {max(finite):.2f}, {_cases(len(finite))})")
+        if endless := len(self.values) - len(finite):
+            parts.append(f"the other reaches nothing in {endless}")
+        if self.undecided:
+            parts.append(f"neither reaches anything in {self.undecided}")
+        return "; ".join(parts) or "not measured"
+
+
+def _cases(number: int) -> str:
+    return "1 case" if number == 1 else f"{number} cases"
+
+
+def ratio(outcomes: Sequence[Outcome], quantity: Quantity, one: str, other: str) -> Ratio:
+    """`one`'s over `other`'s in every case that has both."""
+    values, undecided = [], 0
+    for outcome in outcomes:
+        first, second = outcome.of(one), outcome.of(other)
+        if first is None or second is None:
+            continue
+        above, below = quantity(outcome, first), quantity(outcome, second)
+        if above == below and (above == 0 or math.isinf(above)):
+            undecided += 1
+        elif below == 0 or math.isinf(above):
+            values.append(math.inf)
+        else:
+            values.append(above / below)
+    return Ratio(tuple(values), undecided)
+
+
+def of_scenario(outcomes: Sequence[Outcome], name: str) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.case.scenario.name == name]

@@ -1,0 +1,146 @@
+"""The traces of the evaluation, by name: drawn from parameters, or cut from recorded ones of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.evaluation.scenarios import Scenario
+from bench.traces.drawing import generator
+from bench.traces.readers import read_requests
+from bench.traces.servegen import read_servegen
+from bench.traces.synthetic import Rotating, Steady, Synthetic, Zipf
+from bench.traces.synthetic_text import written
+from bench.traces.trace import Trace, map_models, merged
+
+SERVEGEN = "servegen_m-mid_rates.csv.gz"
+SERVEGEN_LENGTHS = "servegen_m-mid_lengths.csv"
+PRISM_27 = "prism_27_models.csv.gz"
+AZURE = ("azure_conv_2023.csv.gz", "azure_code_2023.csv.gz")
+
+FILES: Mapping[str, tuple[str, ...]] = {
+    "servegen": (SERVEGEN, SERVEGEN_LENGTHS),
+    "prism-27": (PRISM_27,),
+    "azure": AZURE,
+}
+"""What a workload needs from the folder; those that are not here need nothing."""
+
+HOUR = 3600.0
+PERIOD = 120.0
+"""Seconds for which a pair of models is hot in `rotating`."""
+_SHARES, _STARTS, _DEALT = range(3)
+"""What random numbers are for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    models: int
+    rate: float
+    duration: float
+    seed: int
+    folder: Path | None
+
+
+def missing(workload: str, folder: Path | None) -> list[str]:
+    """The files that the workload needs and the folder has not."""
+    return [name for name in FILES.get(workload, ()) if folder is None or not (folder / name).exists()]
+
+
+def make(workload: str, scenario: Scenario, names: Sequence[str], seed: int, folder: Path | None) -> tuple[Trace, str]:
+    """The trace, sent to the models of these names, and in words where it comes from.
+
+    The seed decides also which model gets which rank of popularity.
+
+    Raises:
+        BenchError: a file is wrong.
+    """
+    wanted = Wanted(len(names), scenario.rate, scenario.duration, seed, folder)
+    trace, words = _MAKERS[workload](wanted)
+    dealt = [names[index] for index in generator(seed, _DEALT).permutation(len(names))]
+    trace = trace.stored()
+    return trace.renamed(map_models(trace, dealt)).stored(), words
+
+
+def _synthetic(made: Synthetic) -> tuple[Trace, str]:
+    return made.trace(), f"`{written(made)}`"
+
+
+def _zipf(wanted: Wanted) -> tuple[Trace, str]:
+    return _synthetic(Zipf(models=wanted.models, rate=wanted.rate, duration=wanted.duration, seed=wanted.seed))
+
+
+def _steady(wanted: Wanted) -> tuple[Trace, str]:
+    return _synthetic(Steady(models=wanted.models, rate=wanted.rate, duration=wanted.duration, seed=wanted.seed))
+
+
+def _rotating(wanted: Wanted) -> tuple[Trace, str]:
+    made = Rotating(models=wanted.models, rate=wanted.rate, duration=wanted.duration, seed=wanted.seed, period=PERIOD)
+    return _synthetic(made)
+
+
+def _servegen(wanted: Wanted) -> tuple[Trace, str]:
+    """Another part of the two weeks, and other clients, for each seed."""
+    rates, lengths = (_folder(wanted) / name for name in (SERVEGEN, SERVEGEN_LENGTHS))
+    start = (36 + 31 * wanted.seed) * HOUR
+
+    def read(rate: float | None) -> Trace:
+        return read_servegen(
+            rates,
+            lengths,
+            models=wanted.models,
+            start=start,
+            duration=wanted.duration,
+            rate=rate,
+            seed=wanted.seed,
+        )
+
+    try:
+        trace = read(wanted.rate)
+    except BenchError:  # these clients ask for less: copies are added
+        trace = read(None).at_rate(wanted.rate, wanted.seed)
+    return trace, f"ServeGen m-mid, {wanted.models} clients drawn by seed {wanted.seed}, from {start / HOUR:g} h"
+
+
+def _prism_27(wanted: Wanted) -> tuple[Trace, str]:
+    trace = read_requests(_folder(wanted) / PRISM_27).window(0.0, wanted.duration)
+    return trace.at_rate(wanted.rate, wanted.seed), f"Prism's 27 models, dealt by seed {wanted.seed}"
+
+
+def _azure(wanted: Wanted) -> tuple[Trace, str]:
+    """Every model gets a part of its own of one of the two hours, at a rate that is a power law of its rank."""
+    hours = [read_requests(_folder(wanted) / name) for name in AZURE]
+    weights = [1 / (rank + 1) for rank in range(wanted.models)]
+    starts = generator(wanted.seed, _STARTS).random(wanted.models)
+    parts = []
+    for rank, (weight, luck) in enumerate(zip(weights, starts, strict=True)):
+        hour = hours[rank % 2]
+        part = hour.window(luck * max(0.0, hour.duration - wanted.duration), wanted.duration)
+        part = part.renamed(dict.fromkeys(part.models, f"azure-{rank}"))
+        parts.append(_at_rate(part, wanted.rate * weight / sum(weights), wanted.seed + rank))
+    return merged(parts), f"Azure 2023, conversation and code in turn, parts drawn by seed {wanted.seed}"
+
+
+def _at_rate(part: Trace, rate: float, seed: int) -> Trace:
+    """A part in which nobody asked for anything stays so."""
+    return part.at_rate(rate, seed) if _any(part) else part
+
+
+def _any(requests: Iterable[object]) -> bool:
+    return next(iter(requests), None) is not None
+
+
+def _folder(wanted: Wanted) -> Path:
+    assert wanted.folder is not None, "the caller has looked what is missing"
+    return wanted.folder
+
+
+_MAKERS: Mapping[str, Callable[[Wanted], tuple[Trace, str]]] = {
+    "zipf": _zipf,
+    "steady": _steady,
+    "rotating": _rotating,
+    "servegen": _servegen,
+    "prism-27": _prism_27,
+    "azure": _azure,
+}
