@@ -28,7 +28,7 @@ def check(registry: Registry, problems: Problems, *, serving: bool) -> None:
     _check_pinned(registry, problems)
     for index, model in enumerate(registry.models):
         _check_source(registry, model, ("models", index), problems, serving=serving)
-        _check_tensor_parallel(registry, model, ("models", index), problems)
+        _check_tensor_parallel(registry, model, ("models", index), problems, serving=serving)
         _check_colon(registry, model, ("models", index), problems)
     _check_host_memory(registry, problems)
     _check_device_memory(registry, problems)
@@ -91,7 +91,7 @@ def _check_device_memory(registry: Registry, problems: Problems) -> None:
 def _check_pinned_memory(registry: Registry, problems: Problems, device_memory: int) -> None:
     pool = registry.pool
     pinned = [model for model in registry.models if model.pinned]
-    needed = sum(bytes_needed(registry, model) for model in pinned)
+    needed = sum(bytes_needed(registry, model) * model.tensor_parallel for model in pinned)
     there = device_memory * len(pool.devices)
     if needed > there and len(pinned) > 1:
         key = ("pool", "device_memory")
@@ -181,10 +181,10 @@ def _source_faults(model: Model, simulated: bool, serving: bool) -> Iterator[tup
         yield "shape", "a path, as a shape is enough to simulate, not to serve", "a shape alone"
 
 
-def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems: Problems) -> None:
+def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
     pool = registry.pool
     key = (*key, "tensor_parallel")
-    if problems.spoilt(key, ("pool", "engine"), ("pool", "devices")):
+    if not serving or problems.spoilt(key, ("pool", "engine"), ("pool", "devices")):
         return
     if pool.engine != "simulated" and model.tensor_parallel > 1:
         problems.add(key, f"1 with the engine {pool.engine}", str(model.tensor_parallel))

@@ -8,16 +8,16 @@ from config.units import format_size
 
 
 def device_bytes(registry: Registry, model: Model) -> int:
-    """Bytes of the model's weights; 0 where they are not known."""
+    """Bytes of the model's weights, on all of its devices together; 0 where they are not known."""
     if registry.pool.engine == "simulated":
         return int(model.engine_args.get("weights", 0))
     return weight_bytes(model)
 
 
 def bytes_needed(registry: Registry, model: Model) -> int:
-    """Bytes that a device must have for `model` alone."""
+    """Bytes that each of its devices must have for `model` alone."""
     pool = registry.pool
-    return device_bytes(registry, model) + pool.workspace + pool.kv_minimum
+    return -(-device_bytes(registry, model) // model.tensor_parallel) + pool.workspace + pool.kv_minimum
 
 
 def oversize(registry: Registry, model: Model, capacity: int) -> tuple[str, str] | None:
@@ -27,4 +27,4 @@ def oversize(registry: Registry, model: Model, capacity: int) -> tuple[str, str]
     pool = registry.pool
     room = format_size(max(0, capacity - pool.workspace - pool.kv_minimum))
     expected = f"weights of at most {room}, beside workspace and kv_minimum on a device of {format_size(capacity)}"
-    return expected, format_size(device_bytes(registry, model))
+    return expected, format_size(-(-device_bytes(registry, model) // model.tensor_parallel))

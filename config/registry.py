@@ -93,7 +93,7 @@ class WeightStore(Struct, frozen=True, kw_only=True):
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True):
-    policy: PolicyName = "lru"
+    policy: PolicyName = "prism"
     placement_seed: NonNegative = 0
     """Of the placement that `static` and `space` keep to; 0 puts the largest model first, where there is most room."""
     profile: Path | None = None

@@ -160,6 +160,8 @@ class Supervisor:
         self._events.worker_dead(place.number, reason)
 
     def _on_message(self, place: WorkerHandle, message: FromWorker) -> None:
+        if place.recycled is not None and place.child is place.recycled:
+            return  # What it still says is about work that others have by now.
         place.unanswered = 0
         if isinstance(message, WorkerReady):
             place.ready = True

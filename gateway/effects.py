@@ -92,6 +92,9 @@ class Effects:
 
     def _recycle(self, action: actions.Recycle) -> None:
         self._note(action)
+        for live in self._context.live.values():
+            if live.worker == action.worker and live.first_token_at is None:
+                live.requeue()
         self._context.pool.recycle(action.worker)
 
     def _set_kv_limit(self, action: actions.SetKvLimit) -> None:

@@ -60,7 +60,7 @@ def _model(context: Context, model: Model) -> dict[str, Any]:
         "name": model.name,
         "state": _model_state(context, model, here),
         "workers": [worker.number for worker in here],
-        "running": sum(len(worker.running) for worker in here),
+        "running": sum(len(worker.running) for worker in here if worker.leader is None),
         "waiting": len(model.queue),
         "host_bytes": model.weight_bytes if model.staged else 0,
         "weight_bytes": model.weight_bytes,

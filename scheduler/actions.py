@@ -43,8 +43,10 @@ class Activate(Action, frozen=True):
     model: str
     reason: str
     kv_limit: int = 0
-    """Bytes; 0 is none."""
+    """Bytes on each device; 0 is none."""
     kv_revision: int = 0
+    followers: tuple[int, ...] = ()
+    """The other workers of a model on several devices, one on each; `worker` speaks for all of them."""
 
 
 class Drain(Action, frozen=True):
@@ -76,7 +78,7 @@ class Blank(Action, frozen=True):
 
 
 class Recycle(Action, frozen=True):
-    """End a blank worker's process and start another in its place."""
+    """End the process of a worker that is blank, or has lost another of its group, and start one in its place."""
 
     worker: int
     reason: str

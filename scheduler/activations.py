@@ -7,12 +7,19 @@ from scheduler.state import Device, Phase, State, Worker
 
 
 def next_to_begin(state: State, device: Device) -> Worker | None:
-    """The worker that may be told to activate now: it has its memory, and the device's link has room for its copy."""
-    under_way = sum(worker.phase is Phase.ACTIVATING for worker in state.on(device))
-    if device.copies is not None and under_way >= device.copies:
+    """The worker that may be told to activate now: it has its memory, and the device's link has room for its copy.
+
+    A group copies over the links of all of its devices at once. While it waits for another one, whoever comes after it
+    waits too, else it might do so for ever; as turns are the same on all devices, none wait for each other.
+    """
+    if not _has_link(state, device):
         return None
-    ready = (worker for worker in state.on(device) if worker.pending is not None and _has_memory(device, worker))
-    return min(ready, key=lambda worker: memory.turn(state, worker), default=None)
+    ready = (worker for worker in state.on(device) if worker.pending is not None and _has_memory(state, worker))
+    first = min(ready, key=lambda worker: memory.turn(state, worker), default=None)
+    if first is None:
+        return None
+    leader = state.lead(first)
+    return leader if all(_has_link(state, state.devices[member.device]) for member in state.group(leader)) else None
 
 
 def overdue(state: State, device: Device, before: float) -> list[Worker]:
@@ -20,5 +27,15 @@ def overdue(state: State, device: Device, before: float) -> list[Worker]:
     return [worker for worker in memory.claims(state, device) if device.accounted and worker.since <= before]
 
 
-def _has_memory(device: Device, worker: Worker) -> bool:
-    return not device.accounted or (worker.pending is not None and worker.pending.granted)
+def _has_link(state: State, device: Device) -> bool:
+    if device.copies is None:
+        return True
+    return sum(worker.phase is Phase.ACTIVATING for worker in state.on(device)) < device.copies
+
+
+def _has_memory(state: State, worker: Worker) -> bool:
+    """Whether all of its group have."""
+    return all(
+        not state.devices[member.device].accounted or (member.pending is not None and member.pending.granted)
+        for member in state.group(state.lead(worker))
+    )

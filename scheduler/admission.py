@@ -4,7 +4,8 @@ A device prefills for all of its models. How far ahead it is booked is known fro
 costs; more is sent only while that is less than `ahead` seconds, so that an engine's own queue stays short and the
 order that is decided here is the one that happens. Who goes next says Moore-Hodgson (`moore_hodgson`): the earliest
 deadline among those that can still be met; what cannot be goes behind them, and first of all once it has waited for
-`PATIENCE` beyond. A worker takes requests as long as their KV cache, as expected, fits under its limit.
+`PATIENCE` beyond. A worker takes requests as long as their KV cache, as expected, fits under its limit. A model on
+several devices queues on its leader's and is booked on all of them.
 """
 
 from __future__ import annotations
@@ -80,18 +81,18 @@ class Admission(ByDeadline):
                     booking.queue.remove(number)
 
     def starts(self, request: Request, worker: Worker, now: float) -> None:
-        booking = self._bookings[worker.device]
-        booking.free_at = max(booking.free_at, now) + self._seconds(request, worker)
-        booking.under_way += 1
+        seconds = self._seconds(request, worker)
+        for booking in self._booked_with(worker):
+            booking.free_at = max(booking.free_at, now) + seconds
+            booking.under_way += 1
 
     def answers(self, request: Request, now: float) -> None:
         if request.worker is None:
             return
-        worker = self._state.workers[request.worker]
-        booking = self._bookings[worker.device]
-        booking.under_way -= 1
-        if booking.under_way == 0:
-            booking.free_at = min(booking.free_at, now)
+        for booking in self._booked_with(self._state.workers[request.worker]):
+            booking.under_way -= 1
+            if booking.under_way == 0:
+                booking.free_at = min(booking.free_at, now)
 
     def frees(self, worker: Worker) -> None:
         booking = self._bookings[worker.device]
@@ -120,7 +121,7 @@ class Admission(ByDeadline):
             request = self._state.requests[number]
             able = list(self._able(request, now))
             if able:
-                return request, able[0] if len(able) == 1 else self._policy.route(self._state, able, now)
+                return request, able[0] if len(able) == 1 else self._policy.route(self._state, able, request, now)
             self._set_aside(booking, request.model)
         return None
 
@@ -161,9 +162,13 @@ class Admission(ByDeadline):
         alone = self._state.models[request.model].demand.prefill.at(request.prompt_tokens)
         return alone * (1.0 + self._state.estimates.slowdown * busy)
 
+    def _booked_with(self, worker: Worker) -> list[_Booking]:
+        """Of all devices that prefill for it."""
+        return [self._bookings[member.device] for member in self._state.group(worker)]
+
     def _kv_fits(self, request: Request, worker: Worker) -> bool:
         """One that runs alone may always: nobody makes more room for it by waiting."""
-        limit = self._state.account(worker).limit
+        limit = self._state.kv_limit(worker)
         if limit == 0 or not worker.running:
             return True
         return worker.kv_promised + self._state.models[request.model].kv_need(request) <= limit

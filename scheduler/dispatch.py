@@ -71,8 +71,8 @@ class ByDeadline:
         able = [worker for worker in self.serving(model) if len(worker.running) < self._max_running]
         if not able:
             return None
-        worker = able[0] if len(able) == 1 else self._policy.route(self._state, able, now)
-        return self._state.requests[model.queue.first()], worker
+        request = self._state.requests[model.queue.first()]
+        return request, able[0] if len(able) == 1 else self._policy.route(self._state, able, request, now)
 
     def serving(self, model: Model) -> list[Worker]:
         """The model's active workers, by number."""

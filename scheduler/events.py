@@ -2,7 +2,7 @@
 
 Requests and commands are named by the gateway's integers, workers by their number, models by their name.
 Times are monotonic seconds, sizes bytes. `held` is what a worker has on its device besides weights and elastic KV
-cache.
+cache. Of workers that act as one, the leader's events hold for all; only deaths and KV limits are each one's own.
 """
 
 from __future__ import annotations

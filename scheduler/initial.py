@@ -30,8 +30,9 @@ def initial_state(
             pinned=spec.pinned,
             preload=spec.preload,
             weight_bytes=weight_bytes.get(spec.name, 0),
-            kv_bytes=kv_bytes.get(spec.name, 0),
+            kv_bytes=-(-kv_bytes.get(spec.name, 0) // spec.tensor_parallel),
             slo_tpot=spec.slo.tpot,
+            tensor_parallel=spec.tensor_parallel,
             demand=demand_of(profile.models.get(spec.name), registry.scheduler.window),
         )
         for index, spec in enumerate(registry.models)

@@ -29,15 +29,20 @@ def _require(holds: bool, what: str) -> None:
         raise InvariantBroken(what)
 
 
+def _leading(state: State) -> list[Worker]:
+    """Those who count for themselves or for their group."""
+    return [worker for worker in state.workers if worker.leader is None]
+
+
 def _check_requests(state: State) -> None:
     """Every request is in exactly one place: its model's queue, or one worker."""
     for request in state.requests.values():
         queued = request.id in state.models[request.model].queue
-        running = [worker.number for worker in state.workers if request.id in worker.running]
+        running = [worker.number for worker in _leading(state) if request.id in worker.running]
         expected = [] if request.worker is None else [request.worker]
         _require(running == expected, f"request {request.id} runs on {running}, noted on {expected}")
         _require(queued == (request.worker is None), f"request {request.id} is queued: {queued}, on {request.worker}")
-    held = sum(len(model.queue) for model in state.models.values()) + sum(len(w.running) for w in state.workers)
+    held = sum(len(model.queue) for model in state.models.values()) + sum(len(w.running) for w in _leading(state))
     _require(held == len(state.requests), f"{held} requests are held, {len(state.requests)} are known")
 
 
@@ -50,11 +55,30 @@ def _check_workers(state: State) -> None:
         _require(not worker.running or worker.phase in SERVING, f"{where}, runs {len(worker.running)} requests")
         for number in worker.running:
             _require(state.requests[number].model == worker.model, f"{where}, runs another model's request {number}")
+        _check_group(state, worker)
+
+
+def _check_group(state: State, worker: Worker) -> None:
+    """The workers that act as one lie on as many devices as the model needs, and agree in all that they do."""
+    where = f"worker {worker.number}, {worker.phase}"
+    leader, group = state.lead(worker), state.group(state.lead(worker))
+    _require(worker in group and leader.leader is None, f"{where}, is not in the group of worker {leader.number}")
+    agree = (worker.phase, worker.model, worker.running) == (leader.phase, leader.model, leader.running)
+    _require(agree, f"{where}, does something else than its leader {leader.number}")
+    alone = worker.reserved_for is None and not worker.evicting and not worker.followers
+    _require(worker is leader or alone, f"{where}, is wanted, and follows worker {leader.number}")
+    devices = {member.device for member in group}
+    _require(len(devices) == len(group), f"{where}, two of its group of {len(group)} share a device")
+    if worker.phase in WITH_MODEL:
+        wanted = state.models[worker.model or ""].tensor_parallel
+        _require(len(group) == wanted, f"{where}, serves with {len(group)} workers what needs {wanted}")
+    else:
+        _require(not worker.grouped, f"{where}, is in a group")
 
 
 def _check_models(state: State) -> None:
     for model in state.models.values():
-        serving = {worker.number for worker in state.workers if worker.model == model.name and worker.phase in TAKEN}
+        serving = {w.number for w in _leading(state) if w.model == model.name and w.phase in TAKEN}
         _require(model.workers == serving, f"{model.name} is served by {serving}, noted {model.workers}")
         wants = not serving and (bool(model.queue) or model.pinned or model.name in state.operator_wants)
         _require(wants == (model.name in state.wanting), f"{model.name} wants a worker: {wants}, noted otherwise")
@@ -86,5 +110,6 @@ def _check_account(state: State, device: Device, worker: Worker) -> None:
     _require(account.limit <= account.kv, f"{where}: a limit above what is counted")
     if device.accounted:
         granted = worker.phase in MAPPED and (worker.pending is None or worker.pending.granted)
+        weights = state.models[worker.model or ""].shard_bytes if granted else 0
+        _require(account.weights == weights, f"{where}: {weights} bytes of weights are its own")
         _require(granted == (account.kv >= device.kv_minimum), f"{where}: KV cache without a model, or none with one")
-        _require(granted or account.weights == 0, f"{where}: weights without a model")

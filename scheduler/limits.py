@@ -20,6 +20,8 @@ LEAST_CHANGE = 256 * 2**20
 LEAST_SHARE = 0.1
 """Limits that would move by less stay: a change costs the engine prefix cache, or a step's time."""
 
+ENOUGH = 0.75
+"""Share of a limit up to which what is needed leaves it as it is."""
 IDLE_USE = 64 * 2**20
 """Bytes that a worker is taken to use at least, so that one that begins has room to."""
 
@@ -46,8 +48,9 @@ class KvLimits:
 
     def activated(self, worker: Worker) -> Iterator[SetKvLimit]:
         """Where memory is not accounted, every worker of a device has the same part."""
-        if not self._state.devices[worker.device].accounted:
-            yield self._tell(worker, self._pool.kv_memory // self._pool.workers_per_device)
+        for member in self._state.group(worker):
+            if not self._state.devices[member.device].accounted:
+                yield self._tell(member, self._pool.kv_memory // self._pool.workers_per_device)
 
     def answered(self, worker: Worker, answer: LimitApplied, now: float) -> bool:
         """Note what became of a limit. False when the worker could not keep to the newest one in time."""
@@ -75,7 +78,7 @@ class KvLimits:
         assert worker.pending is not None
         worker.pending.granted = True
         held = max(device.ledger[worker.number].held, memory.held_when_active(device, model))
-        device.ledger.reserve(worker.number, held=held, weights=model.weight_bytes, limit=device.kv_minimum)
+        device.ledger.reserve(worker.number, held=held, weights=model.shard_bytes, limit=device.kv_minimum)
         return True
 
     def _make_room(self, device: Device) -> Iterator[SetKvLimit]:
@@ -97,7 +100,7 @@ class KvLimits:
 
     def _share_out(self, device: Device, now: float) -> Iterator[SetKvLimit]:
         serving, ledger = self._serving(device), device.ledger
-        if not serving:
+        if not serving or (self._elastic and self._all_have_enough(device, serving)):
             return
         shares = self._shares(device, serving)
         for worker in serving:
@@ -120,6 +123,12 @@ class KvLimits:
         spare = room - least * len(serving)
         total = sum(uses.values())
         return {number: least + int(spare * use / total) for number, use in uses.items()}
+
+    def _all_have_enough(self, device: Device, serving: list[Worker]) -> bool:
+        """A change costs a neighbour its prefix cache: none without need, or memory that is given to nobody."""
+        if not 0 <= device.ledger.free < LEAST_CHANGE:
+            return False
+        return all(kv_needed(self._state, w) <= ENOUGH * device.ledger[w.number].limit for w in serving)
 
     def _serving(self, device: Device) -> list[Worker]:
         return [worker for worker in self._state.on(device) if worker.phase in SERVING]

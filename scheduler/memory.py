@@ -13,7 +13,7 @@ def held_when_active(device: Device, model: Model) -> int:
 def need(state: State, worker: Worker, model: Model) -> int:
     """Bytes that its device must have free for `model` to begin on a worker, which may keep another's skeleton."""
     device, held = state.devices[worker.device], state.account(worker).held
-    return model.weight_bytes + device.kv_minimum + max(0, held_when_active(device, model) - held)
+    return model.shard_bytes + device.kv_minimum + max(0, held_when_active(device, model) - held)
 
 
 def claims(state: State, device: Device) -> list[Worker]:
@@ -23,9 +23,9 @@ def claims(state: State, device: Device) -> list[Worker]:
 
 
 def turn(state: State, worker: Worker) -> tuple[float, float, int]:
-    """Activations that wait go by the earliest deadline that waits for them."""
+    """Activations that wait go by the earliest deadline that waits for them: a group's turn is the same everywhere."""
     deadline = state.models[worker.model or ""].queue.first_deadline()
-    return (float("inf") if deadline is None else deadline, worker.since, worker.number)
+    return (float("inf") if deadline is None else deadline, worker.since, state.lead(worker).number)
 
 
 def claimed(state: State, device: Device) -> int:
@@ -92,7 +92,7 @@ def least(state: State, device: Device, model: Model, place: Worker | None = Non
 
     Where it serves already counts as its own; with a `place`, it shall serve there as well.
     """
-    own = model.weight_bytes + held_when_active(device, model) + device.kv_minimum
+    own = model.shard_bytes + held_when_active(device, model) + device.kv_minimum
     if place is None:
         rest = [w for w in state.on(device) if not (w.model == model.name and w.phase in SERVING)]
     else:

@@ -54,13 +54,14 @@ class Observer:
 
     def activated(self, worker: Worker, model: Model, seconds: float) -> None:
         estimates = self._state.estimates
-        (estimates.parked if worker.revived else estimates.blank).see(model.weight_bytes, seconds)
+        (estimates.parked if worker.revived else estimates.blank).see(model.shard_bytes, seconds)
 
     def load_changed(self, worker: Worker, now: float) -> None:
         """Requests have begun or ended on a worker."""
         busy = float(bool(worker.running))
         if busy != worker.busy.level:
-            worker.busy.set(busy, now)
+            for member in self._state.group(worker):
+                member.busy.set(busy, now)
 
     def wish_changed(self, model: Model, now: float) -> None:
         """Requests of a model have come or ended."""

@@ -22,6 +22,16 @@ def obstacle_on(state: State, device: Device, model: Model, place: Worker | None
     return f"{model.name} does not fit into the memory of {device.name}: that takes {needed} of {capacity}"
 
 
+def obstacle_from(state: State, model: Model, place: Worker) -> str:
+    """What stands against `model` in one `place`, and beside it on as many other devices as it needs."""
+    device = state.devices[place.device]
+    problem = obstacle_on(state, device, model, place)
+    if problem or model.tensor_parallel == 1:
+        return problem
+    others = [other for other in state.devices.values() if other is not device]
+    return _of_several(state, model, others, model.tensor_parallel - 1, beside_itself=True)
+
+
 def _of_host(state: State, model: Model) -> str:
     if not state.host.required:
         return ""
@@ -35,12 +45,29 @@ def _of_host(state: State, model: Model) -> str:
 
 
 def _of_workers(state: State, model: Model) -> str:
-    pinned = sum(other.pinned for other in state.models.values() if other is not model)
+    pinned = sum(other.tensor_parallel for other in state.models.values() if other.pinned and other is not model)
     if not model.pinned and pinned >= len(state.workers):
         return f"every worker is kept by a pinned model, none is left for {model.name}"
     return ""
 
 
 def _of_devices(state: State, model: Model) -> str:
+    if model.tensor_parallel > 1:
+        return _of_several(state, model, list(state.devices.values()), model.tensor_parallel)
     found = [obstacle_on(state, device, model) for device in state.devices.values()]
     return found[0] if all(found) else ""
+
+
+def _of_several(state: State, model: Model, devices: list[Device], wanted: int, *, beside_itself: bool = False) -> str:
+    """What keeps `model` from as many of these devices as are `wanted`; `beside_itself`, while it serves elsewhere."""
+    own = None if beside_itself else model.name
+    found = [obstacle_on(state, device, model) or _of_pinned(state, device, model, own) for device in devices]
+    if found.count("") >= wanted:
+        return ""
+    return next(filter(None, found), f"{model.name} needs {model.tensor_parallel} devices, there are not as many")
+
+
+def _of_pinned(state: State, device: Device, model: Model, own: str | None) -> str:
+    if all(state.keeps_pinned(worker) and worker.model != own for worker in state.on(device)):
+        return f"every worker of {device.name} is kept by a pinned model, none is left for {model.name}"
+    return ""

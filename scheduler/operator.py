@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scheduler.actions import Answer
-from scheduler.obstacles import obstacle, obstacle_on
+from scheduler.obstacles import obstacle, obstacle_from
 from scheduler.state import Model, Phase, State, Worker
 
 EVICTABLE = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE, Phase.DRAINING, Phase.PARKING})
@@ -56,17 +56,28 @@ class Commands:
             return ""
         if self._state.keeps_pinned(worker):
             return f"worker {number} serves {worker.model}, which is pinned"
-        if problem := obstacle_on(self._state, self._state.devices[worker.device], model, worker):
+        if worker.leader is not None:
+            return f"worker {number} acts with worker {worker.leader} for {worker.model}"
+        if model.tensor_parallel > 1 and (other := self._gathering(worker)):
+            return f"workers are being gathered for {other}"
+        if problem := obstacle_from(self._state, model, worker):
             return problem
         worker.reserved_for = model.name
         return ""
+
+    def _gathering(self, but: Worker) -> str | None:
+        """A model on several devices for which another worker is reserved: two at a time might wait for each other."""
+        reserved = (worker.reserved_for for worker in self._state.workers if worker is not but)
+        return next((name for name in reserved if name and self._state.models[name].tensor_parallel > 1), None)
 
     def evict(self, number: int, model: Model) -> list[Answer]:
         """Mark the model's workers, or answer at once why it cannot be evicted."""
         if model.pinned:
             return [Answer(number, False, f"{model.name} is pinned")]
         concerned = [
-            worker for worker in self._state.workers if worker.model == model.name and worker.phase in EVICTABLE
+            worker
+            for worker in self._state.workers
+            if worker.model == model.name and worker.phase in EVICTABLE and worker.leader is None
         ]
         if not concerned:
             return [Answer(number, False, f"{model.name} is not active")]

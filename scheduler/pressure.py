@@ -30,7 +30,7 @@ def kvpr(state: State, device: Device, now: float, plus: Model | None = None) ->
     pressure = sum(kv_weight(state, model, now) for model in models)
     if device.ledger.capacity is None:
         return pressure
-    left = device.ledger.capacity - sum(model.weight_bytes for model in models)
+    left = device.ledger.capacity - sum(model.shard_bytes for model in models)
     return pressure / left if left > 0 else float("inf")
 
 
@@ -60,7 +60,12 @@ def misses(
 
 def _misses(state: State, model: Model, neighbours: float, now: float) -> float:
     rate = model.demand.arrivals.per_second(now) / max(1, len(model.workers))
-    return rate * min(1.0, (neighbours / max(0.1, tolerance(state, model))) ** 2)
+    return rate * share_missed(state, model, neighbours)
+
+
+def share_missed(state: State, model: Model, neighbours: float) -> float:
+    """The share of a model's requests that miss their TPOT objective beside so many busy neighbours."""
+    return min(1.0, (neighbours / max(0.1, tolerance(state, model))) ** 2)
 
 
 def tolerance(state: State, model: Model) -> float:

@@ -58,7 +58,7 @@ from scheduler.invariants import check
 from scheduler.limits import KvLimits
 from scheduler.memory import claims
 from scheduler.observer import Observer
-from scheduler.obstacles import obstacle, obstacle_on
+from scheduler.obstacles import obstacle, obstacle_from
 from scheduler.operator import Commands
 from scheduler.policies import policy_of
 from scheduler.policies.policy import Policy
@@ -164,6 +164,7 @@ class Scheduler:
         request = Request(event.request, event.model, self._now, event.deadline, event.prompt_tokens)
         self.state.requests[request.id] = request
         model.last_used = self._now
+        model.dismissed = False
         self._observer.arrived(model, self._now)
         refusal = self._refusal(model, request)
         if refusal is not None:
@@ -246,8 +247,9 @@ class Scheduler:
 
     def _leave(self, worker: Worker, request: Request) -> None:
         """It runs there no more."""
-        worker.running.discard(request.id)
-        worker.kv_promised -= request.kv_bytes
+        for member in self.state.group(worker):
+            member.running.discard(request.id)
+            member.kv_promised -= request.kv_bytes
         request.kv_bytes = 0
         if request.first_token_at is None:
             self._dispatcher.answers(request, self._now)
@@ -285,9 +287,10 @@ class Scheduler:
     def _send(self, request: Request, worker: Worker) -> None:
         request.worker = worker.number
         request.dispatched = worker.last_used = self._now
-        worker.running.add(request.id)
         request.kv_bytes = self.state.models[request.model].kv_need(request)
-        worker.kv_promised += request.kv_bytes
+        for member in self.state.group(worker):
+            member.running.add(request.id)
+            member.kv_promised += request.kv_bytes
         self._dispatcher.starts(request, worker, self._now)
         self._observer.dispatched(request, worker, self._now)
         self._actions.append(Dispatch(request.id, worker.number))
@@ -343,12 +346,17 @@ class Scheduler:
 
     def _prepare(self, decision: Activate) -> None:
         worker = self.state.workers[decision.worker]
-        worker.pending = Pending(decision, skeleton=worker.model)
-        worker.model = decision.model
+        worker.followers = decision.followers
+        group = self.state.group(worker)
+        for member in group:
+            member.pending = Pending(decision, skeleton=member.model, held=self.state.account(member).held)
+            member.leader = worker.number if member is not worker else None
+            member.model = decision.model
         worker.reserved_for = None
         worker.evicting = False
         self._enter(worker, Phase.PREPARING)
-        self._advance(self.state.devices[worker.device])
+        for member in group:
+            self._advance(self.state.devices[member.device])
 
     def _advance(self, device: Device) -> None:
         """See to the device's memory, and begin what waited for it or for the link."""
@@ -358,11 +366,11 @@ class Scheduler:
 
     def _begin_activation(self, worker: Worker) -> None:
         assert worker.pending is not None
-        decision, skeleton = worker.pending.decision, worker.pending.skeleton
-        worker.pending = None
-        account = self.state.account(worker)
-        self._actions.append(replace(decision, kv_limit=account.limit, kv_revision=account.revision))
-        worker.revived = skeleton == decision.model
+        pending, account = worker.pending, self.state.account(worker)
+        self._actions.append(replace(pending.decision, kv_limit=account.limit, kv_revision=account.revision))
+        worker.revived = pending.revives
+        for member in self.state.group(worker):
+            member.pending = None
         self._enter(worker, Phase.ACTIVATING)
 
     def _fail_overdue(self) -> None:
@@ -371,19 +379,44 @@ class Scheduler:
                 self._fail_preparation(worker, "its neighbours did not give back their KV cache in time")
 
     def _fail_preparation(self, worker: Worker, reason: str) -> None:
-        """The worker stays what it was, and its neighbours have their memory back."""
-        assert worker.pending is not None
-        model, skeleton = self.state.models[worker.model or ""], worker.pending.skeleton
-        worker.pending = None
-        self._enter(worker, Phase.BLANK if skeleton is None else Phase.PARKED)
-        worker.model = skeleton
-        self._actions += self._limits.take_back(self.state.devices[worker.device])
+        """The worker and those of its group stay what they were, and their neighbours have their memory back."""
+        worker = self.state.lead(worker)
+        model, group = self.state.models[worker.model or ""], self.state.group(worker)
+        self._withdraw(worker)
+        for member in group:
+            self._actions += self._limits.take_back(self.state.devices[member.device])
         self._activation_did_not_succeed(worker, model, reason)
 
+    def _withdraw(self, worker: Worker) -> None:
+        """Take back what nobody was told yet. A parked group stays one; a new one falls apart."""
+        group = self.state.group(worker)
+        assert worker.pending is not None
+        if worker.pending.revives:
+            self._enter(worker, Phase.PARKED)
+        else:
+            self._disband(worker)
+            for member in group:
+                assert member.pending is not None
+                self._enter(member, Phase.BLANK if member.pending.skeleton is None else Phase.PARKED)
+                member.model = member.pending.skeleton
+        for member in group:
+            if member.pending is not None and member.pending.granted:
+                self.state.devices[member.device].ledger.release(member.number, member.pending.held)
+            member.pending = None
+
+    def _disband(self, worker: Worker) -> None:
+        """From here on each worker of the group is one by itself."""
+        for member in self.state.group(worker):
+            member.leader = None
+        worker.followers = ()
+
     def _enter(self, worker: Worker, phase: Phase) -> None:
-        """The one place where a worker changes its phase, so that the model's set of workers always agrees."""
-        was_active, worker.phase = worker.phase is Phase.ACTIVE, phase
-        worker.since = self._now
+        """The one place where a worker changes its phase, its followers with it, so that the model's set of workers
+        always agrees.
+        """
+        was_active = worker.phase is Phase.ACTIVE
+        for member in self.state.group(worker):
+            member.phase, member.since = phase, self._now
         if worker.model is None:
             return
         model = self.state.models[worker.model]
@@ -409,18 +442,23 @@ class Scheduler:
 
     def _worker_blank(self, event: WorkerBlank) -> None:
         worker = self.state.workers[event.worker]
-        device = self.state.devices[worker.device]
         self._enter(worker, Phase.BLANK)
-        worker.model = None
-        worker.held_blank = event.held
-        worker.held_first = event.held if worker.held_first is None else worker.held_first
-        device.ledger.release(worker.number, event.held)
-        for other in self.state.on(device):
-            if other.held_blank is None:  # It still starts, and will hold about as much.
-                other.held_blank = event.held
-                device.ledger.measure(other.number, event.held)
+        for member in self.state.group(worker):
+            self._is_blank(member, event.held)
+        self._disband(worker)
         self._refuse_impossible()
         self._plan()
+
+    def _is_blank(self, worker: Worker, held: int) -> None:
+        device = self.state.devices[worker.device]
+        worker.model = None
+        worker.held_blank = held
+        worker.held_first = held if worker.held_first is None else worker.held_first
+        device.ledger.release(worker.number, held)
+        for other in self.state.on(device):
+            if other.held_blank is None:  # It still starts, and will hold about as much.
+                other.held_blank = held
+                device.ledger.measure(other.number, held)
 
     def _activated(self, event: Activated) -> None:
         worker, model = self.state.workers[event.worker], self.state.models[event.model]
@@ -429,11 +467,13 @@ class Scheduler:
         self._observer.activated(worker, model, event.seconds)
         worker.last_used = self._now
         model.held = event.held
-        device = self.state.devices[worker.device]
-        device.ledger.measure(worker.number, event.held)
+        group = self.state.group(worker)
+        for member in group:
+            self.state.devices[member.device].ledger.measure(member.number, event.held)
         self._enter(worker, Phase.ACTIVE)
         self._actions += self._limits.activated(worker)
-        self._advance(device)
+        for member in group:
+            self._advance(self.state.devices[member.device])
         self._actions += self._commands.activated(worker, model, event.seconds)
         if worker.evicting:
             self._decide(Park(worker.number, "the operator evicts it"))
@@ -449,11 +489,13 @@ class Scheduler:
             for waiting in claims(self.state, device):
                 self._fail_preparation(waiting, reason)
             self._actions += self._limits.take_back(device)
+            self._plan()
         self._has_room(worker)
-        self._plan()
+        self._advance(device)
 
     def _has_room(self, worker: Worker) -> None:
         """Its KV cache may have grown, or shrunk."""
+        worker = self.state.lead(worker)
         self._dispatcher.frees(worker)
         if worker.phase is Phase.ACTIVE:
             self._dispatch(self.state.models[worker.model or ""])
@@ -461,17 +503,20 @@ class Scheduler:
     def _parked(self, event: Parked) -> None:
         worker = self.state.workers[event.worker]
         worker.evicting = False
-        worker.kv_mapped = 0
         self._enter(worker, Phase.PARKED)
-        self.state.devices[worker.device].ledger.release(worker.number, event.held)
+        for member in self.state.group(worker):
+            member.kv_mapped = 0
+            self.state.devices[member.device].ledger.release(member.number, event.held)
         self._actions += self._commands.parked(self.state.models[event.model])
         self._plan()
 
     def _activation_failed(self, event: ActivationFailed) -> None:
         worker, model = self.state.workers[event.worker], self.state.models[event.model]
         self._enter(worker, Phase.BLANK)
-        worker.model = None
-        self.state.devices[worker.device].ledger.release(worker.number, event.held)
+        for member in self.state.group(worker):
+            member.model = None
+            self.state.devices[member.device].ledger.release(member.number, event.held)
+        self._disband(worker)
         self._activation_did_not_succeed(worker, model, event.reason)
         self._plan()
 
@@ -501,24 +546,41 @@ class Scheduler:
         activating = worker.phase in (Phase.PREPARING, Phase.ACTIVATING)
         model = self.state.models[worker.model] if worker.model is not None else None
         starting_since = worker.since if worker.phase is Phase.STARTING else self._now
-        self._enter(worker, Phase.STARTING)
+        leader = self.state.lead(worker)
+        if leader.followers and leader.pending is not None:
+            self._withdraw(leader)
+        self._end_group(self.state.lead(worker), worker, event.reason)
         worker.since = starting_since
+        if model is not None:
+            self._actions += self._commands.gone(model, f"its worker {event.reason}")
+            if activating:
+                model.avoid = worker.number
+                reason = f"worker {worker.number} {event.reason} while activating it"
+                self._actions += self._commands.failed_on(leader, model, reason)
+                self._count_failure(model, reason)
+            self._serve(model)
+        self._plan()
+
+    def _end_group(self, leader: Worker, dead: Worker, reason: str) -> None:
+        """A worker has died; the others of its group are of no use without it, and are replaced."""
+        group = self.state.group(leader)
+        self._enter(leader, Phase.STARTING)
+        for member in group:
+            self._is_gone(member)
+        self._rescue(leader, reason)
+        self._disband(leader)
+        for member in group:
+            if member is not dead:
+                self._actions.append(Recycle(member.number, f"worker {dead.number}, which acted with it, {reason}"))
+
+    def _is_gone(self, worker: Worker) -> None:
+        """Its process is, or ends because it can do nothing without another's."""
         worker.model = None
         worker.pending = None
         worker.evicting = False
         worker.kv_mapped = 0
         worker.held_first = None
         self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
-        self._rescue(worker, event.reason)
-        if model is not None:
-            self._actions += self._commands.gone(model, f"its worker {event.reason}")
-            if activating:
-                model.avoid = worker.number
-                reason = f"worker {worker.number} {event.reason} while activating it"
-                self._actions += self._commands.failed_on(worker, model, reason)
-                self._count_failure(model, reason)
-            self._serve(model)
-        self._plan()
 
     def _rescue(self, worker: Worker, reason: str) -> None:
         """Queue what had not begun to answer again; end the rest."""
@@ -538,7 +600,10 @@ class Scheduler:
 
     def _stats(self, event: Stats) -> None:
         worker = self.state.workers[event.worker]
-        worker.kv_mapped = event.kv_bytes
+        if worker.leader is not None:
+            return
+        for member in self.state.group(worker):
+            member.kv_mapped = event.kv_bytes
         self._observer.decoded(worker, event.output_tokens, self._now)
         self._has_room(worker)
 
@@ -564,7 +629,7 @@ class Scheduler:
         for worker in self.state.workers:
             if worker.reserved_for is not None:
                 model = self.state.models[worker.reserved_for]
-                if problem := obstacle_on(self.state, self.state.devices[worker.device], model, worker):
+                if problem := obstacle_from(self.state, model, worker):
                     self._actions += self._commands.failed_on(worker, model, problem)
                     self._update_wanting(model)
 
@@ -585,12 +650,14 @@ class Scheduler:
         self._actions += self._commands.activate(event.command, model, event.worker)
         model.retry_at = 0.0
         model.failures = 0
+        model.dismissed = False
         self._update_wanting(model)
         self._plan()
 
     def _operator_evict(self, event: OperatorEvict) -> None:
         model = self.state.models[event.model]
         self._actions += self._commands.evict(event.command, model)
+        model.dismissed = not model.pinned
         for worker in self.state.workers:
             if worker.evicting and worker.model == model.name and worker.phase in (Phase.ACTIVE, Phase.DRAINING):
                 self._evict(worker, now=event.now)

@@ -72,12 +72,22 @@ class Pending:
     decision: Activate
     skeleton: str | None
     """The model whose skeleton the worker keeps until then."""
+    held: int
+    """Bytes that the worker holds until then, besides weights and KV cache."""
     granted: bool = False
     """Whether its memory is reserved."""
+
+    @property
+    def revives(self) -> bool:
+        return self.skeleton == self.decision.model
 
 
 @dataclass(slots=True)
 class Worker:
+    """A model on several devices has one on each, a leader and its followers, from the decision to activate it until
+    they are blank again. Followers do as their leader does: they have its model and phase, and run what it runs.
+    """
+
     number: int
     device: str
     phase: Phase = Phase.STARTING
@@ -110,10 +120,19 @@ class Worker:
     """The model that an operator wants on this very worker."""
     evicting: bool = False
     """An operator wants it parked, whoever waits for its model."""
+    leader: int | None = None
+    """Of a follower."""
+    followers: tuple[int, ...] = ()
+    """Of a leader."""
+
+    @property
+    def grouped(self) -> bool:
+        return self.leader is not None or bool(self.followers)
 
     @property
     def idle(self) -> bool:
-        return self.phase is Phase.ACTIVE and not self.running
+        """Of a leader or one by itself: it serves, and has nothing to do."""
+        return self.phase is Phase.ACTIVE and not self.running and self.leader is None
 
 
 @dataclass(slots=True)
@@ -125,17 +144,19 @@ class Model:
     pinned: bool
     preload: bool
     weight_bytes: int
-    """In host memory, and on a device; an estimate from the files until it was loaded once."""
+    """In host memory, and on its devices together; an estimate from the files until it was loaded once."""
     kv_bytes: int
-    """Of KV cache per token; 0 is not known."""
+    """Of KV cache per token, on each of its devices; 0 is not known."""
     slo_tpot: float
     """Seconds per output token that it is to keep to."""
     demand: Demand
+    tensor_parallel: int = 1
+    """Devices over which its weights and KV cache are spread."""
     queue: DeadlineQueue = field(default_factory=DeadlineQueue)
     wanted_since: float = 0.0
     """When it began to want a worker; valid while it is in `State.wanting`."""
     workers: set[int] = field(default_factory=set)
-    """Workers that are preparing for this model, activating or active with it."""
+    """Workers that are preparing for this model, activating or active with it; of groups, the leaders."""
     homes: frozenset[str] | None = None
     """Devices on which alone the policy has it served; None for all."""
     held: int | None = None
@@ -146,6 +167,8 @@ class Model:
     """Activations and loads that failed in a row."""
     retry_at: float = 0.0
     failure: str = ""
+    dismissed: bool = False
+    """An operator has evicted it, and nobody has asked for it since: it is not brought back ahead of its demand."""
     avoid: int | None = None
     """The worker on which its last activation failed."""
     activation_seconds: float = 0.0
@@ -158,8 +181,13 @@ class Model:
         """Whether its weights stay in host memory once they are there."""
         return self.pinned or self.preload
 
+    @property
+    def shard_bytes(self) -> int:
+        """Of weights on each of its devices."""
+        return -(-self.weight_bytes // self.tensor_parallel)
+
     def kv_need(self, request: Request) -> int:
-        """Bytes of KV cache to which one of its requests is expected to come."""
+        """Bytes of KV cache, on each of its devices, to which one of its requests is expected to come."""
         return int((request.prompt_tokens + self.demand.output_tokens) * self.kv_bytes)
 
     def may_be_on(self, device: Device) -> bool:
@@ -220,8 +248,21 @@ class State:
     def account(self, worker: Worker) -> Account:
         return self.devices[worker.device].ledger[worker.number]
 
+    def lead(self, worker: Worker) -> Worker:
+        """Who speaks for a worker: its leader, or itself."""
+        return worker if worker.leader is None else self.workers[worker.leader]
+
+    def group(self, worker: Worker) -> tuple[Worker, ...]:
+        """The workers that act as one with this one, which leads or is alone: itself first."""
+        return (worker, *(self.workers[number] for number in worker.followers)) if worker.followers else (worker,)
+
+    def kv_limit(self, worker: Worker) -> int:
+        """Bytes of KV cache that each of a worker's group may have: what the smallest limit allows."""
+        return min(self.account(member).limit for member in self.group(worker))
+
     def keeps_pinned(self, worker: Worker) -> bool:
         """Whether a pinned model would have no active worker without this one."""
+        worker = self.lead(worker)
         if worker.model is None or worker.number not in self.models[worker.model].workers:
             return False
         model = self.models[worker.model]

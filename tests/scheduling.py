@@ -37,14 +37,15 @@ from scheduler.events import (
     WorkerBlank,
     WorkerDead,
 )
+from scheduler.profile import Profile
 from scheduler.scheduler import Scheduler
 
 A = TypeVar("A", bound=AnyAction)
 GIB = 2**30
 
 
-def model(name: str, **fields: Any) -> Model:
-    return Model(name=name, slo=Slo(), **fields)
+def model(name: str, *, slo: Slo | None = None, **fields: Any) -> Model:
+    return Model(name=name, slo=slo or Slo(), **fields)
 
 
 def registry(
@@ -84,7 +85,8 @@ class Bench:
     """A scheduler, a clock and an obedient pool: what the scheduler decides is done when `settle` is called.
 
     `said` has every action since the last `clear`, `pending` what is still to be carried out. With `memory` (bytes of
-    each device) a worker holds 1 GiB of it, and 2 GiB with a model, active or parked.
+    each device) a worker holds 1 GiB of it, and 2 GiB with a model, active or parked. Of workers that act as one the
+    leader answers for all. `kv` has the bytes of a token's KV cache by model.
     """
 
     def __init__(
@@ -93,12 +95,16 @@ class Bench:
         *,
         weights: Mapping[str, int] | None = None,
         memory: int | None = None,
+        kv: Mapping[str, int] | None = None,
+        profile: Profile | None = None,
         start: bool = True,
         **fields: Any,
     ) -> None:
         made = registry(models, **fields)
         capacities = {} if memory is None else dict.fromkeys(made.pool.devices, memory)
-        self.scheduler = Scheduler(made, weights or {}, capacities=capacities, validate=True)
+        self.scheduler = Scheduler(
+            made, weights or {}, capacities=capacities, kv_bytes=kv, profile=profile, validate=True
+        )
         self.weights = dict(weights or {})
         self.held = {"blank": 0, "active": 0, "parked": 0}
         if memory is not None:
@@ -155,22 +161,22 @@ class Bench:
         self.now += seconds
         return self.tell(Tick())
 
-    def ask(self, model: str, *, within: float = 10.0) -> int:
-        """A request arrives; returns its number."""
+    def ask(self, model: str, *, within: float = 10.0, prompt: int = 10) -> int:
+        """A request of so many tokens arrives; returns its number."""
         number = next(self._numbers)
-        self.tell(Arrived(number, model, 10, self.now + within))
+        self.tell(Arrived(number, model, prompt, self.now + within))
         return number
 
-    def serve(self, model: str) -> int:
+    def serve(self, model: str, *, prompt: int = 10) -> int:
         """A request arrives and what it takes to run it is done."""
-        number = self.ask(model)
+        number = self.ask(model, prompt=prompt)
         self.settle()
         assert self.on(number) is not None, f"{model} is not served"
         return number
 
-    def finish(self, *requests: int) -> None:
+    def finish(self, *requests: int, tokens: int = 5) -> None:
         for number in requests:
-            self.tell(Finished(number, 5))
+            self.tell(Finished(number, tokens))
 
     def die(self, worker: int) -> list[AnyAction]:
         self.pending = [action for action in self.pending if getattr(action, "worker", None) != worker]

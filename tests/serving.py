@@ -44,11 +44,15 @@ class Prism:
 
     @classmethod
     def start(cls, folder: Path, registry: dict[str, object], arguments: tuple[str, ...] = ()) -> Prism:
-        """Start and wait until it listens. Port and admin socket are set here; invariants are always checked."""
+        """Start and wait until it listens. Port and admin socket are set here; invariants are always checked.
+
+        Unless the registry says otherwise the policy is `lru`, which activates nothing that nobody has asked for.
+        """
         folder.mkdir(parents=True)
         gateway = {"port": 0, "admin_socket": str(folder / "admin.sock"), **dict(registry.get("gateway", {}))}  # type: ignore[call-overload]
         file = folder / "registry.yaml"
-        file.write_text(yaml.safe_dump({**registry, "gateway": gateway}))
+        scheduler = {"policy": "lru", **dict(registry.get("scheduler", {}))}  # type: ignore[call-overload]
+        file.write_text(yaml.safe_dump({**registry, "gateway": gateway, "scheduler": scheduler}))
         command = [sys.executable, "-m", "gateway.cli", "serve", str(file), "--validate", *arguments]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

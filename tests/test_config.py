@@ -123,7 +123,9 @@ def test_a_registry_with_everything(write: Write, tmp_path: Path) -> None:
             threads=2,
         ),
         weight_store=WeightStore(host_memory=10**9, verify=True),
-        scheduler=SchedulerConfig(idle_timeout=3600.0, quantum=0.0, drain_after=0.25, late="refuse", backoff=2.0),
+        scheduler=SchedulerConfig(
+            policy="lru", idle_timeout=3600.0, quantum=0.0, drain_after=0.25, late="refuse", backoff=2.0
+        ),
         models=(
             Model(
                 name="org/llama",
@@ -601,6 +603,12 @@ def test_tensor_parallel_over_more_devices_than_there_are(problems: Problems) ->
     assert problems("pool: {engine: simulated, devices: [d0, d1]}\nmodels:\n  - {name: a, tensor_parallel: 4}") == [
         "3: models[0].tensor_parallel: expected at most the number of devices (2), got 4"
     ]
+
+
+def test_a_registry_for_the_simulator_may_have_models_on_several_devices(write: Write, tmp_path: Path) -> None:
+    make_model(tmp_path / "a")
+    text = "pool: {engine: sglang}\nmodels:\n  - {name: a, path: a, tensor_parallel: 8}"
+    assert read_registry(write(text), serving=False).models[0].tensor_parallel == 8
 
 
 # --- models on disk -------------------------------------------------------------------------------------------

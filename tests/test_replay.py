@@ -37,9 +37,16 @@ class Recorded(Scheduler):
     def __init__(self, registry: Registry, weight_bytes: Mapping[str, int], **options: Any) -> None:
         super().__init__(registry, weight_bytes, **options)
         capacities = dict(options["capacities"])
-        kv_bytes = dict(options.get("kv_bytes", {}))
+        kv_bytes = dict(options.get("kv_bytes") or {})
         header = Header(
-            VERSION, registry, dict(weight_bytes), capacities, kv_bytes, Profile(), staging=True, validate=True
+            VERSION,
+            registry,
+            dict(weight_bytes),
+            capacities,
+            kv_bytes,
+            options.get("profile") or Profile(),
+            staging=True,
+            validate=True,
         )
         self.lines = [encoder.encode(header) + b"\n"]
 

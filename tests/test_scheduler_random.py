@@ -66,7 +66,7 @@ class Pool(RuleBasedStateMachine):
 
     @initialize(
         workers=st.integers(1, 3),
-        devices=st.sampled_from([("cpu",), ("cpu", "cpu1")]),
+        devices=st.sampled_from([("cpu",), ("cpu", "cpu1"), ("cpu", "cpu1", "cpu2")]),
         max_running=st.integers(1, 2),
         queue=st.sampled_from([1, 3, 100]),
         reserve=st.integers(0, 1),
@@ -78,6 +78,7 @@ class Pool(RuleBasedStateMachine):
         weights=st.one_of(st.just({}), st.fixed_dictionaries({name: st.integers(1, 12) for name in NAMES})),
         memory=st.sampled_from([None, 9, 14, 20]),
         copies=st.sampled_from([None, 1]),
+        spread=st.sets(st.sampled_from(NAMES), max_size=2),
         leak=st.booleans(),
         started=st.booleans(),
     )
@@ -96,11 +97,19 @@ class Pool(RuleBasedStateMachine):
         weights: dict[str, int],
         memory: int | None,
         copies: int | None,
+        spread: set[str],
         leak: bool,
         started: bool,
     ) -> None:
+        self.shards = {name: min(2, len(devices)) if name in spread else 1 for name in NAMES}
         models = [
-            model(name, pinned=name in pinned, preload=name in preload, priority=priority)
+            model(
+                name,
+                pinned=name in pinned,
+                preload=name in preload,
+                priority=priority,
+                tensor_parallel=self.shards[name],
+            )
             for name, priority in zip(NAMES, priorities, strict=True)
         ]
         self.max_running = max_running
@@ -142,6 +151,10 @@ class Pool(RuleBasedStateMachine):
         """Lower limits that workers do not keep to yet."""
         self.phase = ["starting"] * self.workers
         self.model: list[str | None] = [None] * self.workers
+        self.leader = list(range(self.workers))
+        """Who speaks for each worker: another one where they act as one."""
+        self.broken: set[int] = set()
+        """Workers that another of their group has left behind."""
         self.closed = [False] * self.workers
         """Whether a worker is being drained."""
         self.running: list[set[int]] = [set() for _ in range(self.workers)]
@@ -185,12 +198,19 @@ class Pool(RuleBasedStateMachine):
             case Abort(request):
                 assert any(request in running for running in self.running) or request in self.streaming
                 self.end(request)
-            case Activate(worker, name, _, kv_limit):
-                assert self.phase[worker] in ("blank", "parked")
-                self.obeyed[worker] = kv_limit
+            case Activate(leader, name, _, kv_limit, _, followers):
+                group = (leader, *followers)
+                assert len({self.device[worker] for worker in group}) == len(group) == self.shards[name]
                 assert not self.needs_weights or name in self.staged
-                self.phase[worker], self.model[worker], self.closed[worker] = "activating", name, False
+                assert self.group(leader) in ({leader}, set(group))
+                for worker in group:
+                    assert self.phase[worker] in ("blank", "parked")
+                    assert len(self.group(worker)) == 1 or self.model[worker] == name, "a group is torn apart"
+                    self.leader[worker], self.obeyed[worker] = leader, kv_limit
+                    self.model[worker], self.closed[worker] = name, False
+                self.change(leader, "activating")
             case Drain(worker):
+                assert self.leader[worker] == worker
                 assert self.phase[worker] == "active"
                 assert not self.closed[worker]
                 self.closed[worker] = True
@@ -201,18 +221,22 @@ class Pool(RuleBasedStateMachine):
             case Park(worker):
                 assert self.phase[worker] == "active"
                 assert not self.running[worker], "parked under its requests"
-                self.phase[worker] = "parking"
+                active = [self.model[number] for number in self.workers_that("active")]
+                name = self.model[worker]
+                assert name not in self.pinned or active.count(name) > 1, "a pinned model is parked"
+                self.change(worker, "parking")
             case Blank(worker):
                 assert self.phase[worker] == "parked"
-                self.phase[worker] = "blanking"
+                self.change(worker, "blanking")
             case SetKvLimit(worker, _, nbytes):
                 assert self.phase[worker] == "active"
                 self.told[worker] = action
                 if nbytes >= self.obeyed[worker]:
                     self.obeyed[worker] = nbytes
             case Recycle(worker):
-                assert self.phase[worker] == "blank"
-                self.phase[worker] = "starting"
+                assert self.phase[worker] == "blank" or worker in self.broken
+                self.broken.discard(worker)
+                self.vanish(worker)
             case Stage(name):
                 assert self.staging is None, "two loads at a time"
                 assert name not in self.staged
@@ -233,23 +257,48 @@ class Pool(RuleBasedStateMachine):
         for running in self.running:
             running.discard(request)
 
+    def group(self, leader: int) -> set[int]:
+        return {number for number, other in enumerate(self.leader) if other == leader}
+
+    def change(self, leader: int, phase: str) -> None:
+        """All that act as one do it."""
+        assert self.leader[leader] == leader
+        for worker in self.group(leader):
+            self.phase[worker] = phase
+
+    def disband(self, leader: int) -> None:
+        for worker in self.group(leader):
+            self.leader[worker], self.model[worker], self.obeyed[worker] = worker, None, 0
+
+    def vanish(self, worker: int) -> None:
+        """Its process is gone, and another one starts."""
+        self.told.pop(worker, None)
+        self.obeyed[worker] = 0
+        self.phase[worker], self.model[worker], self.closed[worker] = "starting", None, False
+
     def workers_that(self, *phases: str) -> list[int]:
-        return [number for number, phase in enumerate(self.phase) if phase in phases]
+        """Leaders, and those who are by themselves."""
+        phase_of = enumerate(self.phase)
+        return [number for number, phase in phase_of if phase in phases and self.leader[number] == number]
 
     def progress(self, worker: int) -> None:
         """A worker gets done with what it was told."""
         name = self.model[worker] or ""
         match self.phase[worker]:
             case "starting" | "blanking" as before:
-                self.rebuilds[worker] = 0 if before == "starting" else self.rebuilds[worker] + 1
-                self.phase[worker], self.model[worker] = "blank", None
+                for member in self.group(worker):
+                    self.rebuilds[member] = 0 if before == "starting" else self.rebuilds[member] + 1
+                self.change(worker, "blank")
+                self.disband(worker)
                 self.tell(WorkerBlank(worker, self.held(worker)))
             case "activating":
-                self.phase[worker] = "active"
+                self.change(worker, "active")
                 self.tell(Activated(worker, name, 0.2, self.held(worker)))
             case "parking":
-                self.phase[worker], self.obeyed[worker] = "parked", 0
-                self.told.pop(worker, None)
+                self.change(worker, "parked")
+                for member in self.group(worker):
+                    self.obeyed[member] = 0
+                    self.told.pop(member, None)
                 self.tell(Parked(worker, name, self.held(worker)))
 
     def load(self, nbytes: int) -> None:
@@ -328,21 +377,24 @@ class Pool(RuleBasedStateMachine):
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
         worker = data.draw(st.integers(0, self.workers - 1))
-        name = self.model[worker]
-        for number in sorted(self.running[worker] - self.streaming):
+        name, leader = self.model[worker], self.leader[worker]
+        for number in sorted(self.running[leader] - self.streaming):
             self.waiting[number] = name or ""
-        self.running[worker].clear()
-        self.told.pop(worker, None)
-        self.obeyed[worker] = 0
-        self.phase[worker], self.model[worker], self.closed[worker] = "starting", None, False
+        self.running[leader].clear()
+        self.broken = self.group(leader) - {worker}
+        for member in self.group(leader):
+            self.leader[member] = member
+        self.vanish(worker)
         self.tell(WorkerDead(worker, "was killed"))
+        assert not self.broken, "left behind by another of their group"
 
     @precondition(lambda self: "activating" in self.phase)
     @rule(data=st.data())
     def activation_fails(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.workers_that("activating")))
         name = self.model[worker] or ""
-        self.phase[worker], self.model[worker], self.obeyed[worker] = "blank", None, 0
+        self.change(worker, "blank")
+        self.disband(worker)
         self.tell(ActivationFailed(worker, name, "a file is missing", self.held(worker)))
 
     @precondition(lambda self: self.told)
@@ -409,27 +461,21 @@ class Pool(RuleBasedStateMachine):
         assert not self.over.keys() & self.scheduler.state.requests.keys()
 
     @invariant()
-    def pinned_models_are_parked_by_nobody(self) -> None:
-        if hasattr(self, "scheduler"):
-            for name in self.pinned:
-                workers = [n for n, m in enumerate(self.model) if m == name and self.phase[n] in ("active", "parking")]
-                assert not workers or any(self.phase[n] == "active" for n in workers)
-
-    @invariant()
     def no_device_is_overcommitted(self) -> None:
         if not hasattr(self, "over") or self.memory is None or self.leak:
             return
         taken = Counter[str]()
         for worker, device in enumerate(self.device):
             loaded = self.phase[worker] in ("activating", "active", "parking")
-            weights = self.weights.get(self.model[worker] or "", 0) if loaded else 0
+            name = self.model[worker] or ""
+            weights = -(-self.weights.get(name, 0) // self.shards[name]) if loaded else 0
             taken[device] += self.held(worker) + weights + self.obeyed[worker]
         assert max(taken.values()) <= self.memory
 
     @invariant()
     def copies_share_no_link(self) -> None:
         if hasattr(self, "over") and self.copies is not None:
-            copying = Counter(self.device[worker] for worker in self.workers_that("activating"))
+            copying = Counter(self.device[n] for n, phase in enumerate(self.phase) if phase == "activating")
             assert max(copying.values(), default=0) <= self.copies
 
     def teardown(self) -> None:

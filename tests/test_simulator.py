@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -24,7 +24,7 @@ from bench.simulator.simulation import Simulation
 from bench.traces.synthetic_text import parse_synthetic
 from bench.traces.trace import Request, Trace
 from config.reader import read_registry
-from config.registry import Registry, Slo
+from config.registry import PolicyName, Registry, Slo
 from gateway.cli import main
 
 CALIBRATION = read_calibration()
@@ -37,14 +37,19 @@ def costs(name: str) -> Costs:
 
 
 def write_registry(folder: Path, models: dict[str, str], *, workers: int = 1, **sections: Any) -> Path:
-    """A registry of `models`, each with the name of its shape; all are in host memory from the start."""
+    """A registry of `models`, each with the name of its shape; all are in host memory from the start.
+
+    Unless it says otherwise the policy is `lru`, which activates nothing that nobody has asked for.
+    """
     for name in set(models.values()):
         (folder / f"{name}.json").write_text(json.dumps(SHAPES[name]))
     path = folder / "registry.yaml"
     entries = [{"name": name, "shape": f"{shape}.json", "preload": True} for name, shape in models.items()]
     pool = {"engine": "sglang", "devices": ["cuda:0"], "workers_per_device": workers, **sections.pop("pool", {})}
+    scheduler = {"policy": "lru", **sections.pop("scheduler", {})}
+    host = {"host_memory": "500GiB"}
     path.write_text(
-        yaml.safe_dump({"pool": pool, "weight_store": {"host_memory": "500GiB"}, "models": entries, **sections})
+        yaml.safe_dump({"pool": pool, "weight_store": host, "models": entries, "scheduler": scheduler, **sections})
     )
     return path
 
@@ -127,6 +132,93 @@ def test_models_of_one_gpu_slow_each_other_while_both_run(tmp_path: Path) -> Non
     for answer in together:
         assert answer.tpot is not None
         assert answer.tpot / alone_tpot("llama-8b", 300, 200) == pytest.approx(slowdown, rel=0.02)
+
+
+# --- models on several GPUs -------------------------------------------------------------------------------------
+
+
+def on_several(made: Registry, **tensor_parallel: int) -> Registry:
+    models = (replace(model, tensor_parallel=tensor_parallel.get(model.name, 1)) for model in made.models)
+    return replace(made, models=tuple(models))
+
+
+def test_a_model_on_two_gpus_takes_half_as_long_and_the_exchange_between_them(tmp_path: Path) -> None:
+    one = registry(tmp_path, {"a": "llama-8b"}, pool={"devices": ["cuda:0", "cuda:1"]})
+    two = on_several(one, a=2)
+    asked = Trace.of([Request(0.0, "a", 4000, 100)])
+
+    (alone,), (shared,) = (simulate(pinned(made), asked).answers for made in (one, two))
+
+    layers = shape_of(SHAPES["llama-8b"]).layers
+    exchange = CALIBRATION.tensor_parallel.seconds_per_layer * layers
+    step = CALIBRATION.prefill.seconds
+    assert alone.ttft is not None
+    assert shared.ttft == pytest.approx(step + exchange + (alone.ttft - step) / 2)
+    fixed = CALIBRATION.decode.seconds + CALIBRATION.decode.seconds_per_request
+    assert alone.tpot is not None
+    assert shared.tpot == pytest.approx(fixed + exchange + (alone.tpot - fixed) / 2)
+
+
+def test_its_parts_are_copied_at_the_same_time(tmp_path: Path) -> None:
+    one = registry(tmp_path, {"a": "llama-8b"}, pool={"devices": ["cuda:0", "cuda:1"]})
+    asked = Trace.of([Request(0.0, "a", 1, 1)])
+
+    whole, halves = (costs_of(made.models, CALIBRATION)["a"] for made in (one, on_several(one, a=2)))
+    (answer,) = simulate(on_several(one, a=2), asked).answers
+
+    copied = (whole.weight_bytes - halves.shard_bytes) / CALIBRATION.blank.bytes_per_s
+    assert whole.blank_activation - halves.blank_activation == pytest.approx(copied)
+    assert answer.ttft == pytest.approx(halves.blank_activation + halves.prefill_step + halves.prefill(1, 0))
+
+
+def test_a_model_that_is_too_large_for_a_gpu_is_served_on_several(tmp_path: Path) -> None:
+    one = registry(tmp_path, {"a": "llama-8b"}, pool={"devices": ["cuda:0", "cuda:1"]})
+    asked = Trace.of([Request(0.0, "a", 100, 10)])
+
+    (refused,) = simulate(one, asked, capacity=14 * GIB).answers
+    (served,) = simulate(on_several(one, a=2), asked, capacity=14 * GIB).answers
+
+    assert (refused.ended, served.ended) == ("refused: unavailable", "finished")
+
+
+def test_it_is_as_slow_as_on_its_busiest_gpu_and_slows_both(tmp_path: Path) -> None:
+    names = {"a": "llama-8b", "b": "llama-8b", "c": "llama-8b"}
+    pool = {"devices": ["cuda:0", "cuda:1"], "blank_reserve": 0}
+    made = pinned(on_several(registry(tmp_path, names, workers=3, pool=pool), a=2))
+
+    def tpots(*asked: str) -> dict[str, float | None]:
+        answers = simulate(made, Trace.of([Request(0.0, name, 300, 300) for name in asked])).answers
+        return {answer.asked.model: answer.tpot for answer in answers}
+
+    alone, pair = tpots("a")["a"], tpots("a", "b")
+    assert alone is not None
+    slower = 1 + CALIBRATION.colocation.per_neighbour
+    assert pair["a"] == pytest.approx(slower * alone, rel=0.05)
+    for name in ("b", "c"):
+        beside, by_itself = tpots("a", name)[name], tpots(name)[name]
+        assert beside is not None
+        assert by_itself is not None
+        assert beside > 1.2 * by_itself, f"{name} shares a GPU with a"
+
+
+@pytest.mark.parametrize("policy", get_args(PolicyName))
+def test_every_policy_takes_models_on_several_gpus_through_a_random_trace(tmp_path: Path, policy: PolicyName) -> None:
+    shapes = ["llama-8b", "llama-1b", "llama-3b", "qwen3-0.6b"]
+    plain = registry(
+        tmp_path,
+        {f"model-{index}": shapes[index % 4] for index in range(6)},
+        workers=3,
+        pool={"devices": [f"cuda:{index}" for index in range(4)]},
+        scheduler={"policy": policy, "idle_timeout": "5s"},
+    )
+    made = on_several(plain, **{"model-0": 4, "model-1": 2, "model-4": 2})
+    trace = parse_synthetic("zipf:models=6,rate=6,cv=3,duration=60s,seed=5").trace()
+
+    answers = simulate(made, trace, capacity=24 * GIB).answers
+
+    assert {answer.ended.partition(":")[0] for answer in answers} <= {"finished", "refused"}
+    served = {answer.asked.model for answer in answers if answer.ended == "finished"}
+    assert policy in ("static", "space") or served == {answer.asked.model for answer in answers}
 
 
 # --- whole traces -----------------------------------------------------------------------------------------------

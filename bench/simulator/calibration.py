@@ -47,6 +47,11 @@ class Colocation(Entry, frozen=True):
     """A step takes 1 + this times as long for each other busy worker of its device."""
 
 
+class TensorParallel(Entry, frozen=True):
+    seconds_per_layer: NotNegative
+    """Of a step of a model on several devices: for each of its layers they exchange what they have."""
+
+
 class Transfer(Entry, frozen=True):
     """What takes a while, and then so much for each byte of weights."""
 
@@ -92,6 +97,7 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prefill: Prefill
     decode: Decode
     colocation: Colocation
+    tensor_parallel: TensorParallel
     parked: Transfer
     """Activations by the state they begin in, weights in host memory; `disk` is what brings them there."""
     blank: Transfer

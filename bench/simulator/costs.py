@@ -7,21 +7,31 @@ from bench.simulator.shape import Shape
 
 
 class Costs:
-    def __init__(self, calibration: Calibration, shape: Shape, weight_bytes: int) -> None:
+    """Of a model on `tensor_parallel` devices: each has an equal part of its weights and KV cache, and of the work."""
+
+    def __init__(self, calibration: Calibration, shape: Shape, weight_bytes: int, tensor_parallel: int = 1) -> None:
         self.weight_bytes = weight_bytes
+        """In host memory; on each device:"""
+        self.shard_bytes = -(-weight_bytes // tensor_parallel)
         self.kv_bytes = shape.kv_bytes
-        self.page_bytes = calibration.kv_pages.bytes * shape.kv_buffers
+        """Per token, on all devices together; on each:"""
+        self.shard_kv_bytes = -(-shape.kv_bytes // tensor_parallel)
+        exchange = calibration.tensor_parallel.seconds_per_layer * shape.layers if tensor_parallel > 1 else 0.0
+        self.page_bytes = calibration.kv_pages.bytes * 2 * shape.layers
         self.chunk = calibration.chunk.tokens
-        self.prefill_step = calibration.prefill.seconds
-        self.held = calibration.held.with_model(weight_bytes)
-        self.parked_activation = calibration.parked.duration(weight_bytes)
-        self.blank_activation = calibration.blank.duration(weight_bytes)
+        self.prefill_step = calibration.prefill.seconds + exchange
+        self.held = calibration.held.with_model(self.shard_bytes)
+        self.parked_activation = calibration.parked.duration(self.shard_bytes)
+        self.blank_activation = calibration.blank.duration(self.shard_bytes)
         self.load = calibration.disk.duration(weight_bytes)
-        self.park = calibration.park.duration(weight_bytes)
+        self.park = calibration.park.duration(self.shard_bytes)
         self._shape = shape
-        self._decode = calibration.decode
-        self._token_flops_seconds = 2 * shape.active_parameters / calibration.prefill.flops_per_s
-        self._pair_flops_seconds = shape.attention_flops / calibration.prefill.flops_per_s
+        self._decode_step = calibration.decode.seconds + exchange
+        self._request_seconds = calibration.decode.seconds_per_request
+        self._bytes_per_s = calibration.decode.bytes_per_s * tensor_parallel
+        flops_per_s = calibration.prefill.flops_per_s * tensor_parallel
+        self._token_flops_seconds = 2 * shape.active_parameters / flops_per_s
+        self._pair_flops_seconds = shape.attention_flops / flops_per_s
         self._weights_seconds: dict[int, float] = {}
 
     def prefill(self, tokens: int, before: int) -> float:
@@ -32,22 +42,22 @@ class Costs:
     def decode(self, batch: int, context: int) -> float:
         """Seconds of one step of `batch` requests whose prompts and answers have `context` tokens together."""
         if batch not in self._weights_seconds:
-            self._weights_seconds[batch] = self._shape.bytes_read(batch) / self._decode.bytes_per_s
+            self._weights_seconds[batch] = self._shape.bytes_read(batch) / self._bytes_per_s
         return (
-            self._decode.seconds
-            + batch * self._decode.seconds_per_request
+            self._decode_step
+            + batch * self._request_seconds
             + self._weights_seconds[batch]
-            + context * self.kv_bytes / self._decode.bytes_per_s
+            + context * self.kv_bytes / self._bytes_per_s
         )
 
     def growth(self, batch: int) -> float:
         """Seconds by which each decode step is longer than the one before."""
-        return batch * self.kv_bytes / self._decode.bytes_per_s
+        return batch * self.kv_bytes / self._bytes_per_s
 
     def tokens_in(self, kv_limit: int) -> int:
-        """Tokens for which a KV cache of `kv_limit` bytes has room, in whole pages."""
-        return kv_limit // self.page_bytes * self.page_bytes // self.kv_bytes
+        """Tokens for which a KV cache of `kv_limit` bytes on each device has room, in whole pages."""
+        return kv_limit // self.page_bytes * self.page_bytes // self.shard_kv_bytes
 
     def mapped(self, tokens: int) -> int:
-        """Bytes of KV cache that `tokens` take, in whole pages."""
-        return -(-tokens * self.kv_bytes // self.page_bytes) * self.page_bytes
+        """Bytes of KV cache that `tokens` take on each device, in whole pages."""
+        return -(-tokens * self.shard_kv_bytes // self.page_bytes) * self.page_bytes

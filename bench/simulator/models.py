@@ -55,10 +55,8 @@ def costs_of(models: Iterable[Model], calibration: Calibration) -> dict[str, Cos
 
 
 def _costs(model: Model, calibration: Calibration) -> Costs:
-    if model.tensor_parallel > 1:
-        raise BenchError("tensor_parallel: only models of one GPU can be simulated")
     file = model.shape or (model.path / "config.json" if model.path else None)
     if file is None:
         raise BenchError("it has no shape and no path, so that its size is not known")
     shape = read_shape(file)
-    return Costs(calibration, shape, weight_bytes(model) or shape.weight_bytes)
+    return Costs(calibration, shape, weight_bytes(model) or shape.weight_bytes, model.tensor_parallel)

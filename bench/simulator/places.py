@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.simulator.engine import Engine
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A worker. `engine` is there while it serves a model."""
+    """A worker. `engine` is there while it serves a model; those that serve one together have the same."""
 
     worker: int
     device: str
     skeleton: str | None = None
     """The model whose process state it keeps, whether it serves it or not."""
     engine: Engine | None = None
+    kv_limit: int = 0
+    """Bytes, of its device."""
+    leader: Place = field(init=False, repr=False)
+    """Who stands for it: itself, if it does not serve with others."""
+    group: tuple[Place, ...] = field(init=False, repr=False)
+    """Of a leader: itself, and those that serve with it."""
     planned: int = 0
     """The number of the event that ends the engine's run; those with another are out of date."""
 
     prefilled: int = 0
     """Tokens of prompts since its process began, of engines that are gone; likewise, of answers:"""
     decoded: int = 0
+
+    def __post_init__(self) -> None:
+        self.leader, self.group = self, (self,)
 
     @property
     def busy(self) -> bool:
@@ -32,7 +41,25 @@ class Place:
         prefilled, decoded = self.engine.served(now) if self.engine is not None else (0, 0)
         return self.prefilled + prefilled, self.decoded + decoded
 
+    def join(self, others: tuple[Place, ...]) -> None:
+        """From here on they serve together."""
+        self.group = (self, *others)
+        for place in self.group:
+            place.leader = self
+
+    def part(self) -> None:
+        """Each is by itself again."""
+        for place in self.group:
+            place.leader, place.group = place, (place,)
+
+    def put_engine(self, engine: Engine, kv_limit: int) -> None:
+        """One for the whole group, each device of which has so much room for its KV cache."""
+        for place in self.group:
+            place.engine, place.kv_limit = engine, kv_limit
+
     def drop_engine(self, now: float) -> None:
-        """The model is taken from it, and with it what its engine had under way."""
+        """The model is taken from its group, and with it what its engine had under way."""
         self.prefilled, self.decoded = self.served(now)
-        self.engine, self.planned = None, 0
+        self.planned = 0
+        for place in self.group:
+            place.engine = None

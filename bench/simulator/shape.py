@@ -28,8 +28,7 @@ class Shape:
     experts_per_token: int
     kv_bytes: int
     """Per token."""
-    kv_buffers: int
-    """Keys and values of each layer."""
+    layers: int
     attention_flops: int
     """Per pair of a prompt's token with an earlier one."""
 
@@ -85,7 +84,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         experts=experts,
         experts_per_token=chosen,
         kv_bytes=2 * layers * kv_heads * head_dim * width,
-        kv_buffers=2 * layers,
+        layers=layers,
         attention_flops=4 * layers * heads * head_dim,
     )
 

@@ -153,7 +153,7 @@ class Simulation:
         self._at(self.now + STATS_INTERVAL, self._report)
         self._progress(self.now - self._began)
         for place in self._places:
-            if engine := place.engine:
+            if (engine := place.engine) and place.leader is place:
                 load = (engine.running, engine.waiting, engine.mapped(self.now))
                 self._feed(events.Stats(place.worker, *load, *place.served(self.now)))
         if self._memory_every is not None and not self._preparing:
@@ -166,7 +166,7 @@ class Simulation:
         held: dict[str, int] = {}
         for place in self._places:
             if place.engine is not None and (model := place.skeleton) is not None:
-                nbytes = self._costs[model].weight_bytes + place.engine.mapped(self.now)
+                nbytes = self._costs[model].shard_bytes + place.engine.mapped(self.now)
                 held[model] = held.get(model, 0) + nbytes
         self._memory.append(MemorySample(at, held))
 
@@ -212,9 +212,9 @@ class Simulation:
         self._interrupt(place)
 
     def _most_tokens(self, model: str) -> int:
-        """Tokens for which a device has room beside the model alone."""
+        """Tokens for which its devices have room beside the model alone."""
         costs = self._costs[model]
-        return costs.tokens_in(self._capacity - costs.weight_bytes - costs.held)
+        return costs.tokens_in(self._capacity - costs.shard_bytes - costs.held)
 
     def _refuse(self, action: actions.Refuse) -> None:
         self._end(action.request, f"refused: {action.kind}")
@@ -223,7 +223,7 @@ class Simulation:
         self._end(action.request, "aborted")
         for place in self._places:
             if place.engine is not None and place.engine.abort(action.request):
-                self._interrupt(place)
+                self._interrupt(place.leader)
 
     # engines
 
@@ -237,16 +237,25 @@ class Simulation:
             place.planned = self._at(end, partial(self._run_ended, place, self._numbers + 1))
 
     def _begin(self, place: Place, *, was_busy: bool) -> None:
-        """Begin an engine's next run. Its neighbours' steps are longer while it has one."""
+        """Begin an engine's next run. Its neighbours' steps are longer while it has one.
+
+        On several devices it is as slow as on the one with the most of them.
+        """
         assert place.engine is not None
-        others = sum(other.busy for other in self._neighbours[place.device] if other is not place)
+        others = max(
+            [
+                sum(other.busy for other in self._neighbours[member.device] if other is not member)
+                for member in place.group
+            ]
+        )
         end = place.engine.begin(self.now, 1 + self._calibration.colocation.per_neighbour * others)
         if end is not None:
             place.planned = self._at(end, partial(self._run_ended, place, self._numbers + 1))
         if was_busy != place.busy:
-            for other in self._neighbours[place.device]:
-                if other is not place and other.busy:
-                    self._interrupt(other)
+            for member in place.group:
+                for other in self._neighbours[member.device]:
+                    if other is not member and other.busy:
+                        self._interrupt(other.leader)
 
     def _run_ended(self, place: Place, number: int) -> None:
         if number != place.planned or place.engine is None:
@@ -267,9 +276,10 @@ class Simulation:
         place = self._places[action.worker]
         if place.engine is None:
             return
-        place.engine.set_limit(action.nbytes)
+        place.kv_limit = action.nbytes
+        place.engine.set_limit(min(member.kv_limit for member in place.leader.group))
         end = place.engine.cut(self.now)
-        self._interrupt(place)
+        self._interrupt(place.leader)
         happen = partial(self._limit_applied, place, place.engine, action.revision)
         wait = 0.0 if end is None else end - self.now
         self._change(wait + self._calibration.limit.seconds, happen)
@@ -282,17 +292,19 @@ class Simulation:
 
     def _activate(self, action: actions.Activate) -> None:
         place, costs = self._places[action.worker], self._costs[action.model]
+        place.join(tuple(self._places[worker] for worker in action.followers))
         seconds = costs.parked_activation if place.skeleton == action.model else costs.blank_activation
-        if place.skeleton not in (None, action.model):
+        if any(member.skeleton not in (None, action.model) for member in place.group):
             seconds += self._calibration.teardown.seconds
-        place.skeleton = action.model
+        for member in place.group:
+            member.skeleton = action.model
         self._activations += 1
         self._migrations += any(p.engine is not None and p.skeleton == action.model for p in self._places)
         self._change(seconds, partial(self._activated, place, action, seconds))
 
     def _activated(self, place: Place, action: actions.Activate, seconds: float) -> None:
         costs = self._costs[action.model]
-        place.engine = Engine(costs, self._max_running, action.kv_limit)
+        place.put_engine(Engine(costs, self._max_running, action.kv_limit), action.kv_limit)
         self._feed(events.Activated(place.worker, action.model, seconds, costs.held))
 
     def _park(self, action: actions.Park) -> None:
@@ -313,7 +325,9 @@ class Simulation:
         self._change(self._calibration.start.seconds, partial(self._blanked, place))
 
     def _blanked(self, place: Place) -> None:
-        place.skeleton = None
+        for member in place.group:
+            member.skeleton = None
+        place.part()
         self._feed(events.WorkerBlank(place.worker, self._calibration.held.blank_bytes))
 
     def _stage(self, action: actions.Stage) -> None:

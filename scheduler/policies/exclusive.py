@@ -19,10 +19,11 @@ class _Exclusive(OnDemand):
     elastic = True
 
     def prepare(self, state: State) -> None:
-        """Where every device is a pinned model's, the others have no place."""
-        if sum(model.pinned for model in state.models.values()) >= len(state.devices):
-            for model in state.models.values():
-                model.homes = None if model.pinned else frozenset()
+        """Where pinned models leave a model too few devices, it has no place."""
+        left = len(state.devices) - sum(model.tensor_parallel for model in state.models.values() if model.pinned)
+        for model in state.models.values():
+            if not model.pinned and model.tensor_parallel > left:
+                model.homes = frozenset()
 
     def allows(self, state: State, device: Device, model: Model) -> bool:
         return not mapped_on(state, device)

@@ -26,15 +26,22 @@ class Static(OnDemand):
     def prepare(self, state: State) -> None:
         room = {name: _Room(device, self._workers) for name, device in state.devices.items()}
         for model in self._in_order(state):
-            possible = [place for place in room.values() if place.fits(model)]
-            model.pinned = bool(possible)
-            model.homes = frozenset()
-            if possible:
-                home = self._luck.choice(possible) if self._seed else max(possible, key=_Room.roominess)
+            homes = self._homes(model, [place for place in room.values() if place.fits(model)])
+            model.pinned = bool(homes)
+            model.homes = frozenset(home.device.name for home in homes)
+            for home in homes:
                 home.take(model)
-                model.homes = frozenset((home.device.name,))
         if state.host.required:
             state.to_preload = {model.name: None for model in state.models.values() if model.kept}
+
+    def _homes(self, model: Model, possible: list[_Room]) -> list[_Room]:
+        """As many as the model needs, or none."""
+        wanted = model.tensor_parallel
+        if len(possible) < wanted:
+            return []
+        if not self._seed:
+            return sorted(possible, key=_Room.roominess, reverse=True)[:wanted]
+        return [self._luck.choice(possible)] if wanted == 1 else self._luck.sample(possible, wanted)
 
     def _in_order(self, state: State) -> list[Model]:
         """Pinned ones first: theirs is the place that others may have to do without."""
@@ -69,4 +76,4 @@ class _Room:
         return (self._bytes or 0, self._workers)
 
     def _size(self, model: Model) -> int:
-        return model.weight_bytes + held_when_active(self.device, model) + self.device.kv_minimum
+        return model.shard_bytes + held_when_active(self.device, model) + self.device.kv_minimum

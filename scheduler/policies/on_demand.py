@@ -7,6 +7,9 @@ the longest running answer, and no model is swapped out right after it came in. 
 victims are those whose weights can leave it, and whoever comes after waits. Where it is a device's memory, victims are
 that device's, parked workers among them, and whoever comes after waits for that device.
 
+A model on several devices takes a worker on each of as many. Those that are free are kept for it while others of its
+choice are made to leave, so that it waits no longer than the slowest of them.
+
 As it stands this is the policy `lru`. The others override which workers a model may have (`allows`), which of them it
 takes (`place`), who goes first (`value`), and add to the plan (`improve`).
 """
@@ -14,13 +17,15 @@ takes (`place`), who goes first (`value`), and add to the plan (`improve`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 
 from config.registry import Registry
 from scheduler import memory
-from scheduler.actions import Activate, Blank, Decision, Drain, Park, Recycle, Resume
+from scheduler.actions import Blank, Decision, Drain, Park, Recycle, Resume
 from scheduler.obstacles import obstacle
+from scheduler.policies.groups import activation, group_in_the_way, parked_groups, spread
 from scheduler.policies.staging import PRIORITY_HEAD_START, can_come, can_make_room, first_come, is_staged, stage
-from scheduler.state import FREE, Device, Model, Phase, State, Worker
+from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
 from scheduler.upkeep import Upkeep
 
 STARTING_PATIENCE = 5.0
@@ -31,12 +36,15 @@ class _Leaving:
     """Workers that are about to be free. Each can be claimed by one of those who want one."""
 
     def __init__(self, state: State, now: float) -> None:
-        self._soon = sum(1 for worker in state.workers if _comes_soon(worker, now))
-        self._draining = [w for w in state.workers if w.phase is Phase.DRAINING and w.reserved_for is None]
+        self._state = state
+        self._soon = [worker for worker in state.workers if _comes_soon(worker, now)]
+        draining = (w for w in state.workers if w.phase is Phase.DRAINING and w.leader is None)
+        self._draining = [worker for worker in draining if worker.reserved_for is None]
+        self.gathered: set[str] = set()
+        """Devices that are kept for models on several."""
 
-    def claim_soon(self) -> bool:
-        self._soon -= 1
-        return self._soon >= 0
+    def claim_soon(self, devices: Collection[str] | None = None) -> Worker | None:
+        return self._claim(self._soon, devices)
 
     def claim_own(self, model: Model) -> Worker | None:
         """The worker that is being drained of `model` itself, for somebody who is not there any more."""
@@ -45,12 +53,20 @@ class _Leaving:
             self._draining.remove(own)
         return own
 
-    def claim_draining(self) -> bool:
-        return bool(self._draining) and self._draining.pop() is not None
+    def claim_draining(self, devices: Collection[str] | None = None) -> Worker | None:
+        return self._claim(self._draining, devices)
+
+    def _claim(self, workers: list[Worker], devices: Collection[str] | None) -> Worker | None:
+        """The last that leaves any of the devices; None is all."""
+        for worker in reversed(workers):
+            if devices is None or _is_on(self._state, worker, devices):
+                workers.remove(worker)
+                return worker
+        return None
 
     def claim_on(self, device: Device) -> None:
         """All that leave this device, whose memory is wanted."""
-        self._draining = [worker for worker in self._draining if worker.device != device.name]
+        self._draining = [worker for worker in self._draining if not _is_on(self._state, worker, (device.name,))]
 
     def unclaimed(self, state: State) -> Iterator[Worker]:
         """Drained for nobody, and not because another worker serves its model instead."""
@@ -75,7 +91,7 @@ class OnDemand:
 
     # what tells one policy from another
 
-    def route(self, state: State, workers: Sequence[Worker], now: float) -> Worker:
+    def route(self, state: State, workers: Sequence[Worker], request: Request, now: float) -> Worker:
         """The one with the fewest requests."""
         return min(workers, key=lambda worker: len(worker.running))
 
@@ -131,8 +147,13 @@ class OnDemand:
             model = state.models[worker.reserved_for]
             if worker.phase is Phase.ACTIVE:
                 yield _free(worker, reason)
+            elif worker.phase in FREE and worker.grouped and not _could_serve(state, state.group(worker), model):
+                yield Blank(worker.number, reason)
             elif worker.phase in FREE:
-                yield from self._begin(state, model, worker, now, leaving, reason)
+                found = [worker]
+                if model.tensor_parallel > 1:
+                    found = self._best_free(state, model, now, leaving.gathered, first=worker)
+                yield from self._begin(state, model, found, now, leaving, reason)
 
     def _serve_wanting(self, state: State, now: float, leaving: _Leaving) -> Iterator[Decision]:
         memory_short = False
@@ -142,25 +163,34 @@ class OnDemand:
         for model in sorted(waiting, key=lambda model: self.turn(state, model)):
             if now < model.retry_at or obstacle(state, model) or (memory_short and not model.kept):
                 continue
-            free = self._best_free(state, model, now, awaited)
-            if free is None and (_waits_for_reserved(state, model) or self._best_free(state, model, now)):
+            found = self._best_free(state, model, now, awaited | leaving.gathered)
+            whole = len(found) == model.tensor_parallel
+            if not whole and (_waits_for_reserved(state, model) or self._is_kept_waiting(state, model, now)):
                 continue
-            if free is not None and can_come(state, model):
-                yield from self._begin(state, model, free, now, leaving, "it is wanted")
-                if free.phase in FREE and is_staged(state, model):
-                    awaited.add(free.device)
+            can_begin = whole or model.tensor_parallel > 1
+            if can_begin and can_come(state, model, partial(self.turn, state)):
+                yield from self._begin(state, model, found, now, leaving, "it is wanted")
+                if is_staged(state, model):
+                    awaited.update(worker.device for worker in found if worker.phase in FREE)
                 continue
             # Whoever comes after must not map the memory that is being freed for this one.
-            memory_short = memory_short or free is not None
-            yield from self._make_way(state, model, now, leaving, for_memory=free is not None)
+            memory_short = memory_short or can_begin
+            yield from self._make_way(state, model, now, leaving, for_memory=can_begin)
         for worker in leaving.unclaimed(state):
             yield Resume(worker.number, "nobody needs its worker any more")
 
-    def _best_free(self, state: State, model: Model, now: float, awaited: Collection[str] = ()) -> Worker | None:
+    def _is_kept_waiting(self, state: State, model: Model, now: float) -> bool:
+        """Whether there are workers for it, and only others go first."""
+        return _is_whole(self._best_free(state, model, now), model)
+
+    def _best_free(
+        self, state: State, model: Model, now: float, awaited: Collection[str] = (), first: Worker | None = None
+    ) -> list[Worker]:
         """The free worker that suits `model` best: by `place`, then its own skeleton, a blank one, the oldest skeleton.
 
         One that the operator has named for it comes before all, and is the only one when no request waits; then those
-        whose device has the memory. Devices that are `awaited` by others are left out.
+        whose device has the memory. Devices that are `awaited` by others are left out. A model on several devices gets
+        the best of each; fewer than it needs if there are not as many. `first` leads: the operator has named it.
         """
 
         def cost(worker: Worker) -> tuple[float | bool | tuple[float, ...], ...]:
@@ -176,26 +206,42 @@ class OnDemand:
                 worker.last_used,
             )
 
-        places = (model.name,) if _waits_for_reserved(state, model) else (None, model.name)
+        def cost_of_all(group: Sequence[Worker]) -> tuple[bool, tuple[float | bool | tuple[float, ...], ...]]:
+            return (group[0].reserved_for is None, max(cost(worker) for worker in group))
+
+        reserved_only = _waits_for_reserved(state, model)
         possible = {
             device.name
             for device in state.devices.values()
             if device.name not in awaited
-            and self.allows(state, device, model)
+            and (first is not None or reserved_only or self.allows(state, device, model))
             and memory.ever_fits(state, device, model)
         }
-        free = (worker for worker in state.workers if worker.phase in FREE and worker.reserved_for in places)
-        return min((worker for worker in free if worker.device in possible), key=cost, default=None)
+        free = (w for w in state.workers if w.phase in FREE and w.reserved_for in (None, model.name) and not w.grouped)
+        ranked = sorted((worker for worker in free if worker.device in possible), key=cost)
+        groups = []
+        if first is None or not first.grouped:
+            groups.append(spread(ranked if first is None else [first, *ranked], model.tensor_parallel))
+        for parked in parked_groups(state, model):
+            if first is parked[0] or (first is None and possible.issuperset(worker.device for worker in parked)):
+                groups.append(list(parked))
+        whole = [group for group in groups if _is_whole(group, model)]
+        best = min(whole, key=cost_of_all) if len(whole) > 1 else (whole or groups)[0]
+        if first is None and reserved_only and best and best[0].reserved_for is None:
+            return []
+        return best
 
     def _make_way(
         self, state: State, model: Model, now: float, leaving: _Leaving, *, for_memory: bool
     ) -> Iterator[Decision]:
         """Have somebody leave a worker for `model`, unless somebody is about to."""
-        possible = [device.name for device in state.devices.values() if memory.ever_fits(state, device, model)]
+        possible = _devices_for(state, model, but=leaving.gathered)
         if leaving.claim_soon():
             return
         if own := leaving.claim_own(model):
             yield Resume(own.number, "nobody else needs its worker any more")
+        elif not for_memory and (parked := group_in_the_way(state, possible)):
+            yield Blank(parked.number, f"a worker is needed for {model.name}")
         elif idle := self.idle_victim(state, now, possible, for_memory=for_memory):
             yield Park(idle.number, f"idle {now - idle.last_used:.1f} s, needed for {model.name}")
         elif leaving.claim_draining():
@@ -204,17 +250,68 @@ class OnDemand:
             yield Drain(victim.number, f"served {now - victim.since:.1f} s, {model.name} waits for a worker")
 
     def _begin(
-        self, state: State, model: Model, worker: Worker, now: float, leaving: _Leaving, reason: str
+        self, state: State, model: Model, found: Sequence[Worker], now: float, leaving: _Leaving, reason: str
     ) -> Iterator[Decision]:
-        """Activate `model`, or do first what that takes: weights in host memory, then room on the device."""
+        """Activate `model`, or do first what that takes: weights in host memory, workers, then room on the devices."""
         if not is_staged(state, model):
-            if state.host.staging is None and can_make_room(state, model):
-                yield from stage(state, model, reason)
-        elif memory.shortage(state, worker, model) <= 0:
-            yield Activate(worker.number, model.name, reason)
+            if state.host.staging is None and can_make_room(state, model, partial(self.turn, state)):
+                yield from stage(state, model, reason, partial(self.turn, state))
+        elif not _is_whole(found, model):
+            yield from self._gather(state, model, found, now, leaving)
+        elif not (short := [worker for worker in found if memory.shortage(state, worker, model) > 0]):
+            yield activation(found, model, reason)
         else:
-            leaving.claim_on(state.devices[worker.device])
-            yield from self._clear_device(state, model, worker, now)
+            for worker in short:
+                leaving.claim_on(state.devices[worker.device])
+                if worker.phase in FREE:
+                    yield from self._clear_device(state, model, worker, now)
+
+    def _gather(
+        self, state: State, model: Model, found: Sequence[Worker], now: float, leaving: _Leaving
+    ) -> Iterator[Decision]:
+        """Keep what was found, and have somebody leave on as many more devices as `model` lacks."""
+        if model.name in state.wanting and (own := leaving.claim_own(model)):
+            yield Resume(own.number, "nobody else needs its workers any more")
+            return
+        lacking, missing = self._lacks(state, model, found, leaving)
+        reason = f"{model.name} needs {model.tensor_parallel} workers"
+        while missing > 0:
+            if soon := leaving.claim_soon(lacking):
+                leaves = soon
+            elif idle := self.idle_victim(state, now, lacking):
+                leaves = idle
+                yield Park(idle.number, f"idle {now - idle.last_used:.1f} s, {reason}")
+            elif parked := group_in_the_way(state, lacking):
+                leaves = parked
+                yield Blank(parked.number, reason)
+            elif draining := leaving.claim_draining(lacking):
+                leaves = draining
+            elif busy := self._busy_victim(state, model, now, lacking):
+                leaves = busy
+                yield Drain(busy.number, f"served {now - busy.since:.1f} s, {reason}")
+            else:
+                return
+            devices = {worker.device for worker in state.group(state.lead(leaves))}
+            missing -= len(lacking & devices)
+            leaving.gathered |= lacking & devices
+            lacking -= devices
+
+    def _lacks(self, state: State, model: Model, found: Sequence[Worker], leaving: _Leaving) -> tuple[set[str], int]:
+        """Devices on which somebody has to leave for `model`, and on how many of them; it keeps the others.
+
+        Where it has a parked group that waits for its devices only, it is those.
+        """
+        named = found[0] if found and found[0].reserved_for is not None else None
+        for group in parked_groups(state, model):
+            own = {worker.device for worker in group}
+            if named not in (None, group[0]):
+                continue
+            if _could_serve(state, group, model) and not own & leaving.gathered:
+                leaving.gathered |= own
+                lacking = {name for name in own if not self.allows(state, state.devices[name], model)}
+                return lacking, len(lacking)
+        leaving.gathered.update(worker.device for worker in found)
+        return set(_devices_for(state, model, but=leaving.gathered)), model.tensor_parallel - len(found)
 
     def _clear_device(self, state: State, model: Model, worker: Worker, now: float) -> Iterator[Decision]:
         """Evict from the worker's device until enough of its memory is on its way back."""
@@ -257,7 +354,7 @@ class OnDemand:
     def _victims(self, state: State, devices: Collection[str], *, for_memory: bool) -> Iterator[Worker]:
         """Active workers that may be evicted; `for_memory`, those whose weights can then leave host memory."""
         for worker in state.workers:
-            if worker.phase is Phase.ACTIVE and worker.device in devices and _evictable(state, worker):
+            if worker.phase is Phase.ACTIVE and _is_on(state, worker, devices) and _evictable(state, worker):
                 kept = state.models[worker.model or ""].kept
                 if not (for_memory and kept) and self.may_leave(state, worker):
                     yield worker
@@ -288,13 +385,35 @@ class OnDemand:
         if not state.host.required or state.host.staging is not None:
             return
         for model in (state.models[name] for name in state.to_preload):
-            if now >= model.retry_at and can_make_room(state, model):
-                yield from stage(state, model, "preload")
+            if now >= model.retry_at and can_make_room(state, model, partial(self.turn, state)):
+                yield from stage(state, model, "preload", partial(self.turn, state))
                 return
 
 
 def _waits_for_reserved(state: State, model: Model) -> bool:
     return not model.queue and any(worker.reserved_for == model.name for worker in state.workers)
+
+
+def _is_whole(workers: Sequence[Worker], model: Model) -> bool:
+    return len(workers) == model.tensor_parallel
+
+
+def _is_on(state: State, worker: Worker, devices: Collection[str]) -> bool:
+    """Whether it is on one of the devices, or leads a group that is; a follower goes with its leader."""
+    return worker.leader is None and any(member.device in devices for member in state.group(worker))
+
+
+def _could_serve(state: State, group: Sequence[Worker], model: Model) -> bool:
+    """Whether a parked group can serve `model` again, as far as it is up to its own devices."""
+    return group[0].model == model.name and all(
+        memory.ever_fits(state, state.devices[worker.device], model) for worker in group
+    )
+
+
+def _devices_for(state: State, model: Model, *, but: Collection[str]) -> list[str]:
+    """Devices on which the model can be."""
+    devices = (device for device in state.devices.values() if device.name not in but)
+    return [device.name for device in devices if memory.ever_fits(state, device, model)]
 
 
 def _comes_soon(worker: Worker, now: float) -> bool:
@@ -322,16 +441,17 @@ def _parked_victim(state: State, device: Device, wanted: Worker) -> Worker | Non
         for worker in state.on(device)
         if worker is not wanted
         and worker.phase is Phase.PARKED
-        and worker.reserved_for is None
+        and state.lead(worker).reserved_for is None
         and memory.gain_of_blanking(state, worker) > 0
     )
-    return min(parked, key=lambda worker: worker.last_used, default=None)
+    victim = min(parked, key=lambda worker: worker.last_used, default=None)
+    return victim and state.lead(victim)
 
 
 def _renewed(state: State, device: Device, wanted: Worker, model: Model, reason: str) -> Iterator[Decision]:
     """With nobody left to evict: a worker that holds more than it would anew."""
     if wanted.phase is Phase.PARKED and state.account(wanted).held > memory.held_when_active(device, model):
-        yield Blank(wanted.number, reason)
+        yield Blank(state.lead(wanted).number, reason)
         return
     blank = (worker for worker in state.on(device) if worker.phase is Phase.BLANK and worker.reserved_for is None)
     worn = max(blank, key=lambda worker: memory.grown(state, worker), default=None)

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scheduler import memory
+from scheduler.policies.groups import parked_groups, spread
+from scheduler.policies.staging import is_staged
 from scheduler.state import Device, Model, Phase, State, Worker
+
+
+def free_group(state: State, devices: Sequence[Device], model: Model) -> list[Worker]:
+    """Free workers of as many of these devices as `model` needs, the first ones first, without an eviction.
+
+    Its parked group comes before all; empty if there are not enough.
+    """
+    names = {device.name for device in devices}
+    for parked in parked_groups(state, model):
+        here = all(worker.device in names and memory.shortage(state, worker, model) <= 0 for worker in parked)
+        if here and parked[0].reserved_for is None and is_staged(state, model):
+            return list(parked)
+    free = (free_on(state, device, model) for device in devices)
+    group = spread((worker for worker in free if worker is not None), model.tensor_parallel)
+    return group if len(group) == model.tensor_parallel else []
 
 
 def free_on(state: State, device: Device, model: Model) -> Worker | None:
     """The free worker of a device from which `model` is there soonest, without an eviction."""
-    if not model.staged and state.host.required:
+    if not is_staged(state, model):
         return None
     free = [
         worker
         for worker in state.on(device)
         if (worker.phase is Phase.BLANK or (worker.phase is Phase.PARKED and worker.model == model.name))
         and worker.reserved_for is None
-        and memory.ever_fits(state, device, model)
-        and memory.shortage(state, worker, model) <= 0
+        and not worker.grouped
     ]
-    return min(free, key=lambda worker: worker.phase is Phase.BLANK, default=None)
+    if not free or not memory.ever_fits(state, device, model):
+        return None
+    room = memory.room(state, device)
+    possible = (worker for worker in free if not device.accounted or memory.need(state, worker, model) <= room)
+    return min(possible, key=lambda worker: worker.phase is Phase.BLANK, default=None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from scheduler.actions import Decision
-from scheduler.state import State, Worker
+from scheduler.state import Request, State, Worker
 
 
 class Policy(Protocol):
@@ -20,8 +20,8 @@ class Policy(Protocol):
         """Note in the state, before the first event, what the policy has to say of models."""
         ...
 
-    def route(self, state: State, workers: Sequence[Worker], now: float) -> Worker:
-        """Which of a model's workers takes its next request; all of them have room."""
+    def route(self, state: State, workers: Sequence[Worker], request: Request, now: float) -> Worker:
+        """Which of a model's workers takes a request; all of them have room."""
         ...
 
     def plan(self, state: State, now: float) -> Iterator[Decision]:

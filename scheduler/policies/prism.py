@@ -14,23 +14,35 @@ from collections.abc import Iterator, Sequence
 from config.registry import Registry
 from scheduler import memory
 from scheduler.actions import Activate, Decision, Park
+from scheduler.harm import harm_of
+from scheduler.policies.groups import activation
 from scheduler.policies.on_demand import OnDemand
-from scheduler.policies.places import free_on
-from scheduler.pressure import kv_use, kvpr, misses
-from scheduler.state import MAPPED, Device, Model, Phase, State, Worker
+from scheduler.policies.places import free_group
+from scheduler.pressure import kv_use, kvpr, mapped_on, misses
+from scheduler.state import FREE, MAPPED, Device, Model, Phase, Request, State, Worker
 
 PERIOD = 0.5
 """Seconds between two looks at what idle memory is good for."""
-HORIZON = 20.0
+HORIZON = 40.0
 """Seconds for which demand is taken to stay as it is."""
 SHORT = 0.8
 """Share of a device's KV cache from which on its memory is short."""
-KV_SHARE = 0.25
-"""Of a device's memory that copies leave for KV cache."""
-CROWD = 0.05
-"""What one more request of its own model costs a request, in busy neighbours."""
+FIRST_LEAVES, COPY_LEAVES = 0.1, 0.25
+"""Shares of a device's memory that are left for KV cache when a model is activated ahead of its demand."""
+BEGIN = 0.5
+"""Requests that are expected to miss because a worker that was idle is busy: whoever comes next finds it so."""
+LEAST_GAIN = 12.0
+"""Requests that an exchange must save within the horizon; and times what it loses."""
+COOLDOWN = 5.0
+"""Seconds between two exchanges on a device."""
+MOST_PRICES = 1000
+"""Of places, kept for as long as they are asked for again and again."""
+RESIDENCE = 20.0
+"""Seconds for which a model stays where it was activated, unless somebody waits for a worker."""
+NOBODY_RESTS = 10.0
+"""Requests that it is taken to cost where a busy model would have to leave."""
 SPARE = 0.1
-"""How valuable a copy is of a model that another device has too."""
+"""How valuable a request a second is that would find another copy, or none for long, in requests lost."""
 
 COMING = frozenset({Phase.PREPARING, Phase.ACTIVATING})
 
@@ -42,30 +54,45 @@ class Prism(OnDemand):
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
         self._looked_at = float("-inf")
+        self._filling = True
+        """Something was activated at the last look: there may be more to do as soon as it is there."""
+        self._staged = 0
+        """Models that were in host memory then."""
+        self._priced: dict[tuple[float, str, str, int], tuple[float, float]] = {}
+        """What a model costs on a device at a moment, and the device's pressure then."""
+        self._nothing_fitted: dict[str, tuple[int, int, int, int]] = {}
+        """How each device was filled when nothing more would go in."""
+        self._exchanged_at: dict[str, float] = {}
 
-    def route(self, state: State, workers: Sequence[Worker], now: float) -> Worker:
-        """Where fewest neighbours are busy; for a worker that is idle so far they count twice, as it disturbs them."""
+    def route(self, state: State, workers: Sequence[Worker], request: Request, now: float) -> Worker:
+        """Where the fewest requests are expected to miss their TPOT for it, itself among them."""
 
-        def cost(worker: Worker) -> tuple[float, int]:
-            others = sum(bool(other.running) for other in state.on(state.devices[worker.device]) if other is not worker)
-            begins = not worker.running
-            return (others * (1 + begins) + CROWD * len(worker.running), worker.number)
+        def harm(worker: Worker) -> tuple[float, int]:
+            begins = 0.0 if worker.running else BEGIN
+            return (harm_of(state, worker, request, now) + begins, worker.number)
 
-        return min(workers, key=cost)
+        return min(workers, key=harm)
 
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
         device = state.devices[worker.device]
-        missed = _added(state, device, model, now) * HORIZON
+        key = (now, model.name, device.name, sum(w.phase in MAPPED for w in state.on(device)))
+        if key not in self._priced:
+            if len(self._priced) > MOST_PRICES:
+                self._priced.clear()
+            missed = _added(state, device, model, now) * HORIZON
+            victims = self._victims_for(state, worker, model, now)
+            lost = NOBODY_RESTS if victims is None else sum(_loss(state, victim, now) for victim in victims)
+            self._priced[key] = (missed + lost, kvpr(state, device, now, model))
+        price, pressure = self._priced[key]
         waiting = _seconds(state, worker, model) * max(1.0, model.demand.arrivals.per_second(now))
-        return (missed + waiting, kvpr(state, device, now, model))
+        return (price + waiting, pressure)
 
     def value(self, state: State, worker: Worker, now: float) -> float:
-        """Requests that would wait for it to come back, by the bytes that it gives."""
+        """Requests that would miss it, by the bytes that it gives."""
         model = state.models[worker.model or ""]
         account = state.account(worker)
-        copies = sum(state.workers[number].phase is Phase.ACTIVE for number in model.workers)
-        worth = _wanted(model, now) * (1.0 + model.priority) * max(1e-3, _seconds(state, worker, model))
-        return worth * (SPARE if copies > 1 else 1.0) / max(1, account.weights + account.kv)
+        worth = (_loss(state, worker, now) + SPARE * _wanted(model, now)) * (1.0 + model.priority)
+        return worth / max(1, account.weights + account.kv)
 
     def park_idle(self, state: State, now: float) -> Iterator[Decision]:
         """An idle model costs nothing until others have use for its memory."""
@@ -76,24 +103,121 @@ class Prism(OnDemand):
                 yield Park(victim.number, f"idle {now - victim.last_used:.0f} s, the KV cache of {device.name} is full")
 
     def improve(self, state: State, now: float) -> Iterator[Decision]:
-        if now - self._looked_at < PERIOD or state.wanting:
+        staged = sum(model.staged for model in state.models.values())
+        if state.wanting or (now - self._looked_at < PERIOD and not self._filling and staged == self._staged):
             return
-        self._looked_at = now
+        self._looked_at, self._filling, self._staged = now, False, staged
+        suffering = self._suffering(state, now)
         for device in state.devices.values():
-            yield from self._use_idle_memory(state, device, now)
+            if not self._takes_copies(state, device):
+                continue
+            here = {worker.model for worker in state.on(device) if worker.phase in MAPPED}
+            absent = [model for model in state.models.values() if model.name not in here and _may_come(model, now)]
+            decisions = list(self._use_idle_memory(state, device, absent, now))
+            yield from decisions
+            if not decisions and suffering:
+                yield from self._exchange(state, device, [m for m in absent if m.name in suffering], now)
 
-    def _use_idle_memory(self, state: State, device: Device, now: float) -> Iterator[Decision]:
+    def _use_idle_memory(self, state: State, device: Device, absent: Sequence[Model], now: float) -> Iterator[Decision]:
         """Activate what is most wanted of the models that the device does not have, if there is room for it."""
-        here = {worker.model for worker in state.on(device) if worker.phase in MAPPED}
-        if any(worker.phase in COMING for worker in state.on(device)) or self._upkeep.missing(state, device) >= 0:
+        fixed = sum(account.held + account.weights for account in device.ledger)
+        free = sum(worker.phase in FREE for worker in state.on(device))
+        look = (fixed, free, len(absent), self._staged)
+        if self._nothing_fitted.get(device.name) == look:
             return
-        candidates = [model for model in state.models.values() if model.name not in here and now >= model.retry_at]
-        candidates.sort(key=lambda model: (len(model.workers), -_wanted(model, now), model.index))
-        for model in candidates:
-            worker = free_on(state, device, model)
-            if worker is not None and _leaves_enough(state, device, worker, model):
-                yield Activate(worker.number, model.name, "its memory is idle")
+        loading = bool(state.to_preload) or state.host.staging is not None
+        for model in sorted(absent, key=lambda model: (len(model.workers), -_wanted(model, now), model.index)):
+            if model.workers and loading:
+                return  # The room may be for one that nobody has yet.
+            group = free_group(state, self._devices_from(state, device, model), model)
+            if group and all(_leaves_enough(state, worker, model) for worker in group):
+                self._filling = True
+                yield activation(group, model, f"memory of {device.name} is idle")
                 return
+        self._nothing_fitted[device.name] = look
+
+    def _suffering(self, state: State, now: float) -> set[str]:
+        """Models on devices where enough requests are expected to miss for an exchange to be worth it."""
+        bad = [d for d in state.devices.values() if misses(state, d, now) * HORIZON > LEAST_GAIN]
+        return {worker.model or "" for device in bad for worker in mapped_on(state, device)}
+
+    def _takes_copies(self, state: State, device: Device) -> bool:
+        coming = any(worker.phase in COMING for worker in state.on(device))
+        return not coming and self._upkeep.missing(state, device) < 0
+
+    def _devices_from(self, state: State, device: Device, model: Model) -> list[Device]:
+        """Where a copy of `model` could be: here, or on any devices that take copies. One on several has no second."""
+        if model.tensor_parallel == 1:
+            return [device]
+        if model.workers:
+            return []
+        others = (other for other in state.devices.values() if other is not device)
+        return [device, *(other for other in others if self._takes_copies(state, other))]
+
+    def _exchange(self, state: State, device: Device, absent: Sequence[Model], now: float) -> Iterator[Decision]:
+        """Have idle models make way for one that would miss less there, if that is worth it."""
+        if now - self._exchanged_at.get(device.name, -COOLDOWN) < COOLDOWN:
+            return
+        movable = (model for model in absent if model.workers and model.tensor_parallel == 1)
+        gains = [(_gain(state, model, device, now), model) for model in movable]
+        gain, model = max(gains, key=lambda pair: (pair[0], -pair[1].index), default=(0.0, None))
+        if model is None or gain * HORIZON <= LEAST_GAIN:
+            return
+        free = next((w for w in state.on(device) if w.phase is Phase.BLANK and w.reserved_for is None), None)
+        victims = None if free is None else self._victims_for(state, free, model, now, RESIDENCE)
+        if victims is None or gain * HORIZON <= LEAST_GAIN * (
+            1.0 + sum(_loss(state, worker, now) for worker in victims)
+        ):
+            return
+        self._exchanged_at[device.name] = now
+        for worker in victims:
+            reason = f"{model.name} would miss {gain:.2f} requests/s less on {device.name}"
+            yield Park(worker.number, f"idle {now - worker.last_used:.1f} s; {reason}")
+        assert free is not None
+        yield Activate(free.number, model.name, f"it would miss {gain:.2f} requests/s less there")
+
+    def _victims_for(
+        self, state: State, free: Worker, model: Model, now: float, residence: float = 0.0
+    ) -> list[Worker] | None:
+        """Idle workers whose memory is enough for `model` to begin on `free`, the least loss first; None if not.
+
+        They have been there for `residence` seconds.
+        """
+        device = state.devices[free.device]
+        short = memory.shortage(state, free, model)
+        possible = self._victims(state, [device.name], for_memory=False)
+        resting = [w for w in possible if self.rests(state, w, now) and now - w.since >= residence]
+        victims = []
+        for worker in sorted(resting, key=lambda worker: (_loss(state, worker, now), worker.number)):
+            if short <= 0:
+                break
+            victims.append(worker)
+            short -= state.account(worker).weights + device.kv_minimum
+        return victims if short <= 0 else None
+
+
+def _gain(state: State, model: Model, device: Device, now: float) -> float:
+    """Requests a second that would be missed less if the model's busiest worker were on the device instead."""
+    active = [state.workers[number] for number in sorted(model.workers) if state.workers[number].phase is Phase.ACTIVE]
+    if not active:
+        return 0.0
+    source = max(active, key=lambda worker: worker.busy.at(now))
+    here = state.devices[source.device]
+    relief = misses(state, here, now) - misses(state, here, now, minus=source)
+    return relief - _added(state, device, model, now)
+
+
+def _loss(state: State, worker: Worker, now: float) -> float:
+    """Requests that will find their model gone, and wait for it, if a worker is taken from it."""
+    model = state.models[worker.model or ""]
+    if any(state.workers[number].phase is Phase.ACTIVE for number in model.workers if number != worker.number):
+        return 0.0
+    rate = model.demand.arrivals.per_second(now)
+    return min(1.0, rate * HORIZON) + rate * state.estimates.activation(model.shard_bytes, parked=False)
+
+
+def _may_come(model: Model, now: float) -> bool:
+    return now >= model.retry_at and not model.dismissed
 
 
 def _wanted(model: Model, now: float) -> float:
@@ -101,13 +225,13 @@ def _wanted(model: Model, now: float) -> float:
     return model.demand.arrivals.per_second(now) + 1.0 / (60.0 + now - model.last_used)
 
 
-def _leaves_enough(state: State, device: Device, worker: Worker, model: Model) -> bool:
-    """Whether the device would keep `KV_SHARE` of its memory for KV cache."""
-    capacity = device.ledger.capacity
-    if capacity is None:
+def _leaves_enough(state: State, worker: Worker, model: Model) -> bool:
+    """Whether the worker's device would keep enough of its memory for KV cache."""
+    ledger = state.devices[worker.device].ledger
+    if ledger.capacity is None:
         return True
-    fixed = sum(account.held + account.weights for account in device.ledger)
-    return capacity - fixed - memory.need(state, worker, model) >= KV_SHARE * capacity
+    fixed = sum(account.held + account.weights for account in ledger) + memory.need(state, worker, model)
+    return ledger.capacity - fixed >= (COPY_LEAVES if model.workers else FIRST_LEAVES) * ledger.capacity
 
 
 def _added(state: State, device: Device, model: Model, now: float) -> float:
@@ -116,4 +240,4 @@ def _added(state: State, device: Device, model: Model, now: float) -> float:
 
 
 def _seconds(state: State, worker: Worker, model: Model) -> float:
-    return state.estimates.activation(model.weight_bytes, parked=worker.model == model.name)
+    return state.estimates.activation(model.shard_bytes, parked=worker.model == model.name)

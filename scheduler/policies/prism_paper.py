@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from config.registry import Registry
-from scheduler.actions import Activate, Decision, Park
+from scheduler.actions import Decision, Park
+from scheduler.policies.groups import activation
 from scheduler.policies.moves import Moves
 from scheduler.policies.on_demand import OnDemand
-from scheduler.policies.places import free_on
+from scheduler.policies.places import free_group, free_on
 from scheduler.pressure import kv_use, kv_weight, kvpr
 from scheduler.state import Device, Model, Phase, State, Worker
 
@@ -60,13 +61,12 @@ class PrismPaper(OnDemand):
 
     def _place_first(self, state: State, now: float) -> Iterator[Decision]:
         for model in [state.models[name] for name in self._to_place]:
-            if model.workers:
+            if model.workers or model.dismissed:
                 self._to_place.remove(model.name)
                 continue
-            free = [w for device in state.devices.values() if (w := free_on(state, device, model)) is not None]
-            if free:
-                worker = min(free, key=lambda worker: (self.place(state, worker, model, now), worker.number))
-                yield Activate(worker.number, model.name, "the first placement")
+            if free_group(state, list(state.devices.values()), model):
+                devices = sorted(state.devices.values(), key=lambda device: kvpr(state, device, now, model))
+                yield activation(free_group(state, devices, model), model, "the first placement")
 
     def _place_all(self, state: State, now: float) -> Iterator[Decision]:
         """Models in descending order of KV weight go to the device of the lowest ratio, beside those that went before.
@@ -77,7 +77,7 @@ class PrismPaper(OnDemand):
         left = {name: device.ledger.capacity or 1 for name, device in state.devices.items()}
 
         def ratio(name: str, model: Model) -> float:
-            room = left[name] - model.weight_bytes
+            room = left[name] - model.shard_bytes
             return (weights[name] + kv_weight(state, model, now)) / room if room > 0 else float("inf")
 
         serving = [worker for worker in state.workers if worker.phase is Phase.ACTIVE]
@@ -93,10 +93,15 @@ class PrismPaper(OnDemand):
                 yield from self._moves.begin(model, worker, target, reason, now)
             at = best if target is not None else worker.device
             weights[at] += kv_weight(state, model, now)
-            left[at] -= model.weight_bytes
+            left[at] -= model.shard_bytes
 
     def _target(self, state: State, device: Device, model: Model, now: float) -> Worker | None:
-        """A free worker of the device on which the model can begin at once, if it is not there already."""
-        if len(model.workers) != 1 or any(state.workers[number].device == device.name for number in model.workers):
+        """A free worker of the device on which the model can begin at once, if it is not there already.
+
+        A model on several devices stays where it is.
+        """
+        if model.tensor_parallel > 1 or len(model.workers) != 1:
+            return None
+        if any(state.workers[number].device == device.name for number in model.workers):
             return None
         return free_on(state, device, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from scheduler.actions import Decision, Stage, Unstage
 from scheduler.state import MAPPED, Model, State
@@ -11,14 +11,18 @@ PRIORITY_HEAD_START = 1.0
 """Seconds that one step of priority is worth among those who wait for a worker."""
 
 
+Turn = Callable[[Model], tuple[float, int]]
+"""Of those who wait for a worker, who has the least is seen to first."""
+
+
 def first_come(model: Model) -> tuple[float, int]:
     """First come, first served, with a head start by priority; so nobody starves, whatever the priorities are."""
     return (model.wanted_since - PRIORITY_HEAD_START * model.priority, model.index)
 
 
-def stage(state: State, model: Model, reason: str) -> Iterator[Decision]:
+def stage(state: State, model: Model, reason: str, turn: Turn) -> Iterator[Decision]:
     """Load a model, after dropping as many of the least wanted ones as it takes."""
-    for victim in _unstageable(state, model):
+    for victim in _unstageable(state, model, turn):
         if _host_room(state, model) >= 0:
             break
         yield Unstage(victim.name, f"host memory is needed for {model.name}")
@@ -29,14 +33,14 @@ def is_staged(state: State, model: Model) -> bool:
     return model.staged or not state.host.required
 
 
-def can_come(state: State, model: Model) -> bool:
+def can_come(state: State, model: Model, turn: Turn) -> bool:
     """Whether the model's weights are in host memory, on the way there, or could be without evicting anyone."""
-    return is_staged(state, model) or state.host.staging is not None or can_make_room(state, model)
+    return is_staged(state, model) or state.host.staging is not None or can_make_room(state, model, turn)
 
 
-def can_make_room(state: State, model: Model) -> bool:
+def can_make_room(state: State, model: Model, turn: Turn) -> bool:
     """Whether the weights fit after dropping those that no worker maps."""
-    return _host_room(state, model) + sum(other.weight_bytes for other in _unstageable(state, model)) >= 0
+    return _host_room(state, model) + sum(other.weight_bytes for other in _unstageable(state, model, turn)) >= 0
 
 
 def _host_room(state: State, model: Model) -> int:
@@ -44,15 +48,15 @@ def _host_room(state: State, model: Model) -> int:
     return state.host.capacity - state.staged_bytes() - model.weight_bytes
 
 
-def _unstageable(state: State, model: Model) -> list[Model]:
+def _unstageable(state: State, model: Model, turn: Turn) -> list[Model]:
     """Models whose weights may go back to disk for `model`, the least wanted first.
 
     Of those that want a worker too, only the ones whose turn comes later; who has been given a worker comes first.
     """
     reserved = {worker.reserved_for for worker in state.workers}
 
-    def turn(wanting: Model) -> tuple[bool, tuple[float, int]]:
-        return (wanting.name not in reserved, first_come(wanting))
+    def rank(wanting: Model) -> tuple[bool, tuple[float, int]]:
+        return (wanting.name not in reserved, turn(wanting))
 
     mapped = {worker.model for worker in state.workers if worker.phase in MAPPED}
     candidates = [
@@ -62,6 +66,6 @@ def _unstageable(state: State, model: Model) -> list[Model]:
         and other is not model
         and other.name not in mapped
         and not other.kept
-        and (other.name not in state.wanting or (model.name in state.wanting and turn(model) < turn(other)))
+        and (other.name not in state.wanting or (model.name in state.wanting and rank(model) < rank(other)))
     ]
     return sorted(candidates, key=lambda other: (other.name in state.wanting, other.last_used))

@@ -1,0 +1,44 @@
+"""Workers for models on several devices: one on each, which act as one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from scheduler.actions import Activate
+from scheduler.state import Model, Phase, State, Worker
+
+
+def activation(group: Sequence[Worker], model: Model, reason: str) -> Activate:
+    """Of `model` on these workers, the first of which leads."""
+    followers = tuple(worker.number for worker in group[1:])
+    return Activate(group[0].number, model.name, reason, followers=followers)
+
+
+def spread(workers: Iterable[Worker], wanted: int) -> list[Worker]:
+    """The first of each device, as many as are `wanted` or there are."""
+    chosen: dict[str, Worker] = {}
+    for worker in workers:
+        if len(chosen) == wanted:
+            break
+        chosen.setdefault(worker.device, worker)
+    return list(chosen.values())
+
+
+def parked_groups(state: State, model: Model) -> list[tuple[Worker, ...]]:
+    """Groups that keep the model's skeleton. They serve nobody else before they are blank."""
+    if model.tensor_parallel == 1:
+        return []
+    return [state.group(w) for w in state.workers if w.followers and w.phase is Phase.PARKED and w.model == model.name]
+
+
+def group_in_the_way(state: State, devices: Collection[str]) -> Worker | None:
+    """The leader of the parked group, on any of the devices, that was used longest ago."""
+    parked = (
+        worker
+        for worker in state.workers
+        if worker.followers
+        and worker.phase is Phase.PARKED
+        and worker.reserved_for is None
+        and any(member.device in devices for member in state.group(worker))
+    )
+    return min(parked, key=lambda worker: worker.last_used, default=None)
