@@ -129,7 +129,7 @@ class Run:
                 "blank_reserve": reserve,
             },
             "weight_store": {"host_memory": int(HOST_SLACK * nbytes) + 2**30},
-            "scheduler": {"idle_timeout": "24h", "linger": 0},
+            "scheduler": {"policy": "lru", "idle_timeout": "24h", "linger": 0},
             "models": [
                 {"name": model} if simulated else {"name": model, "path": str(self._folder / model)}
                 for model in chosen.models

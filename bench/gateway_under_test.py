@@ -109,10 +109,10 @@ async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, 
 
 @asynccontextmanager
 async def serving(registry: Mapping[str, Any], ready_within: float) -> AsyncIterator[GatewayUnderTest]:
-    """`prism serve` on `registry` with all its workers blank; port and admin socket are set here.
+    """`prism serve` on `registry` with all its workers up; port and admin socket are set here.
 
     Raises:
-        BenchError: it does not start, or its workers are not blank after `ready_within` seconds.
+        BenchError: it does not start, or its workers are not up after `ready_within` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="prism-bench-") as name:
         folder = Path(name)
@@ -130,7 +130,7 @@ async def _workers_up(admin_socket: Path) -> bool:
         workers = (await asyncio.to_thread(run_command, admin_socket, Command("workers"))).data["workers"]
     except OperatorError:
         return False
-    return all(worker["state"] == "blank" for worker in workers)
+    return all(worker["state"] in RESTING for worker in workers)
 
 
 async def _url(server: Server) -> str:

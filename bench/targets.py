@@ -93,7 +93,7 @@ def prism_registry(timing: Timing, address: Address, folder: Path) -> dict[str, 
             "max_running": 8192,
             "engine_args": {"ttft": f"{timing.ttft}s", "tpot": f"{timing.tpot}s", "activation": "10ms"},
         },
-        "scheduler": {"idle_timeout": "1h"},
+        "scheduler": {"policy": "lru", "idle_timeout": "1h"},
         "models": [{"name": MODEL, "slo": slo}, {"name": OTHER_MODEL, "slo": slo}],
     }
 

@@ -39,7 +39,8 @@ TOKENS = 4
 
 
 def registry(models: Path) -> dict[str, Any]:
-    return {"models": [{"name": model, "path": str(models / model)} for model in NAMES]}
+    entries = [{"name": model, "path": str(models / model)} for model in NAMES]
+    return {"scheduler": {"policy": "lru"}, "models": entries}
 
 
 async def first_token(subject: GatewayUnderTest, model: str) -> float:
