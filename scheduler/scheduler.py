@@ -204,8 +204,13 @@ class Scheduler:
 
     def _counted(self, event: Counted) -> None:
         request = self.state.requests.get(event.request)
-        if request is not None:
-            request.prompt_tokens = event.prompt_tokens
+        if request is None:
+            return
+        request.prompt_tokens = event.prompt_tokens
+        if request.worker is not None:
+            need = self.state.models[request.model].kv_need(request)
+            self.state.workers[request.worker].kv_promised += need - request.kv_bytes
+            request.kv_bytes = need
 
     def _first_token(self, event: FirstToken) -> None:
         request = self.state.requests.get(event.request)

@@ -101,7 +101,9 @@ def test_average_and_area_are_the_naive_integrals(steps: list[tuple[float, int]]
     pieces.append((now, now + later, int(level.level)))
     now += later
     assert level.area(now) == sum((end - start) * height for start, end, height in pieces)
-    weighed = sum(height * (0.5 ** ((now - end) / half) - 0.5 ** ((now - start) / half)) for start, end, height in pieces)
+    weighed = sum(
+        height * (0.5 ** ((now - end) / half) - 0.5 ** ((now - start) / half)) for start, end, height in pieces
+    )
     assert level.at(now) == pytest.approx(weighed, abs=1e-9)
 
 

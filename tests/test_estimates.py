@@ -283,9 +283,7 @@ def test_what_is_seen_outweighs_the_profile() -> None:
 def test_a_profile_is_read_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     file.write_text('{"slowdown": 0.5, "parked": {"per_unit": 1e-9}, "models": {"a": {"tpot": 0.02}}}')
-    assert read_profile(file) == Profile(
-        slowdown=0.5, parked=Fit(per_unit=1e-9), models={"a": ModelProfile(tpot=0.02)}
-    )
+    assert read_profile(file) == Profile(slowdown=0.5, parked=Fit(per_unit=1e-9), models={"a": ModelProfile(tpot=0.02)})
 
 
 def test_without_a_file_nothing_is_known() -> None:

@@ -12,7 +12,7 @@ from config.registry import Registry
 from scheduler.actions import Decision
 from scheduler.policies.on_demand import OnDemand
 from scheduler.pressure import mapped_on
-from scheduler.state import Device, Model, State, Worker
+from scheduler.state import Device, Model, State
 
 
 class _Exclusive(OnDemand):
@@ -43,6 +43,3 @@ class Serverless(_Exclusive):
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
         self.drain_after = registry.scheduler.idle_timeout
-
-    def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
-        return (float(worker.model != model.name),)

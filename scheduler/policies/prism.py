@@ -90,9 +90,9 @@ class Prism(OnDemand):
     def value(self, state: State, worker: Worker, now: float) -> float:
         """Requests that would miss it, by the bytes that it gives."""
         model = state.models[worker.model or ""]
-        account = state.account(worker)
+        freed = state.account(worker).weights + state.devices[worker.device].kv_minimum
         worth = (_loss(state, worker, now) + SPARE * _wanted(model, now)) * (1.0 + model.priority)
-        return worth / max(1, account.weights + account.kv)
+        return worth / max(1, freed)
 
     def park_idle(self, state: State, now: float) -> Iterator[Decision]:
         """An idle model costs nothing until others have use for its memory."""

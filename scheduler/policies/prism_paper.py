@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from config.registry import Registry
+from scheduler import memory
 from scheduler.actions import Decision, Park
 from scheduler.policies.groups import activation
 from scheduler.policies.moves import Moves
@@ -65,7 +66,10 @@ class PrismPaper(OnDemand):
                 self._to_place.remove(model.name)
                 continue
             if free_group(state, list(state.devices.values()), model):
-                devices = sorted(state.devices.values(), key=lambda device: kvpr(state, device, now, model))
+                devices = sorted(
+                    state.devices.values(),
+                    key=lambda device: (kvpr(state, device, now, model), -memory.room(state, device)),
+                )
                 yield activation(free_group(state, devices, model), model, "the first placement")
 
     def _place_all(self, state: State, now: float) -> Iterator[Decision]:
@@ -84,15 +88,16 @@ class PrismPaper(OnDemand):
         serving.sort(key=lambda worker: -kv_weight(state, state.models[worker.model or ""], now))
         for worker in serving:
             model = state.models[worker.model or ""]
+            weight = kv_weight(state, model, now)
             best = min(state.devices, key=lambda name: (ratio(name, model), name != worker.device))
-            target = None
-            if ratio(best, model) < (1 - TAU) * ratio(worker.device, model):
+            target, at = None, worker.device
+            if ratio(best, model) < (1 - TAU) * ratio(at, model) and self._moves.settled(model, now, COOLDOWN):
                 target = self._target(state, state.devices[best], model, now)
-            if target is not None and self._moves.settled(model, now, COOLDOWN):
+            if target is not None:
+                at = best
                 reason = f"the KV pressure of {best} is lower than that of {worker.device}"
                 yield from self._moves.begin(model, worker, target, reason, now)
-            at = best if target is not None else worker.device
-            weights[at] += kv_weight(state, model, now)
+            weights[at] += weight
             left[at] -= model.shard_bytes
 
     def _target(self, state: State, device: Device, model: Model, now: float) -> Worker | None:
