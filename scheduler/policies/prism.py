@@ -9,7 +9,7 @@ be missed, how long it takes to come back, whether another device has it too, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from config.registry import Registry
 from scheduler import memory
@@ -125,8 +125,9 @@ class Prism(OnDemand):
         look = (fixed, free, len(absent), self._staged)
         if self._nothing_fitted.get(device.name) == look:
             return
+        coming = any(worker.phase in COMING for worker in state.workers)
         loading = bool(state.to_preload) or state.host.staging is not None
-        for model in sorted(absent, key=lambda model: (len(model.workers), -_wanted(model, now), model.index)):
+        for model in sorted(absent, key=_most_wanted(now)):
             if model.workers and loading:
                 return  # The room may be for one that nobody has yet.
             group = free_group(state, self._devices_from(state, device, model), model)
@@ -134,6 +135,8 @@ class Prism(OnDemand):
                 self._filling = True
                 yield activation(group, model, f"memory of {device.name} is idle")
                 return
+            if coming and not model.workers and model.tensor_parallel > 1:
+                return  # It needs more devices than are free at the moment.
         self._nothing_fitted[device.name] = look
 
     def _suffering(self, state: State, now: float) -> set[str]:
@@ -214,6 +217,15 @@ def _loss(state: State, worker: Worker, now: float) -> float:
         return 0.0
     rate = model.demand.arrivals.per_second(now)
     return min(1.0, rate * HORIZON) + rate * state.estimates.activation(model.shard_bytes, parked=False)
+
+
+def _most_wanted(now: float) -> Callable[[Model], tuple[bool, int, float, int]]:
+    """Those without any worker come first; of them, those that need most devices, as long as these are free."""
+
+    def key(model: Model) -> tuple[bool, int, float, int]:
+        return (bool(model.workers), -model.tensor_parallel, -_wanted(model, now), model.index)
+
+    return key
 
 
 def _may_come(model: Model, now: float) -> bool:
