@@ -219,11 +219,11 @@ def _loss(state: State, worker: Worker, now: float) -> float:
     return min(1.0, rate * HORIZON) + rate * state.estimates.activation(model.shard_bytes, parked=False)
 
 
-def _most_wanted(now: float) -> Callable[[Model], tuple[bool, int, float, int]]:
-    """Those without any worker come first; of them, those that need most devices, as long as these are free."""
+def _most_wanted(now: float) -> Callable[[Model], tuple[int, int, float, int]]:
+    """Who has fewest workers comes first; of them, who needs most devices, as long as these are free."""
 
-    def key(model: Model) -> tuple[bool, int, float, int]:
-        return (bool(model.workers), -model.tensor_parallel, -_wanted(model, now), model.index)
+    def key(model: Model) -> tuple[int, int, float, int]:
+        return (len(model.workers), -model.tensor_parallel, -_wanted(model, now), model.index)
 
     return key
 
