@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from scheduler.policies.policy import Policy
 from scheduler.state import Model, Phase, Request, State, Worker
 
 
-class Dispatcher(Protocol):
-    """It is told of every change, and asked until it has nothing more."""
+class ByDeadline:
+    """Each model's requests go out as soon as one of its workers runs fewer than `max_running`.
+
+    It is told of every change, which it has no use for but a subclass may, and asked until it has nothing more.
+    """
+
+    def __init__(self, state: State, policy: Policy, max_running: int) -> None:
+        self._state = state
+        self._policy = policy
+        self._max_running = max_running
 
     def waits(self, request: Request) -> None:
         """A request has joined its model's queue."""
@@ -34,38 +40,6 @@ class Dispatcher(Protocol):
 
     def next(self, model: Model, now: float) -> tuple[Request, Worker] | None:
         """What to send after a change that concerns `model`; it is still in its model's queue."""
-
-
-class ByDeadline:
-    """Each model's requests go out as soon as one of its workers runs fewer than `max_running`."""
-
-    def __init__(self, state: State, policy: Policy, max_running: int) -> None:
-        self._state = state
-        self._policy = policy
-        self._max_running = max_running
-
-    def waits(self, request: Request) -> None:
-        pass
-
-    def leaves(self, request: Request) -> None:
-        pass
-
-    def opens(self, worker: Worker) -> None:
-        pass
-
-    def closes(self, worker: Worker) -> None:
-        pass
-
-    def starts(self, request: Request, worker: Worker, now: float) -> None:
-        pass
-
-    def answers(self, request: Request, now: float) -> None:
-        pass
-
-    def frees(self, worker: Worker) -> None:
-        pass
-
-    def next(self, model: Model, now: float) -> tuple[Request, Worker] | None:
         if not model.queue:
             return None
         able = [worker for worker in self.serving(model) if len(worker.running) < self._max_running]

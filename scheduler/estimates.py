@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scheduler.averages import Level, Line, Rate
+from scheduler.averages import Line, Rate
 from scheduler.profile import Fit, ModelProfile, Profile
 
 RECENT = 5.0
@@ -25,8 +25,6 @@ class Demand:
     """Requests."""
     tokens: Rate
     """Admitted prompt tokens and decoded tokens."""
-    busy: Level
-    """Of whether any of its requests waits or runs."""
     prefill: Line = field(default_factory=Line)
     """Seconds to the first token by prompt tokens, of requests that found an idle worker."""
     tpot: float = 0.0
@@ -70,7 +68,7 @@ def estimates_of(profile: Profile) -> Estimates:
 
 def demand_of(profile: ModelProfile | None, window: float) -> Demand:
     """A model of which nothing was seen yet; `window` seconds is how far back rates look."""
-    demand = Demand(Rate(window), Rate(window), Level(RECENT))
+    demand = Demand(Rate(window), Rate(window))
     if profile is not None:
         demand.prefill = _line(profile.prefill, _SEED_TOKENS)
         demand.tpot = profile.tpot

@@ -6,6 +6,7 @@ from scheduler.pressure import share_missed
 from scheduler.state import Model, Request, State, Worker
 
 MIX = 0.5
+"""What running now counts of a worker's activity; the rest is how busy it was lately."""
 NEGLIGIBLE = 0.01
 """Below it a neighbour's activity is not looked at."""
 
@@ -34,7 +35,7 @@ def harm_of(state: State, worker: Worker, request: Request, now: float) -> float
 
 
 def _activity(worker: Worker, now: float) -> float:
-    """1 of a worker that runs something, else the share of the last seconds in which it did."""
+    """How busy a worker is taken to be, from 0 to 1."""
     return MIX * bool(worker.running) + (1 - MIX) * worker.busy.at(now)
 
 

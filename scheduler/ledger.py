@@ -53,6 +53,11 @@ class Ledger:
         return sum(account.total for account in self)
 
     @property
+    def fixed(self) -> int:
+        """Bytes that no KV limit moves."""
+        return sum(account.held + account.weights for account in self)
+
+    @property
     def free(self) -> int:
         """Bytes that nobody has; negative while the device is overdrawn, 0 where nothing is bounded."""
         return 0 if self.capacity is None else self.capacity - self.used

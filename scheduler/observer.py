@@ -63,13 +63,6 @@ class Observer:
             for member in self._state.group(worker):
                 member.busy.set(busy, now)
 
-    def wish_changed(self, model: Model, now: float) -> None:
-        """Requests of a model have come or ended."""
-        running = any(self._state.workers[number].running for number in model.workers)
-        busy = float(running or bool(model.queue))
-        if busy != model.demand.busy.level:
-            model.demand.busy.set(busy, now)
-
     def _disturbance(self, worker: Worker, now: float) -> float:
         """Seconds that the others of the device have been busy so far, all together."""
         return sum(other.busy.area(now) for other in self._others(worker))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from scheduler.state import MAPPED, Device, Model, State, Worker
 
 NEWCOMER = 0.5
-"""How busy a model is taken to be at least that begins somewhere: it was asked for."""
+"""How busy a model is taken to be that begins somewhere."""
 
 
 def kv_weight(state: State, model: Model, now: float) -> float:
@@ -40,7 +38,7 @@ def mapped_on(state: State, device: Device) -> list[Worker]:
 
 
 def misses(
-    state: State, device: Device, now: float, *, plus: Sequence[Model] = (), minus: Worker | None = None
+    state: State, device: Device, now: float, *, plus: Model | None = None, minus: Worker | None = None
 ) -> float:
     """Requests a second that are expected to miss their TPOT objective for what runs beside them on the device.
 
@@ -53,7 +51,8 @@ def misses(
         for worker in mapped_on(state, device)
         if worker is not minus
     ]
-    loads += [(model, max(NEWCOMER, model.demand.busy.at(now))) for model in plus]
+    if plus is not None:
+        loads.append((plus, NEWCOMER))
     together = sum(busy for _, busy in loads)
     return sum(_misses(state, model, together - busy, now) for model, busy in loads)
 
@@ -83,7 +82,7 @@ def kv_use(state: State, device: Device) -> float:
     """
     if device.ledger.capacity is None:
         return 0.0
-    room = device.ledger.capacity - sum(account.held + account.weights for account in device.ledger)
+    room = device.ledger.capacity - device.ledger.fixed
     needed = sum(kv_needed(state, worker) for worker in mapped_on(state, device))
     return needed / room if room > 0 else 1.0
 

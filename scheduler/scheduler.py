@@ -31,7 +31,7 @@ from scheduler.actions import (
 from scheduler.activations import next_to_begin, overdue
 from scheduler.admission import Admission
 from scheduler.averages import smoothed
-from scheduler.dispatch import ByDeadline, Dispatcher
+from scheduler.dispatch import ByDeadline
 from scheduler.events import (
     Aborted,
     Activated,
@@ -145,7 +145,7 @@ class Scheduler:
             check(self.state)
         return self._actions
 
-    def _new_dispatcher(self, registry: Registry) -> Dispatcher:
+    def _new_dispatcher(self, registry: Registry) -> ByDeadline:
         running = registry.pool.max_running
         if self._policy.by_admission:
             return Admission(self.state, self._policy, running, registry.scheduler.ahead)

@@ -14,9 +14,6 @@ class Moves:
         """By model: source and target."""
         self._moved_at: dict[str, float] = {}
 
-    def __len__(self) -> int:
-        return len(self._under_way)
-
     def concerns(self, worker: Worker) -> bool:
         """Whether a worker is the source of one: it serves on, whoever wants it."""
         source = self._under_way.get(worker.model or "")

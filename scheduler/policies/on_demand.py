@@ -25,6 +25,7 @@ from scheduler.actions import Blank, Decision, Drain, Park, Recycle, Resume
 from scheduler.obstacles import obstacle
 from scheduler.policies.groups import activation, group_in_the_way, parked_groups, spread
 from scheduler.policies.staging import PRIORITY_HEAD_START, can_come, can_make_room, first_come, is_staged, stage
+from scheduler.pressure import kv_use
 from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
 from scheduler.upkeep import Upkeep
 
@@ -360,6 +361,12 @@ class OnDemand:
                     yield worker
 
     # memory that nobody needs
+
+    def park_when_short(self, state: State, now: float, share: float) -> Iterator[Decision]:
+        """One idle model of each device whose KV cache is needed by more than this share."""
+        for device in state.devices.values():
+            if kv_use(state, device) >= share and (victim := self.idle_victim(state, now, [device.name])):
+                yield Park(victim.number, f"idle {now - victim.last_used:.0f} s, the KV cache of {device.name} is full")
 
     def park_idle(self, state: State, now: float) -> Iterator[Decision]:
         """Give back the memory of models that nobody has asked for in a while."""

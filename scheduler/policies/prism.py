@@ -18,7 +18,7 @@ from scheduler.harm import harm_of
 from scheduler.policies.groups import activation
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group
-from scheduler.pressure import kv_use, kvpr, mapped_on, misses
+from scheduler.pressure import kvpr, mapped_on, misses
 from scheduler.state import FREE, MAPPED, Device, Model, Phase, Request, State, Worker
 
 PERIOD = 0.5
@@ -96,11 +96,7 @@ class Prism(OnDemand):
 
     def park_idle(self, state: State, now: float) -> Iterator[Decision]:
         """An idle model costs nothing until others have use for its memory."""
-        for device in state.devices.values():
-            if kv_use(state, device) < SHORT:
-                continue
-            if victim := self.idle_victim(state, now, [device.name]):
-                yield Park(victim.number, f"idle {now - victim.last_used:.0f} s, the KV cache of {device.name} is full")
+        yield from self.park_when_short(state, now, SHORT)
 
     def improve(self, state: State, now: float) -> Iterator[Decision]:
         staged = sum(model.staged for model in state.models.values())
@@ -120,7 +116,7 @@ class Prism(OnDemand):
 
     def _use_idle_memory(self, state: State, device: Device, absent: Sequence[Model], now: float) -> Iterator[Decision]:
         """Activate what is most wanted of the models that the device does not have, if there is room for it."""
-        fixed = sum(account.held + account.weights for account in device.ledger)
+        fixed = device.ledger.fixed
         free = sum(worker.phase in FREE for worker in state.on(device))
         look = (fixed, free, len(absent), self._staged)
         if self._nothing_fitted.get(device.name) == look:
@@ -242,13 +238,13 @@ def _leaves_enough(state: State, worker: Worker, model: Model) -> bool:
     ledger = state.devices[worker.device].ledger
     if ledger.capacity is None:
         return True
-    fixed = sum(account.held + account.weights for account in ledger) + memory.need(state, worker, model)
+    fixed = ledger.fixed + memory.need(state, worker, model)
     return ledger.capacity - fixed >= (COPY_LEAVES if model.workers else FIRST_LEAVES) * ledger.capacity
 
 
 def _added(state: State, device: Device, model: Model, now: float) -> float:
     """Requests a second that would be missed more with the model on the device."""
-    return misses(state, device, now, plus=[model]) - misses(state, device, now)
+    return misses(state, device, now, plus=model) - misses(state, device, now)
 
 
 def _seconds(state: State, worker: Worker, model: Model) -> float:

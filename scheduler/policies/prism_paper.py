@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 from config.registry import Registry
 from scheduler import memory
-from scheduler.actions import Decision, Park
+from scheduler.actions import Decision
 from scheduler.policies.groups import activation
 from scheduler.policies.moves import Moves
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group, free_on
-from scheduler.pressure import kv_use, kv_weight, kvpr
+from scheduler.pressure import kv_weight, kvpr
 from scheduler.state import Device, Model, Phase, State, Worker
 
 PERIOD = 5.0
@@ -49,9 +49,7 @@ class PrismPaper(OnDemand):
         return not self._moves.concerns(worker)
 
     def park_idle(self, state: State, now: float) -> Iterator[Decision]:
-        for device in state.devices.values():
-            if kv_use(state, device) >= SHORT and (victim := self.idle_victim(state, now, [device.name])):
-                yield Park(victim.number, f"idle {now - victim.last_used:.0f} s, the KV cache of {device.name} is full")
+        yield from self.park_when_short(state, now, SHORT)
 
     def improve(self, state: State, now: float) -> Iterator[Decision]:
         yield from self._place_first(state, now)
