@@ -21,7 +21,7 @@ from gateway.demo_models import CHAT_TEMPLATE
 PROMPT_TOKENS = 256
 """With what the chat template adds."""
 ANSWER_TOKENS = 8
-WEIGHT_PHASES = frozenset({"rank", "weights", "assign"})
+WEIGHT_PHASES = frozenset({"copy", "weights", "assign"})
 """Phases of an activation after the last of which the weights are in place."""
 FREED = 0.9
 """Share of the weights' bytes that must be gone for a device's memory to count as free."""

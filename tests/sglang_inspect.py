@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enginepool.engines.phases import Phases
 from enginepool.engines.sglang import arguments, warm
 from enginepool.engines.sglang.protocol import Weights
 from enginepool.engines.sglang.rank.cpu import Cpu
@@ -38,6 +39,8 @@ class Report:
     strided: list[str]
     removed: list[str]
     offsets: dict[str, int]
+    tables: dict[str, bool]
+    """Of rotary embeddings: whether one that was emptied is computed again as SGLang had it."""
 
 
 def inspect(folder: Path) -> Report:
@@ -56,7 +59,7 @@ def inspect(folder: Path) -> Report:
     with held, as_only_rank(server_args, config):
         loaded = weights.build(server_args, config, torch.device("cpu"))[0]
         filled = stored.StoredWeights(manifest, Cpu())
-        with stored.loading(filled, Weights(manifest, held.ref, verify=True)):
+        with stored.loading(filled, Weights(manifest, held.ref, verify=True), Phases()):
             loader = stored.StoredModelLoader(LoadConfig())
             restored = loader.load_model(model_config=config, device_config=SimpleNamespace(device="cpu"))
         walks = Walk(loaded), Walk(restored)
@@ -69,6 +72,7 @@ def inspect(folder: Path) -> Report:
             strided=[it.name for it in manifest.tensors if it.stride],
             removed=list(manifest.removed),
             offsets=offsets(manifest),
+            tables=tables_again(loaded),
         )
 
 
@@ -121,6 +125,17 @@ def describe(tensor: Tensor) -> str:
 
 def offsets(manifest: Manifest) -> dict[str, int]:
     return {it.name: it.offset for it in manifest.tensors}
+
+
+def tables_again(model: torch.nn.Module) -> dict[str, bool]:
+    from enginepool.engines.sglang.loading.rotary import compute_tables
+
+    tables = {name: it for name, it in model.named_buffers() if name.endswith("cos_sin_cache")}
+    before = {name: it.clone() for name, it in tables.items()}
+    for it in tables.values():
+        it.zero_()
+    compute_tables(model, torch.device("cpu"))
+    return {name: torch.equal(it, before[name]) for name, it in tables.items()}
 
 
 def main() -> None:

@@ -62,6 +62,14 @@ async def test_transposed_weights_stay_so(reports: dict[str, Any]) -> None:
     assert reports["llama-tiny"]["strided"] == []
 
 
+@pytest.mark.parametrize("form", FORMS)
+async def test_tables_of_rotary_embeddings_can_be_computed_where_the_model_will_serve(
+    reports: dict[str, Any], form: str
+) -> None:
+    assert reports[form]["tables"]
+    assert all(reports[form]["tables"].values())
+
+
 @pytest.mark.parametrize("form", ["qwen3-tiny", "gemma3-tiny"])
 async def test_tied_weights_are_stored_once(reports: dict[str, Any], form: str) -> None:
     offsets = reports[form]["offsets"]

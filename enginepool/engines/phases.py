@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 
 class Phases:
@@ -16,3 +17,8 @@ class Phases:
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
+
+    def took(self, others: Mapping[str, float]) -> None:
+        """These came next, in another process; what is left until the next `end` is that phase's."""
+        self.seconds.update(others)
+        self._last += sum(others.values())

@@ -48,13 +48,16 @@ def models(memory: DeviceMemory, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def expected(models: Path) -> Answers:
-    """What SGLang's own engine says to each prompt, with the GPU to itself."""
-    answers = {}
-    for name in COMPARED:
-        command = [sys.executable, "-m", "tests.gpu.reference", str(models / name)]
-        output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-        answers[name] = json.loads(output.splitlines()[-1])
-    return answers
+    """What SGLang's own engine says to each prompt."""
+    engines = {name: _reference(models / name) for name in COMPARED}
+    answers = {name: engine.communicate()[0] for name, engine in engines.items()}
+    assert all(engine.returncode == 0 for engine in engines.values())
+    return {name: json.loads(output.splitlines()[-1]) for name, output in answers.items()}
+
+
+def _reference(model: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.gpu.reference", str(model)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="session")

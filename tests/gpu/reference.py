@@ -12,6 +12,7 @@ ARGUMENTS: dict[str, Any] = {
     "dtype": "bfloat16",
     "attention_backend": "triton",
     "sampling_backend": "pytorch",
+    "grammar_backend": "none",
     "mem_fraction_static": 0.4,
     "max_total_tokens": 8192,
     "cuda_graph_bs_decode": [1],

@@ -77,6 +77,9 @@ class Built:
     """Of the weights, much of it while the rest was built."""
     limited: bool
     """Whether the KV limit holds."""
+    phases: dict[str, float]
+    """Seconds from Prepared on: `scheduler` before its model is made, `model`, `graphs` with the KV cache, and `copy`,
+    which is what the copy took beyond that."""
 
 
 @dataclass(frozen=True, slots=True)

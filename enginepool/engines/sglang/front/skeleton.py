@@ -95,9 +95,10 @@ class Skeleton:
         phases.end("arguments")
         # While the rank builds its half. Should this fail, the rank has bound nothing and is told to stop.
         layer = _build_layer(spec, prepared.server_args, port_args) if isinstance(prepared, Prepared) else None
-        phases.end("tokenizer")
         built = await second
-        phases.end("rank")
+        if isinstance(built, Built):
+            phases.took(built.phases)
+        phases.end("tokenizer")
         if isinstance(layer, EngineError):
             await _abandon(rank, built, port_args)
             raise layer

@@ -22,6 +22,7 @@ from enginepool.engines.sglang import arguments
 from enginepool.engines.sglang.building import as_only_rank, default_dtype, initialise
 from enginepool.engines.sglang.gpu.imports import answered_by_nvml
 from enginepool.engines.sglang.loading.missing import Marks
+from enginepool.engines.sglang.loading.rotary import compute_tables
 from enginepool.engines.sglang.tensors import Walk
 from enginepool.layout import Entry
 from enginepool.loader import Meter, Progress, read_ahead, write
@@ -37,8 +38,8 @@ _NOT_NEEDED = ("sglang.srt.utils.common.LazyValue",)
 def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str) -> tuple[Manifest, HeldSegment]:
     """As `LoadWeights` says, for serving on `device`.
 
-    It takes no GPU memory but for a quantization's kernels, which run there, one module at a time. `max_running` is the
-    worker's, since a model's arguments are made of it.
+    It takes no GPU memory but for a CUDA context, for rotary embeddings, and for a quantization's kernels, which run
+    there, one module at a time. `max_running` is the worker's, since a model's arguments are made of it.
     """
     key = digest(model, *_versions(), json.dumps(model.engine_args, sort_keys=True), device)
     files = weight_files(model)
@@ -51,6 +52,8 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
             with as_only_rank(server_args, model_config):
                 process_on = torch.device(device if model_config.quantization else "cpu")
                 module, values, removed = build(server_args, model_config, process_on)
+                if device != "cpu":
+                    compute_tables(module, torch.device(device))
     except (EngineError, StoreError) as error:
         raise StoreError(f"{model.name}: {error}") from error
     except Exception as error:  # whatever a checkpoint makes SGLang raise

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from config.errors import EngineError, StoreError, describe
+from enginepool.engines.phases import Phases
 from enginepool.engines.sglang import arguments, upstream
 from enginepool.engines.sglang.protocol import (
     Build,
@@ -60,12 +61,15 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         return failed
     connection.send(Prepared(server_args))
     upstream.init_distributed_by(command.rendezvous)
-    weights = StoredWeights(command.weights.manifest, device)
+    weights, phases = StoredWeights(command.weights.manifest, device), Phases()
     try:
-        scheduler = _build(command, server_args, weights, device)
+        scheduler = _build(command, server_args, weights, device, phases)
+        phases.end("graphs")
         seconds = device.settle()
+        phases.end("copy")
     except Exception as error:  # whatever a checkpoint makes SGLang raise
         log.debug("building %s failed", command.model.name, exc_info=True)
+        device.settle()  # it may still write into the memory that is about to be freed
         reason = _describe_failure(command, error)
         del weights
         _clear(error)
@@ -76,7 +80,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
     commands.install(serving)
-    connection.send(_describe_built(serving, seconds, limited is None or limited.applied))
+    connection.send(_describe_built(serving, seconds, limited is None or limited.applied, phases))
     scheduler.run_event_loop()
     upstream.release(scheduler)
     del scheduler, weights, serving
@@ -84,13 +88,13 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     return TornDown(_still_alive(alive), device.used())
 
 
-def _build(command: Build, server_args: Any, weights: StoredWeights, device: Device) -> Any:
+def _build(command: Build, server_args: Any, weights: StoredWeights, device: Device, phases: Phases) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
 
     from enginepool.engines.sglang.rank.stored import StoredModelLoader, loading
 
     server_args.load_format = StoredModelLoader
-    with device.building(), loading(weights, command.weights):
+    with device.building(), loading(weights, command.weights, phases):
         return Scheduler(
             server_args,
             command.port_args,
@@ -115,7 +119,7 @@ def _describe_failure(command: Build, error: Exception) -> EngineError | StoreEr
     return EngineError(f"{command.model.name}: SGLang cannot serve it: {describe(error)}")
 
 
-def _describe_built(serving: commands.Serving, copy_seconds: float, limited: bool) -> Built:
+def _describe_built(serving: commands.Serving, copy_seconds: float, limited: bool, phases: Phases) -> Built:
     scheduler = serving.scheduler
     return Built(
         max_input=min(scheduler.max_req_input_len, _most_tokens(serving)),
@@ -124,6 +128,7 @@ def _describe_built(serving: commands.Serving, copy_seconds: float, limited: boo
         held=serving.held(),
         copy_seconds=copy_seconds,
         limited=limited,
+        phases=phases.seconds,
     )
 
 

@@ -19,6 +19,7 @@ from sglang.srt.model_loader.loader import BaseModelLoader
 from torch import Tensor, nn
 
 from config.errors import EngineError, StoreError
+from enginepool.engines.phases import Phases
 from enginepool.engines.sglang.building import initialise
 from enginepool.engines.sglang.protocol import Weights
 from enginepool.engines.sglang.rank.device import Device
@@ -98,12 +99,14 @@ class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
 
     def load_model(self, *, model_config: Any, device_config: Any) -> nn.Module:
         assert _activation is not None
-        weights, source = _activation
+        weights, source, phases = _activation
+        phases.end("scheduler")
         model = self._initialise(model_config, torch.device(device_config.device))
         weights.attach(model, torch.device(device_config.device))
         weights.fill(source)
         if any(_routes_by_weights(module) for module in model.modules()):
             weights.settle()
+        phases.end("model")
         return model.eval()
 
     def _initialise(self, model_config: Any, device: torch.device) -> nn.Module:
@@ -120,14 +123,14 @@ def _routes_by_weights(module: nn.Module) -> bool:
 
 
 @contextmanager
-def loading(weights: StoredWeights, source: Weights) -> Iterator[None]:
-    """Meanwhile a StoredModelLoader gives a model these weights, from `source`."""
+def loading(weights: StoredWeights, source: Weights, phases: Phases) -> Iterator[None]:
+    """Meanwhile a StoredModelLoader gives a model these weights, from `source`, and says when it did in `phases`."""
     global _activation
-    _activation = weights, source
+    _activation = weights, source, phases
     try:
         yield
     finally:
         _activation = None
 
 
-_activation: tuple[StoredWeights, Weights] | None = None
+_activation: tuple[StoredWeights, Weights, Phases] | None = None
