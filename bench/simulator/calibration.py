@@ -29,17 +29,26 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Prefill(Entry, frozen=True):
-    seconds: NotNegative
-    """Of a step, however few its tokens."""
+    """A step takes as long as its kernels take to be launched, or as its arithmetic: whichever is longer."""
+
+    seconds_per_layer: NotNegative
+    """Of launching, however few the tokens."""
     flops_per_s: Positive
+    """Of the linear layers."""
+    attention_flops_per_s: Positive
 
 
 class Decode(Entry, frozen=True):
-    seconds: NotNegative
+    """A step is the sum of these, but that attention takes the longer of its two."""
+
+    seconds_per_layer: NotNegative
     """Of a step, however small its batch."""
     seconds_per_request: NotNegative
-    bytes_per_s: Positive
-    """At which weights and KV cache are read."""
+    weight_bytes_per_s: Positive
+    """At which weights are read, and the KV cache of a batch that keeps the GPU busy:"""
+    kv_bytes_per_s: Positive
+    attention_seconds: NotNegative
+    """For each layer and token of a request's context, however small the batch: few blocks read it."""
 
 
 class Colocation(Entry, frozen=True):

@@ -154,8 +154,8 @@ class Engine:
             self._drop_aborted()
         self._retract()
         if pieces := self._admit():
-            seconds = sum(self._costs.prefill(tokens, job.prefilled) for job, tokens in pieces)
-            self.run = Run(now, (self._costs.prefill_step + seconds) * slowdown, pieces)
+            work = sum(self._costs.prefill_work(tokens, job.prefilled) for job, tokens in pieces)
+            self.run = Run(now, self._costs.prefill(work) * slowdown, pieces)
         elif self._running:
             batch = len(self._running)
             first, growth = self._costs.decode(batch, self._tokens), self._costs.growth(batch)

@@ -8,8 +8,10 @@ from bench.simulator.calibration import Calibration, Transfer
 from bench.simulator.costs import Costs
 from scheduler.profile import Fit, ModelProfile, Profile
 
-PROMPT, CONTEXT, BATCH = 1024, 1024, 4
-"""Tokens and requests for which a model's speeds are stated; what differs is learned."""
+SHORT, LONG = 256, 4096
+"""Tokens of two prompts: a prefill's seconds are stated as a line through both, though they are none."""
+CONTEXT, BATCH = 1024, 4
+"""Tokens and requests for which seconds per output token are stated. What differs is learned."""
 
 
 def profile_of(costs: Mapping[str, Costs], calibration: Calibration) -> Profile:
@@ -27,5 +29,7 @@ def _fit(transfer: Transfer) -> Fit:
 
 
 def _model(costs: Costs) -> ModelProfile:
-    per_token = costs.prefill(PROMPT, 0) / PROMPT
-    return ModelProfile(prefill=Fit(costs.prefill_step, per_token), tpot=costs.decode(BATCH, BATCH * CONTEXT))
+    short, long = (costs.prefill(costs.prefill_work(tokens, 0)) for tokens in (SHORT, LONG))
+    per_token = (long - short) / (LONG - SHORT)
+    prefill = Fit(max(0.0, short - SHORT * per_token), per_token)
+    return ModelProfile(prefill=prefill, tpot=costs.decode(BATCH, BATCH * CONTEXT))

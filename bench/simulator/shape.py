@@ -23,7 +23,9 @@ class Shape:
     active_parameters: int
     """That one token passes through."""
     shared_bytes: int
-    """Of the weights that every decode step reads; what remains are the experts."""
+    """Of the weights that every decode step reads: not the experts, and not an input embedding that is not the output's
+    too, of which it reads but a row for each request."""
+    expert_bytes: int
     experts: int
     experts_per_token: int
     kv_bytes: int
@@ -37,7 +39,7 @@ class Shape:
         if not self.experts:
             return self.shared_bytes
         missed = (1 - self.experts_per_token / self.experts) ** batch
-        return self.shared_bytes + (self.weight_bytes - self.shared_bytes) * (1 - missed)
+        return self.shared_bytes + self.expert_bytes * (1 - missed)
 
 
 def read_shape(path: Path) -> Shape:
@@ -75,12 +77,14 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     dense_mlp = 3 * hidden * config["intermediate_size"] if sparse < layers else 0
     shared = layers * attention + (layers - sparse) * dense_mlp + sparse * router
     embedding = config["vocab_size"] * hidden
-    embeddings = embedding if config.get("tie_word_embeddings") else 2 * embedding
-    shared_bytes = shared * linear_width + embeddings * width
+    input_bytes = 0 if config.get("tie_word_embeddings") else embedding * width
+    shared_bytes = shared * linear_width + embedding * width
+    expert_bytes = sparse * experts * expert * linear_width
     return Shape(
-        weight_bytes=shared_bytes + sparse * experts * expert * linear_width,
+        weight_bytes=input_bytes + shared_bytes + expert_bytes,
         active_parameters=shared + embedding + sparse * chosen * expert,
         shared_bytes=shared_bytes,
+        expert_bytes=expert_bytes,
         experts=experts,
         experts_per_token=chosen,
         kv_bytes=2 * layers * kv_heads * head_dim * width,

@@ -1,0 +1,60 @@
+"""The command line of `python -m bench.calibration`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench.arguments import Parser, positive_int
+from bench.calibration.plan import ROOM
+from bench.errors import BenchError, UsageError
+from bench.shapes import SHAPES
+from bench.simulator.shape import shape_of
+
+DEFAULT_MODELS = "llama-1b,llama-8b"
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="bench.calibration", description="What steps cost on this GPU, for the simulator.")
+    parser.add_argument("--models", type=_names, default=DEFAULT_MODELS, help=f"two or more of {', '.join(SHAPES)}")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="all that was measured; a page goes beside it")
+    parser.add_argument("--from", dest="raw", type=Path, metavar="FILE.json", help="measure nothing: fit this again")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="put prefill, decode and colocation into it")
+    parser.add_argument(
+        "--activation", type=Path, metavar="FILE", help="what bench.activation wrote: parked, blank, disk and park, too"
+    )
+    parser.add_argument("--quick", action="store_true", help="leave out what is least needed")
+    parser.add_argument("--room", type=positive_int, default=ROOM, metavar="TOKENS", help="of each model's KV cache")
+    parser.add_argument("--tiny", action="store_true", help="shrunken models on a CPU: to try it")
+    chosen = parser.parse_args(given)
+    try:
+        _check(chosen)
+    except UsageError as error:
+        parser.error(str(error))
+    return chosen
+
+
+def _names(text: str) -> list[str]:
+    """In the order of their size."""
+    wanted = text.split(",")
+    for name in wanted:
+        if name not in SHAPES:
+            raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(SHAPES)}")
+    if len(set(wanted)) != len(wanted) or len(wanted) < 2:
+        raise argparse.ArgumentTypeError(f"expected two different models or more, got {text}")
+    try:
+        return sorted(wanted, key=lambda name: shape_of(SHAPES[name]).weight_bytes)
+    except (BenchError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"the simulator has no shape for one of {text}: {error}") from error
+
+
+def _check(chosen: argparse.Namespace) -> None:
+    if chosen.raw is None and chosen.out is None:
+        raise UsageError("--out FILE.json is needed, unless --from names what was measured before")
+    if chosen.activation is not None and chosen.calibration is None:
+        raise UsageError("--activation has effect on a calibration only: --calibration FILE")
+    if chosen.out is not None and chosen.out.suffix != ".json":
+        raise UsageError(f"--out expects a file that ends in .json, got {chosen.out}")
+    for path in (chosen.raw, chosen.calibration, chosen.activation):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path}: no such file")

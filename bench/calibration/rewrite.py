@@ -1,0 +1,131 @@
+"""Puts what was measured into a calibration file, and leaves the rest of it as it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.calibration.fit import Fits
+from bench.calibration.measurements import Measurements
+from bench.errors import BenchError
+from bench.simulator.calibration import read_calibration
+
+DIGITS = 4
+NUMBER = re.compile(r"(?<=: )-?\d+(\.\d+)?(e[+-]?\d+)?(?=,?$)", re.MULTILINE)
+"""That is the value of a key, in JSON with a line for each."""
+Entries = dict[str, dict[str, Any]]
+"""Of a calibration, by name."""
+
+
+def rewrite(path: Path, entries: Entries) -> None:
+    """Replace `entries` in the calibration at `path`; it is not touched unless the result is one.
+
+    Raises:
+        BenchError: it is no calibration, or would be none, or cannot be written.
+    """
+    read_calibration(path)
+    unfinished = path.with_name(f"{path.name}.new")
+    try:
+        unfinished.write_text(_written({**json.loads(path.read_text()), **entries}))
+        read_calibration(unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def step_entries(measured: Measurements, fits: Fits, raw: str) -> Entries:
+    """`prefill`, `decode` and `colocation`; `raw` names the file of the measurements."""
+    models = " and ".join(measured.models)
+    lengths = sorted(point.tokens for point in measured.prefill)
+    batches = sorted(point.batch for point in measured.decode)
+    prompts = sorted(point.prompt for point in measured.decode)
+    prefill = f"{raw}: one prompt of {lengths[0]} to {lengths[-1]} tokens, {models} alone in SGLang's own engine"
+    decode = f"{raw}: batches of {batches[0]} to {batches[-1]} after prompts of {prompts[0]} to {prompts[-1]} tokens, "
+    decode += f"{models} alone in SGLang's own engine"
+    loads = ", ".join(load.name for load in measured.loads)
+    beside = (
+        f"{raw}: {len(measured.pairs)} pairs and {len(measured.groups)} larger groups of {models}, each with one of "
+    )
+    beside += f"the loads {loads}: the mean for each neighbour."
+    return {
+        "prefill": _entry(
+            fits.prefill.terms, f"{prefill}; fitted to {len(measured.prefill)} points, {fits.prefill.quality}."
+        ),
+        "decode": _entry(
+            fits.decode.terms, f"{decode}; fitted to {len(measured.decode)} points, {fits.decode.quality}."
+        ),
+        "colocation": _entry({"per_neighbour": fits.per_neighbour}, beside),
+    }
+
+
+def activation_entries(path: Path) -> Entries:
+    """`parked`, `blank`, `disk` and `park`, from what bench.activation wrote: a line through its smallest and its
+    largest model that were measured from each state.
+
+    Raises:
+        BenchError: it cannot be read, or lacks two models of different sizes from one of the states.
+    """
+    try:
+        rows = json.loads(path.read_bytes())["rows"]
+        times = {
+            "parked": ("`ready_s` from parked", _times(rows, "parked", "ready_s")),
+            "blank": ("`ready_s` from blank", _times(rows, "blank", "ready_s")),
+            "disk": ("phase `load` from disk", _times(rows, "disk", "phases_s", "load")),
+            "park": ("`evict_s` from parked", _times(rows, "parked", "evict_s")),
+        }
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchError(f"{path}: not what bench.activation writes: {error!r}") from error
+    return {name: _line(f"{path}: {what}", found) for name, (what, found) in times.items()}
+
+
+def _times(rows: list[dict[str, Any]], state: str, *keys: str) -> dict[str, tuple[int, float]]:
+    """Bytes of weights and seconds, by model."""
+    found = {}
+    for row in rows:
+        value: Any = row if row["state"] == state else None
+        for key in keys:
+            value = value and value.get(key)
+        if value is not None:
+            found[row["model"]] = (int(row["bytes"]), float(value))
+    return found
+
+
+def _line(what: str, times: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    by_size = sorted(times, key=lambda model: times[model])
+    if not by_size or times[by_size[0]][0] == times[by_size[-1]][0]:
+        raise BenchError(f"{what}: two models of different sizes are needed")
+    (small, least), (large, most) = times[by_size[0]], times[by_size[-1]]
+    if most <= least:
+        raise BenchError(f"{what}: {by_size[-1]} took no longer than {by_size[0]}: no rate follows from that")
+    per_byte = min((most - least) / (large - small), most / large)
+    source = f"{what}, {by_size[0]} {least:.4g} s and {by_size[-1]} {most:.4g} s, a line through both."
+    return _entry({"seconds": max(0.0, most - large * per_byte), "bytes_per_s": 1 / per_byte}, source)
+
+
+def _entry(values: Mapping[str, float], source: str) -> dict[str, Any]:
+    return {**{name: _rounded(value) for name, value in values.items()}, "measured": True, "source": source}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _written(content: object) -> str:
+    """As JSON, with exponents that are multiples of three where a number is large or small."""
+    return NUMBER.sub(_readable, json.dumps(content, indent=2)) + "\n"
+
+
+def _readable(number: re.Match[str]) -> str:
+    text, value = number[0], float(number[0])
+    if text.isdigit() or value == 0 or 1e-4 <= abs(value) < 1e6:
+        return text
+    exponent = math.floor(math.log10(abs(value)) / 3) * 3
+    return f"{value / 10**exponent:.12g}e{exponent}"
