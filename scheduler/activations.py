@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scheduler import memory
+from scheduler.look import look_at
 from scheduler.state import Device, Phase, State, Worker
 
 
@@ -12,9 +13,10 @@ def next_to_begin(state: State, device: Device) -> Worker | None:
     A group copies over the links of all of its devices at once. While it waits for another one, whoever comes after it
     waits too, else it might do so for ever; as turns are the same on all devices, none wait for each other.
     """
-    if not _has_link(state, device):
+    preparing = look_at(state, device).preparing
+    if not preparing or not _has_link(state, device):
         return None
-    ready = (worker for worker in state.on(device) if worker.pending is not None and _has_memory(state, worker))
+    ready = (worker for worker in preparing if worker.pending is not None and _has_memory(state, worker))
     first = min(ready, key=lambda worker: memory.turn(state, worker), default=None)
     if first is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scheduler.look import fresh_look, look_at
 from scheduler.state import MAPPED, SERVING, TAKEN, Device, Phase, State, Worker
 
 WITH_MODEL = MAPPED | {Phase.PARKED, Phase.BLANKING}
@@ -22,6 +23,8 @@ def check(state: State) -> None:
     _check_host(state)
     for device in state.devices.values():
         _check_device(state, device)
+        _check_look(state, device)
+    _check_notes(state)
 
 
 def _require(holds: bool, what: str) -> None:
@@ -85,7 +88,7 @@ def _check_models(state: State) -> None:
 
 
 def _check_host(state: State) -> None:
-    used = state.staged_bytes()
+    used = state.host.used
     mapped = {worker.model for worker in state.workers if worker.phase in MAPPED}
     absent = sorted(m.name for m in state.models.values() if m.name in mapped and not m.staged)
     _require(not absent or not state.host.required, f"workers map weights that are not in host memory: {absent}")
@@ -101,6 +104,27 @@ def _check_device(state: State, device: Device) -> None:
         _check_account(state, device, worker)
     under_way = sum(worker.phase is Phase.ACTIVATING for worker in here)
     _require(device.copies is None or under_way <= device.copies, f"{device.name}: {under_way} activations under way")
+
+
+def _check_look(state: State, device: Device) -> None:
+    """What is noted of a device is what one sees there."""
+    noted, seen = look_at(state, device), fresh_look(state, device)
+    _require(noted == seen, f"{device.name}: noted {noted}, it is {seen}")
+    ledger = device.ledger
+    sums = (sum(account.total for account in ledger), sum(account.held + account.weights for account in ledger))
+    _require((ledger.used, ledger.fixed) == sums, f"{device.name}: noted {ledger.used} and {ledger.fixed} of {sums}")
+
+
+def _check_notes(state: State) -> None:
+    """What is noted of all workers and models together is what one finds by looking at each."""
+    for phase in Phase:
+        within = {worker.number for worker in state.workers if worker.phase is phase}
+        noted = state.roster.numbers(phase)
+        _require(noted == within, f"{within} are {phase}, noted {noted}")
+    sums = (state.staged_bytes(), state.staged_bytes(kept=True))
+    _require((state.host.used, state.host.kept) == sums, f"{sums} bytes are in host memory, noted {state.host}")
+    pinned = sum(model.tensor_parallel for model in state.models.values() if model.pinned)
+    _require(pinned == state.pinned_workers, f"{pinned} workers are pinned, noted {state.pinned_workers}")
 
 
 def _check_account(state: State, device: Device, worker: Worker) -> None:

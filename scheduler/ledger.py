@@ -41,21 +41,17 @@ class Ledger:
         self._accounts = {worker: Account() for worker in workers}
         self.excess = 0
         """Bytes by which reports have overdrawn the device; a promise adds none."""
+        self.used = 0
+        """Bytes of all accounts together; noted, since this is asked for at every event."""
+        self.fixed = 0
+        """Those of them that no KV limit moves."""
+        self.changes = 0
 
     def __getitem__(self, worker: int) -> Account:
         return self._accounts[worker]
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self._accounts.values())
-
-    @property
-    def used(self) -> int:
-        return sum(account.total for account in self)
-
-    @property
-    def fixed(self) -> int:
-        """Bytes that no KV limit moves."""
-        return sum(account.held + account.weights for account in self)
 
     @property
     def free(self) -> int:
@@ -87,6 +83,7 @@ class Ledger:
         account.held, account.weights = held, weights
         account.kv = account.limit = limit
         account.revision += 1
+        self._sum_up()
 
     def set_limit(self, worker: int, nbytes: int) -> int:
         """A new KV limit; returns its revision. A higher one counts from now on, a lower one once it is confirmed.
@@ -99,6 +96,7 @@ class Ledger:
         account.kv = max(account.kv, nbytes)
         account.limit = nbytes
         account.revision += 1
+        self._sum_up()
         return account.revision
 
     def confirm(self, worker: int, revision: int, mapped: int) -> bool:
@@ -107,6 +105,7 @@ class Ledger:
         if revision != account.revision or mapped > account.limit:
             return False
         account.kv = account.limit
+        self._sum_up()
         self._settle()
         return True
 
@@ -115,6 +114,7 @@ class Ledger:
         account = self._accounts[worker]
         grown = held > account.held
         account.held = held
+        self._sum_up()
         if grown:
             self.excess = self._overdraft
         self._settle()
@@ -124,6 +124,11 @@ class Ledger:
         account = self._accounts[worker]
         account.weights = account.kv = account.limit = 0
         self.measure(worker, held)
+
+    def _sum_up(self) -> None:
+        self.fixed = sum(account.held + account.weights for account in self)
+        self.used = self.fixed + sum(account.kv for account in self)
+        self.changes += 1
 
     @property
     def _overdraft(self) -> int:

@@ -12,6 +12,7 @@ from config.registry import Pool
 from scheduler import memory
 from scheduler.actions import SetKvLimit
 from scheduler.events import LimitApplied
+from scheduler.look import look_at
 from scheduler.pressure import kv_needed
 from scheduler.state import SERVING, Device, State, Worker
 
@@ -131,7 +132,7 @@ class KvLimits:
         return all(kv_needed(self._state, w) <= ENOUGH * device.ledger[w.number].limit for w in serving)
 
     def _serving(self, device: Device) -> list[Worker]:
-        return [worker for worker in self._state.on(device) if worker.phase in SERVING]
+        return look_at(self._state, device).serving
 
     def _tell(self, worker: Worker, nbytes: int) -> SetKvLimit:
         revision = self._state.devices[worker.device].ledger.set_limit(worker.number, nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scheduler.look import kept_beside, look_at
 from scheduler.state import SERVING, Device, Model, Phase, State, Worker
 
 
@@ -18,7 +19,7 @@ def need(state: State, worker: Worker, model: Model) -> int:
 
 def claims(state: State, device: Device) -> list[Worker]:
     """Workers whose activation waits for memory, in the order in which they shall have it."""
-    waiting = (w for w in state.on(device) if w.pending is not None and not w.pending.granted)
+    waiting = (w for w in look_at(state, device).preparing if w.pending is not None and not w.pending.granted)
     return sorted(waiting, key=lambda worker: turn(state, worker))
 
 
@@ -33,17 +34,12 @@ def claimed(state: State, device: Device) -> int:
     return sum(need(state, worker, state.models[worker.model or ""]) for worker in claims(state, device))
 
 
-def shrinkable(state: State, device: Device) -> int:
-    """Bytes that come free when every KV cache of the device is taken down to the minimum."""
-    caches = (state.account(worker).kv for worker in state.on(device) if worker.phase in SERVING)
-    return sum(max(0, kv - device.kv_minimum) for kv in caches)
-
-
 def room(state: State, device: Device) -> int:
     """Bytes that a further activation can have without an eviction; 0 where memory is not accounted."""
     if not device.accounted:
         return 0
-    return device.ledger.free + shrinkable(state, device) - claimed(state, device)
+    look = look_at(state, device)
+    return look.room - claimed(state, device) if look.preparing else look.room
 
 
 def shortage(state: State, worker: Worker, model: Model) -> int:
@@ -93,11 +89,10 @@ def least(state: State, device: Device, model: Model, place: Worker | None = Non
     Where it serves already counts as its own; with a `place`, it shall serve there as well.
     """
     own = model.shard_bytes + held_when_active(device, model) + device.kv_minimum
-    if place is None:
+    if place is not None:
+        return own + kept_beside(state, device, [worker for worker in state.on(device) if worker is not place])
+    look = look_at(state, device)
+    if any(worker.model == model.name for worker in look.serving):
         rest = [w for w in state.on(device) if not (w.model == model.name and w.phase in SERVING)]
-    else:
-        rest = [worker for worker in state.on(device) if worker is not place]
-    kept = [state.account(w).held + state.account(w).weights + device.kv_minimum for w in rest if state.keeps_pinned(w)]
-    blank = sorted(worker.held_blank or 0 for worker in rest if not state.keeps_pinned(worker))
-    # One of the blank workers becomes the model's own.
-    return own + sum(kept) + sum(blank[:-1] if len(rest) == len(state.on(device)) else blank)
+        return own + kept_beside(state, device, rest)
+    return own + look.kept

@@ -35,8 +35,9 @@ def obstacle_from(state: State, model: Model, place: Worker) -> str:
 def _of_host(state: State, model: Model) -> str:
     if not state.host.required:
         return ""
-    others = (other for other in state.models.values() if other is not model)
-    kept = sum(m.weight_bytes for m in others if m.kept and (m.staged or m.name == state.host.staging))
+    kept = state.host.kept
+    if model.kept and (model.staged or model.name == state.host.staging):
+        kept -= model.weight_bytes
     if model.weight_bytes > state.host.capacity:
         return f"{model.name} does not fit into host memory"
     if model.weight_bytes > state.host.capacity - kept:
@@ -45,8 +46,7 @@ def _of_host(state: State, model: Model) -> str:
 
 
 def _of_workers(state: State, model: Model) -> str:
-    pinned = sum(other.tensor_parallel for other in state.models.values() if other.pinned and other is not model)
-    if not model.pinned and pinned >= len(state.workers):
+    if not model.pinned and state.pinned_workers >= len(state.workers):
         return f"every worker is kept by a pinned model, none is left for {model.name}"
     return ""
 
@@ -54,8 +54,9 @@ def _of_workers(state: State, model: Model) -> str:
 def _of_devices(state: State, model: Model) -> str:
     if model.tensor_parallel > 1:
         return _of_several(state, model, list(state.devices.values()), model.tensor_parallel)
-    found = [obstacle_on(state, device, model) for device in state.devices.values()]
-    return found[0] if all(found) else ""
+    if any(memory.ever_fits(state, device, model) for device in state.devices.values()):
+        return ""
+    return next((obstacle_on(state, device, model) for device in state.devices.values()), "")
 
 
 def _of_several(state: State, model: Model, devices: list[Device], wanted: int, *, beside_itself: bool = False) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from scheduler.state import MAPPED, Device, Model, State, Worker
+from scheduler.look import look_at
+from scheduler.state import Device, Model, State, Worker
 
 NEWCOMER = 0.5
 """How busy a model is taken to be that begins somewhere."""
+ROUNDING = 1e-9
+"""Share by which a bound is lowered, since sums in another order come out a little different."""
 
 
 def kv_weight(state: State, model: Model, now: float) -> float:
@@ -22,19 +25,34 @@ def kvpr(state: State, device: Device, now: float, plus: Model | None = None) ->
 
     `plus` is a model that would come. Infinite where nothing is left; without a capacity, the sum of the KV weights.
     """
+    parts = kvpr_parts(state, device, now)
+    return kvpr_with(state, parts, plus, now) if plus is not None else _ratio(*parts)
+
+
+def kvpr_parts(state: State, device: Device, now: float) -> tuple[float, int | None]:
+    """Of the KV pressure ratio: the KV weights, and the bytes that are left, if they are counted."""
     models = [state.models[worker.model or ""] for worker in mapped_on(state, device)]
-    if plus is not None:
-        models.append(plus)
     pressure = sum(kv_weight(state, model, now) for model in models)
     if device.ledger.capacity is None:
+        return pressure, None
+    return pressure, device.ledger.capacity - sum(model.shard_bytes for model in models)
+
+
+def kvpr_with(state: State, parts: tuple[float, int | None], plus: Model, now: float) -> float:
+    """The KV pressure ratio with a model that would come."""
+    pressure, left = parts
+    return _ratio(pressure + kv_weight(state, plus, now), None if left is None else left - plus.shard_bytes)
+
+
+def _ratio(pressure: float, left: int | None) -> float:
+    if left is None:
         return pressure
-    left = device.ledger.capacity - sum(model.shard_bytes for model in models)
     return pressure / left if left > 0 else float("inf")
 
 
 def mapped_on(state: State, device: Device) -> list[Worker]:
     """Workers of the device that have a model's weights, or are about to."""
-    return [worker for worker in state.on(device) if worker.phase in MAPPED]
+    return look_at(state, device).mapped
 
 
 def misses(
@@ -55,6 +73,15 @@ def misses(
         loads.append((plus, NEWCOMER))
     together = sum(busy for _, busy in loads)
     return sum(_misses(state, model, together - busy, now) for model, busy in loads)
+
+
+def misses_for_newcomer(state: State, device: Device, now: float) -> float:
+    """By how much `misses` grow with any further model, at least: those of the ones that are there."""
+    loads = [(state.models[worker.model or ""], worker.busy.at(now)) for worker in mapped_on(state, device)]
+    together = sum(busy for _, busy in loads)
+    without = sum(_misses(state, model, together - busy, now) for model, busy in loads)
+    beside = sum(_misses(state, model, together - busy + NEWCOMER, now) for model, busy in loads)
+    return beside - without - ROUNDING * (beside + without)
 
 
 def _misses(state: State, model: Model, neighbours: float, now: float) -> float:

@@ -105,6 +105,8 @@ class Scheduler:
         )
         self._observer = Observer(self.state)
         self._policy.prepare(self.state)
+        pinned = (model.tensor_parallel for model in self.state.models.values() if model.pinned)
+        self.state.pinned_workers = sum(pinned)
         self._limits = KvLimits(self.state, registry.pool, elastic=self._policy.elastic)
         self._commands = Commands(self.state)
         self._dispatcher = self._new_dispatcher(registry)
@@ -344,6 +346,7 @@ class Scheduler:
             case Stage():
                 self.state.host.staging = decision.model
                 self.state.host.staging_since = self._now
+                self.state.sum_up_host()
             case Unstage():
                 self._unstage(self.state.models[decision.model])
 
@@ -413,6 +416,7 @@ class Scheduler:
         """From here on each worker of the group is one by itself."""
         for member in self.state.group(worker):
             member.leader = None
+            self.state.devices[member.device].look = None
         worker.followers = ()
 
     def _enter(self, worker: Worker, phase: Phase) -> None:
@@ -421,10 +425,15 @@ class Scheduler:
         """
         was_active = worker.phase is Phase.ACTIVE
         for member in self.state.group(worker):
-            member.phase, member.since = phase, self._now
+            self.state.roster.enter(member, phase)
+            member.since = self._now
+            self.state.devices[member.device].look = None
         if worker.model is None:
             return
         model = self.state.models[worker.model]
+        if model.pinned:  # It may keep another one of its workers now.
+            for number in model.workers:
+                self.state.devices[self.state.workers[number].device].look = None
         if phase in TAKEN:
             model.workers.add(worker.number)
         else:
@@ -620,8 +629,9 @@ class Scheduler:
         self.state.to_preload.pop(model.name, None)
         model.staged = True
         model.weight_bytes = event.nbytes
+        self.state.sum_up_host()
         self.state.estimates.disk.see(event.nbytes, self._now - self.state.host.staging_since)
-        if self.state.staged_bytes() > self.state.host.capacity:
+        if self.state.host.used > self.state.host.capacity:
             self._decide(Unstage(model.name, "it is larger than its files promised; making room for it first"))
         self._refuse_impossible()
         self._plan()
@@ -640,11 +650,13 @@ class Scheduler:
 
     def _stage_failed(self, event: StageFailed) -> None:
         self.state.host.staging = None
+        self.state.sum_up_host()
         self._count_failure(self.state.models[event.model], event.reason, final=True)
         self._plan()
 
     def _unstage(self, model: Model) -> None:
         model.staged = False
+        self.state.sum_up_host()
         if model.preload or model.pinned:
             self.state.to_preload[model.name] = None
 

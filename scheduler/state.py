@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from scheduler.actions import Activate
 from scheduler.averages import Level
 from scheduler.estimates import RECENT, Demand, Estimates
 from scheduler.ledger import Account, Ledger
 from scheduler.queue import DeadlineQueue
+from scheduler.roster import Roster
+
+if TYPE_CHECKING:
+    from scheduler.look import Look
 
 
 class Phase(StrEnum):
@@ -204,6 +209,10 @@ class HostMemory:
     staging: str | None = None
     """The model being loaded now: one at a time, since the disk is one."""
     staging_since: float = 0.0
+    used: int = 0
+    """Bytes in use or promised to the load under way."""
+    kept: int = 0
+    """Those of them that are never dropped. Both are noted when they change, by `State.sum_up_host`."""
 
 
 @dataclass(slots=True)
@@ -216,6 +225,8 @@ class Device:
     """Bytes that a model is taken to hold beside weights and KV cache, until it was measured."""
     copies: int | None
     """Activations that may be under way at a time: they share its link. None is any number."""
+    look: Look | None = None
+    """The last one; for `look.look_at` alone."""
 
     @property
     def accounted(self) -> bool:
@@ -236,10 +247,14 @@ class State:
     """Models that an operator waits for."""
     to_preload: dict[str, None] = field(default_factory=dict)
     """Models that belong into host memory and are not there yet."""
+    pinned_workers: int = 0
+    """Workers that pinned models need; it is the policy that says, before the first event, which ones these are."""
+    roster: Roster = field(init=False)
     _on: dict[str, list[Worker]] = field(init=False)
     """By device: a worker keeps its place for ever, and this is asked for at every event."""
 
     def __post_init__(self) -> None:
+        self.roster = Roster(self.workers)
         self._on = {name: [worker for worker in self.workers if worker.device == name] for name in self.devices}
 
     def on(self, device: Device) -> list[Worker]:
@@ -269,6 +284,11 @@ class State:
         others = (self.workers[number] for number in model.workers if number != worker.number)
         return model.pinned and not any(other.phase is Phase.ACTIVE for other in others)
 
-    def staged_bytes(self) -> int:
-        """Host memory in use or promised to the load under way."""
-        return sum(m.weight_bytes for m in self.models.values() if m.staged or m.name == self.host.staging)
+    def staged_bytes(self, *, kept: bool = False) -> int:
+        """Host memory in use or promised to the load under way; or what of it is never dropped."""
+        staged = (model for model in self.models.values() if model.staged or model.name == self.host.staging)
+        return sum(model.weight_bytes for model in staged if model.kept or not kept)
+
+    def sum_up_host(self) -> None:
+        """To be called when a model comes into host memory, or leaves it."""
+        self.host.used, self.host.kept = self.staged_bytes(), self.staged_bytes(kept=True)

@@ -9,9 +9,8 @@ from config.registry import Pool
 from config.units import format_size
 from scheduler import memory
 from scheduler.actions import Blank, Decision, Recycle
+from scheduler.look import look_at
 from scheduler.state import Device, Phase, State
-
-NEARLY_BLANK = frozenset({Phase.STARTING, Phase.BLANK, Phase.BLANKING})
 
 
 class Upkeep:
@@ -27,10 +26,13 @@ class Upkeep:
 
     def missing(self, state: State, device: Device) -> int:
         """Blank workers that the device's reserve is short of, with those counted that soon will be."""
-        return self._reserve[device.name] - sum(worker.phase in NEARLY_BLANK for worker in state.on(device))
+        return self._reserve[device.name] - look_at(state, device).nearly_blank
 
     def _blank_parked(self, state: State, device: Device) -> Iterator[Decision]:
         """The longest unused first. Who waits for a model gets its skeleton rather than a blank worker."""
+        missing = self.missing(state, device)
+        if missing <= 0:
+            return
         unwanted = (
             worker
             for worker in state.on(device)
@@ -39,11 +41,13 @@ class Upkeep:
             and worker.model not in state.wanting
         )
         parked = sorted(unwanted, key=lambda worker: worker.last_used)
-        for worker in parked[: max(0, self.missing(state, device))]:
+        for worker in parked[:missing]:
             yield Blank(state.lead(worker).number, "the reserve of blank workers is short")
 
     def _recycle(self, state: State, device: Device) -> Iterator[Decision]:
         """Rebuilds leave memory behind. One at a time, and only while nobody is in need of a worker for it."""
+        if look_at(state, device).grown <= self._recycle_above:
+            return
         here = state.on(device)
         blank = [worker for worker in here if worker.phase is Phase.BLANK and worker.reserved_for is None]
         if any(worker.phase is Phase.STARTING for worker in here) or (state.wanting and len(blank) < 2):

@@ -15,12 +15,12 @@ def activation(group: Sequence[Worker], model: Model, reason: str) -> Activate:
 
 
 def spread(workers: Iterable[Worker], wanted: int) -> list[Worker]:
-    """The first of each device, as many as are `wanted` or there are."""
+    """The first of each device, as many as are `wanted` or there are; nobody further is asked for."""
     chosen: dict[str, Worker] = {}
     for worker in workers:
+        chosen.setdefault(worker.device, worker)
         if len(chosen) == wanted:
             break
-        chosen.setdefault(worker.device, worker)
     return list(chosen.values())
 
 
@@ -28,16 +28,15 @@ def parked_groups(state: State, model: Model) -> list[tuple[Worker, ...]]:
     """Groups that keep the model's skeleton. They serve nobody else before they are blank."""
     if model.tensor_parallel == 1:
         return []
-    return [state.group(w) for w in state.workers if w.followers and w.phase is Phase.PARKED and w.model == model.name]
+    return [state.group(w) for w in state.roster.within((Phase.PARKED,)) if w.followers and w.model == model.name]
 
 
 def group_in_the_way(state: State, devices: Collection[str]) -> Worker | None:
     """The leader of the parked group, on any of the devices, that was used longest ago."""
     parked = (
         worker
-        for worker in state.workers
+        for worker in state.roster.within((Phase.PARKED,))
         if worker.followers
-        and worker.phase is Phase.PARKED
         and worker.reserved_for is None
         and any(member.device in devices for member in state.group(worker))
     )

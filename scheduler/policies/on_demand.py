@@ -18,12 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 from config.registry import Registry
 from scheduler import memory
 from scheduler.actions import Blank, Decision, Drain, Park, Recycle, Resume
+from scheduler.look import look_at
 from scheduler.obstacles import obstacle
+from scheduler.policies.free import Cost, FreeWorkers, Place, Prices
 from scheduler.policies.groups import activation, group_in_the_way, parked_groups, spread
+from scheduler.policies.memo import Memo
 from scheduler.policies.staging import PRIORITY_HEAD_START, can_come, can_make_room, first_come, is_staged, stage
 from scheduler.pressure import kv_use
 from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
@@ -31,6 +35,7 @@ from scheduler.upkeep import Upkeep
 
 STARTING_PATIENCE = 5.0
 """Seconds for which a starting worker counts as about to be free."""
+SOON_FREE = (Phase.STARTING, Phase.PARKING, Phase.BLANKING)
 
 
 class _Leaving:
@@ -38,8 +43,8 @@ class _Leaving:
 
     def __init__(self, state: State, now: float) -> None:
         self._state = state
-        self._soon = [worker for worker in state.workers if _comes_soon(worker, now)]
-        draining = (w for w in state.workers if w.phase is Phase.DRAINING and w.leader is None)
+        self._soon = [worker for worker in state.roster.within(SOON_FREE) if _comes_soon(worker, now)]
+        draining = (worker for worker in state.roster.within((Phase.DRAINING,)) if worker.leader is None)
         self._draining = [worker for worker in draining if worker.reserved_for is None]
         self.gathered: set[str] = set()
         """Devices that are kept for models on several."""
@@ -84,6 +89,7 @@ class OnDemand:
     def __init__(self, registry: Registry) -> None:
         self._config = registry.scheduler
         self._upkeep = Upkeep(registry.pool)
+        self._memo = Memo()
         self.drain_after = registry.scheduler.drain_after
         """Seconds for which a model waits for a worker before a busy one is drained for it."""
 
@@ -103,6 +109,18 @@ class OnDemand:
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
         """Of the free workers whose device has the memory, the one of the least is taken."""
         return ()
+
+    def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
+        """A bound of `place` for any model whose skeleton the worker does not keep."""
+        return ()
+
+    def comes_for(self, state: State, model: Model, now: float) -> float:
+        """By how much the first of `place` exceeds that bound at least for this model."""
+        return 0.0
+
+    def narrowed(self, state: State, worker: Worker, model: Model, now: float, bound: Place, *, short: bool) -> Place:
+        """A better bound of `place` than what these two give, if there is one; `short`, if somebody has to leave."""
+        return bound
 
     def value(self, state: State, worker: Worker, now: float) -> float:
         """Of what an idle worker serves: the least valuable is evicted first."""
@@ -128,6 +146,7 @@ class OnDemand:
     # the plan
 
     def plan(self, state: State, now: float) -> Iterator[Decision]:
+        self._memo.forget()
         leaving = _Leaving(state, now)
         yield from self._serve_reserved(state, now, leaving)
         yield from self._serve_wanting(state, now, leaving)
@@ -182,7 +201,16 @@ class OnDemand:
 
     def _is_kept_waiting(self, state: State, model: Model, now: float) -> bool:
         """Whether there are workers for it, and only others go first."""
-        return _is_whole(self._best_free(state, model, now), model)
+        possible = _Possible(self, state, model)
+        free = (w for w in self._free_workers(state, now).of(model) if w.device in possible)
+        if _is_whole(spread(free, model.tensor_parallel), model):
+            return True
+        return any(possible.has_all(group) for group in parked_groups(state, model))
+
+    def _free_workers(self, state: State, now: float) -> FreeWorkers:
+        return self._memo.of(
+            state, "free workers", lambda: FreeWorkers(state, lambda worker: self.place_at_least(state, worker, now))
+        )
 
     def _best_free(
         self, state: State, model: Model, now: float, awaited: Collection[str] = (), first: Worker | None = None
@@ -194,7 +222,7 @@ class OnDemand:
         the best of each; fewer than it needs if there are not as many. `first` leads: the operator has named it.
         """
 
-        def cost(worker: Worker) -> tuple[float | bool | tuple[float, ...], ...]:
+        def cost(worker: Worker) -> Cost:
             device = state.devices[worker.device]
             return (
                 worker.reserved_for is None,
@@ -207,24 +235,25 @@ class OnDemand:
                 worker.last_used,
             )
 
-        def cost_of_all(group: Sequence[Worker]) -> tuple[bool, tuple[float | bool | tuple[float, ...], ...]]:
+        def narrowed(bound: Cost, worker: Worker) -> Cost:
+            if not bound:
+                return bound
+            named, avoided, short, place, *rest = bound
+            assert isinstance(place, tuple)
+            return (named, avoided, short, self.narrowed(state, worker, model, now, place, short=bool(short)), *rest)
+
+        def cost_of_all(group: Sequence[Worker]) -> tuple[bool, Cost]:
             return (group[0].reserved_for is None, max(cost(worker) for worker in group))
 
         reserved_only = _waits_for_reserved(state, model)
-        possible = {
-            device.name
-            for device in state.devices.values()
-            if device.name not in awaited
-            and (first is not None or reserved_only or self.allows(state, device, model))
-            and memory.ever_fits(state, device, model)
-        }
-        free = (w for w in state.workers if w.phase in FREE and w.reserved_for in (None, model.name) and not w.grouped)
-        ranked = sorted((worker for worker in free if worker.device in possible), key=cost)
+        possible = _Possible(self, state, model, awaited, is_named=first is not None or reserved_only)
+        prices = Prices(self.comes_for(state, model, now), cost, narrowed)
+        free = self._free_workers(state, now).cheapest_first(model, lambda worker: worker.device in possible, prices)
         groups = []
         if first is None or not first.grouped:
-            groups.append(spread(ranked if first is None else [first, *ranked], model.tensor_parallel))
+            groups.append(spread(free if first is None else chain([first], free), model.tensor_parallel))
         for parked in parked_groups(state, model):
-            if first is parked[0] or (first is None and possible.issuperset(worker.device for worker in parked)):
+            if first is parked[0] or (first is None and possible.has_all(parked)):
                 groups.append(list(parked))
         whole = [group for group in groups if _is_whole(group, model)]
         best = min(whole, key=cost_of_all) if len(whole) > 1 else (whole or groups)[0]
@@ -312,7 +341,7 @@ class OnDemand:
                 lacking = {name for name in own if not self.allows(state, state.devices[name], model)}
                 return lacking, len(lacking)
         leaving.gathered.update(worker.device for worker in found)
-        return set(_devices_for(state, model, but=leaving.gathered)), model.tensor_parallel - len(found)
+        return _devices_for(state, model, but=leaving.gathered), model.tensor_parallel - len(found)
 
     def _clear_device(self, state: State, model: Model, worker: Worker, now: float) -> Iterator[Decision]:
         """Evict from the worker's device until enough of its memory is on its way back."""
@@ -333,10 +362,16 @@ class OnDemand:
         self, state: State, now: float, devices: Collection[str], *, for_memory: bool = False
     ) -> Worker | None:
         """The least valuable of the idle ones; `for_memory`, of those whose weights can leave host memory."""
-        idle = (
-            worker for worker in self._victims(state, devices, for_memory=for_memory) if self.rests(state, worker, now)
-        )
-        return min(idle, key=lambda worker: self.value(state, worker, now), default=None)
+        if len(devices) > 1:
+            resting = self._memo.of(state, "resting", lambda: self._resting(state, state.devices, now))
+        else:
+            resting = self._resting(state, devices, now)
+        return next((w for w in resting if _is_on(state, w, devices) and not (for_memory and _is_kept(state, w))), None)
+
+    def _resting(self, state: State, devices: Collection[str], now: float) -> list[Worker]:
+        """Idle workers that may be evicted, the least valuable first."""
+        resting = (worker for worker in self._victims(state, devices) if self.rests(state, worker, now))
+        return sorted(resting, key=lambda worker: self.value(state, worker, now))
 
     def _busy_victim(
         self, state: State, model: Model, now: float, devices: Collection[str], *, for_memory: bool = False
@@ -344,21 +379,31 @@ class OnDemand:
         """The one that serves longest, of those that have had their quantum and would not come back before `model`."""
         if now - model.wanted_since < self.drain_after:
             return None
-        busy = (
-            worker
-            for worker in self._victims(state, devices, for_memory=for_memory)
-            if now - worker.since >= self._config.quantum
-            and first_come(model)[0] <= now - PRIORITY_HEAD_START * state.models[worker.model or ""].priority
-        )
-        return min(busy, key=lambda worker: worker.since, default=None)
+        for worker in self._memo.of(state, "serving longest", lambda: self._serving_longest(state)):
+            if now - worker.since < self._config.quantum:
+                return None
+            would_wait = now - PRIORITY_HEAD_START * state.models[worker.model or ""].priority
+            is_kept = for_memory and _is_kept(state, worker)
+            if first_come(model)[0] <= would_wait and _is_on(state, worker, devices) and not is_kept:
+                return worker
+        return None
 
-    def _victims(self, state: State, devices: Collection[str], *, for_memory: bool) -> Iterator[Worker]:
-        """Active workers that may be evicted; `for_memory`, those whose weights can then leave host memory."""
-        for worker in state.workers:
-            if worker.phase is Phase.ACTIVE and _is_on(state, worker, devices) and _evictable(state, worker):
-                kept = state.models[worker.model or ""].kept
-                if not (for_memory and kept) and self.may_leave(state, worker):
-                    yield worker
+    def _serving_longest(self, state: State) -> list[Worker]:
+        return sorted(self._victims(state, state.devices), key=lambda worker: worker.since)
+
+    def _victims(self, state: State, devices: Collection[str]) -> Iterator[Worker]:
+        """Active workers that may be evicted, by number."""
+        if len(devices) == 1:
+            here = [
+                state.lead(worker).number for name in devices for worker in look_at(state, state.devices[name]).serving
+            ]
+            workers = [state.workers[number] for number in sorted(here)]
+        else:
+            workers = state.roster.within((Phase.ACTIVE,))
+        for worker in workers:
+            is_there = worker.phase is Phase.ACTIVE and _is_on(state, worker, devices)
+            if is_there and _evictable(state, worker) and self.may_leave(state, worker):
+                yield worker
 
     # memory that nobody needs
 
@@ -381,8 +426,7 @@ class OnDemand:
         if homes.issuperset(state.models):
             return
         for device in state.devices.values():
-            leaving = sum(w.phase in (Phase.DRAINING, Phase.PARKING, Phase.PARKED) for w in state.on(device))
-            if self._upkeep.missing(state, device) > leaving:
+            if self._upkeep.missing(state, device) > look_at(state, device).leaving:
                 idle = self.idle_victim(state, now, [device.name])
                 # A pause between two requests is not idleness: its next one would find its worker gone.
                 if idle is not None and now - idle.last_used >= self._config.quantum:
@@ -405,9 +449,36 @@ def _is_whole(workers: Sequence[Worker], model: Model) -> bool:
     return len(workers) == model.tensor_parallel
 
 
+class _Possible:
+    """Devices on which a model can begin, memory that others use aside; found out as they are asked for."""
+
+    def __init__(
+        self, policy: OnDemand, state: State, model: Model, but: Collection[str] = (), *, is_named: bool = False
+    ) -> None:
+        self._policy, self._state, self._model = policy, state, model
+        self._but, self._is_named = but, is_named
+
+    def __contains__(self, device: str) -> bool:
+        if device in self._but:
+            return False
+        place = self._state.devices[device]
+        return (self._is_named or self._policy.allows(self._state, place, self._model)) and memory.ever_fits(
+            self._state, place, self._model
+        )
+
+    def has_all(self, workers: Sequence[Worker]) -> bool:
+        return all(worker.device in self for worker in workers)
+
+
+def _is_kept(state: State, worker: Worker) -> bool:
+    return state.models[worker.model or ""].kept
+
+
 def _is_on(state: State, worker: Worker, devices: Collection[str]) -> bool:
     """Whether it is on one of the devices, or leads a group that is; a follower goes with its leader."""
-    return worker.leader is None and any(member.device in devices for member in state.group(worker))
+    if not worker.followers:
+        return worker.leader is None and worker.device in devices
+    return any(member.device in devices for member in state.group(worker))
 
 
 def _could_serve(state: State, group: Sequence[Worker], model: Model) -> bool:
@@ -417,18 +488,17 @@ def _could_serve(state: State, group: Sequence[Worker], model: Model) -> bool:
     )
 
 
-def _devices_for(state: State, model: Model, *, but: Collection[str]) -> list[str]:
+def _devices_for(state: State, model: Model, *, but: Collection[str]) -> set[str]:
     """Devices on which the model can be."""
     devices = (device for device in state.devices.values() if device.name not in but)
-    return [device.name for device in devices if memory.ever_fits(state, device, model)]
+    return {device.name for device in devices if memory.ever_fits(state, device, model)}
 
 
 def _comes_soon(worker: Worker, now: float) -> bool:
+    """Of one whose phase is among those that end so."""
     if worker.reserved_for is not None:
         return False
-    if worker.phase is Phase.STARTING:
-        return now - worker.since < STARTING_PATIENCE
-    return worker.phase in (Phase.PARKING, Phase.BLANKING)
+    return worker.phase is not Phase.STARTING or now - worker.since < STARTING_PATIENCE
 
 
 def _evictable(state: State, worker: Worker) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler import memory
+from scheduler.look import look_at
 from scheduler.policies.groups import parked_groups, spread
 from scheduler.policies.staging import is_staged
 from scheduler.state import Device, Model, Phase, State, Worker
@@ -25,16 +26,23 @@ def free_group(state: State, devices: Sequence[Device], model: Model) -> list[Wo
     return group if len(group) == model.tensor_parallel else []
 
 
+def rooms(state: State) -> list[float]:
+    """Bytes that weights can have on each device with a free worker, the most first."""
+    with_free = (device for device in state.devices.values() if look_at(state, device).free)
+    return sorted(
+        (memory.room(state, device) - device.kv_minimum if device.accounted else float("inf") for device in with_free),
+        reverse=True,
+    )
+
+
 def free_on(state: State, device: Device, model: Model) -> Worker | None:
     """The free worker of a device from which `model` is there soonest, without an eviction."""
     if not is_staged(state, model):
         return None
     free = [
         worker
-        for worker in state.on(device)
-        if (worker.phase is Phase.BLANK or (worker.phase is Phase.PARKED and worker.model == model.name))
-        and worker.reserved_for is None
-        and not worker.grouped
+        for worker in look_at(state, device).free
+        if (worker.phase is Phase.BLANK or worker.model == model.name) and worker.reserved_for is None
     ]
     if not free or not memory.ever_fits(state, device, model):
         return None

@@ -9,17 +9,19 @@ be missed, how long it takes to come back, whether another device has it too, an
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 
 from config.registry import Registry
 from scheduler import memory
 from scheduler.actions import Activate, Decision, Park
 from scheduler.harm import harm_of
+from scheduler.policies.free import Place
 from scheduler.policies.groups import activation
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group
-from scheduler.pressure import kvpr, mapped_on, misses
-from scheduler.state import FREE, MAPPED, Device, Model, Phase, Request, State, Worker
+from scheduler.pressure import ROUNDING, kvpr_parts, kvpr_with, mapped_on, misses, misses_for_newcomer
+from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
 
 PERIOD = 0.5
 """Seconds between two looks at what idle memory is good for."""
@@ -35,8 +37,6 @@ LEAST_GAIN = 12.0
 """Requests that an exchange must save within the horizon; and times what it loses."""
 COOLDOWN = 5.0
 """Seconds between two exchanges on a device."""
-MOST_PRICES = 1000
-"""Of places, kept for as long as they are asked for again and again."""
 RESIDENCE = 20.0
 """Seconds for which a model stays where it was activated, unless somebody waits for a worker."""
 NOBODY_RESTS = 10.0
@@ -58,8 +58,6 @@ class Prism(OnDemand):
         """Something was activated at the last look: there may be more to do as soon as it is there."""
         self._staged = 0
         """Models that were in host memory then."""
-        self._priced: dict[tuple[float, str, str, int], tuple[float, float]] = {}
-        """What a model costs on a device at a moment, and the device's pressure then."""
         self._nothing_fitted: dict[str, tuple[int, int, int, int]] = {}
         """How each device was filled when nothing more would go in."""
         self._exchanged_at: dict[str, float] = {}
@@ -75,17 +73,45 @@ class Prism(OnDemand):
 
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
         device = state.devices[worker.device]
-        key = (now, model.name, device.name, sum(w.phase in MAPPED for w in state.on(device)))
-        if key not in self._priced:
-            if len(self._priced) > MOST_PRICES:
-                self._priced.clear()
+
+        def priced() -> float:
             missed = _added(state, device, model, now) * HORIZON
             victims = self._victims_for(state, worker, model, now)
             lost = NOBODY_RESTS if victims is None else sum(_loss(state, victim, now) for victim in victims)
-            self._priced[key] = (missed + lost, kvpr(state, device, now, model))
-        price, pressure = self._priced[key]
-        waiting = _seconds(state, worker, model) * max(1.0, model.demand.arrivals.per_second(now))
-        return (price + waiting, pressure)
+            return missed + lost
+
+        price = self._memo.of(state, ("price", model.name, worker.number), priced)
+        pressure = self._pressure(state, device, model, now)
+        return (price + _waits(state, model, now, parked=worker.model == model.name), pressure)
+
+    def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
+        """What those that are there miss more."""
+        return (misses_for_newcomer(state, state.devices[worker.device], now) * HORIZON,)
+
+    def _losses(self, state: State, device: Device, now: float) -> list[tuple[float, int]]:
+        """What would be lost with each of the device's idle workers, and its number; the least loss first."""
+
+        def losses() -> list[tuple[float, int]]:
+            resting = (worker for worker in self._victims(state, [device.name]) if self.rests(state, worker, now))
+            return sorted((_loss(state, worker, now), worker.number) for worker in resting)
+
+        return self._memo.of(state, ("losses", device.name), losses)
+
+    def comes_for(self, state: State, model: Model, now: float) -> float:
+        """The requests that wait until it is there."""
+        return _waits(state, model, now, parked=False)
+
+    def narrowed(self, state: State, worker: Worker, model: Model, now: float, bound: Place, *, short: bool) -> Place:
+        """Where memory is short, one of the idle ones leaves at least; and the pressure is exact."""
+        device, lost = state.devices[worker.device], 0.0
+        if short:
+            lost = min((loss for loss, _ in self._losses(state, device, now)[:1]), default=NOBODY_RESTS)
+        return (bound[0] + min(lost, NOBODY_RESTS) * (1 - ROUNDING), self._pressure(state, device, model, now))
+
+    def _pressure(self, state: State, device: Device, model: Model, now: float) -> float:
+        """The KV pressure ratio of the device with the model."""
+        parts = self._memo.of(state, ("pressure", device.name), lambda: kvpr_parts(state, device, now))
+        return kvpr_with(state, parts, model, now)
 
     def value(self, state: State, worker: Worker, now: float) -> float:
         """Requests that would miss it, by the bytes that it gives."""
@@ -103,37 +129,46 @@ class Prism(OnDemand):
         if state.wanting or (now - self._looked_at < PERIOD and not self._filling and staged == self._staged):
             return
         self._looked_at, self._filling, self._staged = now, False, staged
-        suffering = self._suffering(state, now)
+        suffering, ranking = self._suffering(state, now), _most_wanted_first(state, now)
         for device in state.devices.values():
             if not self._takes_copies(state, device):
                 continue
-            here = {worker.model for worker in state.on(device) if worker.phase in MAPPED}
-            absent = [model for model in state.models.values() if model.name not in here and _may_come(model, now)]
-            decisions = list(self._use_idle_memory(state, device, absent, now))
-            yield from decisions
-            if not decisions and suffering:
-                yield from self._exchange(state, device, [m for m in absent if m.name in suffering], now)
+            if found := self._idle_memory_for(state, device, ranking, now):
+                model, group = found
+                yield activation(group, model, f"memory of {device.name} is idle")
+                _rank_again(ranking, model, now)
+            elif suffering and (decisions := list(self._exchange(state, device, suffering, now))):
+                yield from decisions
+                ranking = _most_wanted_first(state, now)
 
-    def _use_idle_memory(self, state: State, device: Device, absent: Sequence[Model], now: float) -> Iterator[Decision]:
-        """Activate what is most wanted of the models that the device does not have, if there is room for it."""
-        fixed = device.ledger.fixed
+    def _idle_memory_for(
+        self, state: State, device: Device, models: Sequence[Model], now: float
+    ) -> tuple[Model, list[Worker]] | None:
+        """The most wanted of the models that the device does not have and has room for, and workers for it."""
+        here = {worker.model for worker in mapped_on(state, device)}
+        absent = len(models) - sum(_may_come(state.models[name], now) for name in here if name)
         free = sum(worker.phase in FREE for worker in state.on(device))
-        look = (fixed, free, len(absent), self._staged)
+        look = (device.ledger.fixed, free, absent, self._staged)
         if self._nothing_fitted.get(device.name) == look:
-            return
-        coming = any(worker.phase in COMING for worker in state.workers)
+            return None
+        coming = any(state.roster.numbers(phase) for phase in COMING)
         loading = bool(state.to_preload) or state.host.staging is not None
-        for model in sorted(absent, key=_most_wanted(now)):
+        room = memory.room(state, device) - device.kv_minimum if device.accounted else float("inf")
+        for model in models:
+            if model.name in here:
+                continue
             if model.workers and loading:
-                return  # The room may be for one that nobody has yet.
-            group = free_group(state, self._devices_from(state, device, model), model)
+                return None  # The room may be for one that nobody has yet.
+            if model.tensor_parallel == 1 and model.shard_bytes > room:
+                continue
+            group = self._free_group(state, device, model)
             if group and all(_leaves_enough(state, worker, model) for worker in group):
                 self._filling = True
-                yield activation(group, model, f"memory of {device.name} is idle")
-                return
+                return model, group
             if coming and not model.workers and model.tensor_parallel > 1:
-                return  # It needs more devices than are free at the moment.
+                return None  # It needs more devices than are free at the moment.
         self._nothing_fitted[device.name] = look
+        return None
 
     def _suffering(self, state: State, now: float) -> set[str]:
         """Models on devices where enough requests are expected to miss for an exchange to be worth it."""
@@ -144,26 +179,35 @@ class Prism(OnDemand):
         coming = any(worker.phase in COMING for worker in state.on(device))
         return not coming and self._upkeep.missing(state, device) < 0
 
-    def _devices_from(self, state: State, device: Device, model: Model) -> list[Device]:
+    def _free_group(self, state: State, device: Device, model: Model) -> list[Worker]:
         """Where a copy of `model` could be: here, or on any devices that take copies. One on several has no second."""
         if model.tensor_parallel == 1:
-            return [device]
-        if model.workers:
+            return free_group(state, [device], model)
+        without: set[str] = self._memo.of(state, "without a group", set)
+        if model.workers or model.name in without:
             return []
-        others = (other for other in state.devices.values() if other is not device)
-        return [device, *(other for other in others if self._takes_copies(state, other))]
+        takers = self._memo.of(
+            state, "takers", lambda: [other for other in state.devices.values() if self._takes_copies(state, other)]
+        )
+        found = free_group(state, [device, *(other for other in takers if other is not device)], model)
+        if not found:
+            without.add(model.name)  # The order of devices is all that differs from one to the next.
+        return found
 
-    def _exchange(self, state: State, device: Device, absent: Sequence[Model], now: float) -> Iterator[Decision]:
+    def _exchange(self, state: State, device: Device, suffering: set[str], now: float) -> Iterator[Decision]:
         """Have idle models make way for one that would miss less there, if that is worth it."""
         if now - self._exchanged_at.get(device.name, -COOLDOWN) < COOLDOWN:
             return
-        movable = (model for model in absent if model.workers and model.tensor_parallel == 1)
-        gains = [(_gain(state, model, device, now), model) for model in movable]
+        free = next((w for w in state.on(device) if w.phase is Phase.BLANK and w.reserved_for is None), None)
+        if free is None:
+            return
+        here = {worker.model for worker in mapped_on(state, device)}
+        reliefs = self._memo.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
+        gains = [(relief - _added(state, device, m, now), m) for m, relief in reliefs if m.name not in here]
         gain, model = max(gains, key=lambda pair: (pair[0], -pair[1].index), default=(0.0, None))
         if model is None or gain * HORIZON <= LEAST_GAIN:
             return
-        free = next((w for w in state.on(device) if w.phase is Phase.BLANK and w.reserved_for is None), None)
-        victims = None if free is None else self._victims_for(state, free, model, now, RESIDENCE)
+        victims = self._victims_for(state, free, model, now, RESIDENCE)
         if victims is None or gain * HORIZON <= LEAST_GAIN * (
             1.0 + sum(_loss(state, worker, now) for worker in victims)
         ):
@@ -172,7 +216,6 @@ class Prism(OnDemand):
         for worker in victims:
             reason = f"{model.name} would miss {gain:.2f} requests/s less on {device.name}"
             yield Park(worker.number, f"idle {now - worker.last_used:.1f} s; {reason}")
-        assert free is not None
         yield Activate(free.number, model.name, f"it would miss {gain:.2f} requests/s less there")
 
     def _victims_for(
@@ -184,26 +227,32 @@ class Prism(OnDemand):
         """
         device = state.devices[free.device]
         short = memory.shortage(state, free, model)
-        possible = self._victims(state, [device.name], for_memory=False)
-        resting = [w for w in possible if self.rests(state, w, now) and now - w.since >= residence]
         victims = []
-        for worker in sorted(resting, key=lambda worker: (_loss(state, worker, now), worker.number)):
+        for worker in (state.workers[number] for _, number in self._losses(state, device, now)):
             if short <= 0:
                 break
+            if now - worker.since < residence:
+                continue
             victims.append(worker)
             short -= state.account(worker).weights + device.kv_minimum
         return victims if short <= 0 else None
 
 
-def _gain(state: State, model: Model, device: Device, now: float) -> float:
-    """Requests a second that would be missed less if the model's busiest worker were on the device instead."""
+def _reliefs(state: State, suffering: set[str], now: float) -> list[tuple[Model, float]]:
+    """Models that can be moved with enough of a gain, if it costs nothing elsewhere, and how much that is."""
+    movable = (model for model in state.models.values() if model.name in suffering and _may_come(model, now))
+    reliefs = [(model, _relief(state, model, now)) for model in movable if model.workers and model.tensor_parallel == 1]
+    return [(model, relief) for model, relief in reliefs if relief * HORIZON > LEAST_GAIN * (1 - ROUNDING)]
+
+
+def _relief(state: State, model: Model, now: float) -> float:
+    """Requests a second that would be missed less without the model's busiest worker."""
     active = [state.workers[number] for number in sorted(model.workers) if state.workers[number].phase is Phase.ACTIVE]
     if not active:
         return 0.0
     source = max(active, key=lambda worker: worker.busy.at(now))
     here = state.devices[source.device]
-    relief = misses(state, here, now) - misses(state, here, now, minus=source)
-    return relief - _added(state, device, model, now)
+    return misses(state, here, now) - misses(state, here, now, minus=source)
 
 
 def _loss(state: State, worker: Worker, now: float) -> float:
@@ -213,6 +262,16 @@ def _loss(state: State, worker: Worker, now: float) -> float:
         return 0.0
     rate = model.demand.arrivals.per_second(now)
     return min(1.0, rate * HORIZON) + rate * state.estimates.activation(model.shard_bytes, parked=False)
+
+
+def _most_wanted_first(state: State, now: float) -> list[Model]:
+    return sorted((model for model in state.models.values() if _may_come(model, now)), key=_most_wanted(now))
+
+
+def _rank_again(ranking: list[Model], model: Model, now: float) -> None:
+    """It has a worker more than when the others were ranked."""
+    del ranking[next(place for place, other in enumerate(ranking) if other is model)]
+    insort(ranking, model, key=_most_wanted(now))
 
 
 def _most_wanted(now: float) -> Callable[[Model], tuple[int, int, float, int]]:
@@ -247,5 +306,8 @@ def _added(state: State, device: Device, model: Model, now: float) -> float:
     return misses(state, device, now, plus=model) - misses(state, device, now)
 
 
-def _seconds(state: State, worker: Worker, model: Model) -> float:
-    return state.estimates.activation(model.shard_bytes, parked=worker.model == model.name)
+def _waits(state: State, model: Model, now: float, *, parked: bool) -> float:
+    """Requests that have to wait until the model is there, with its skeleton or without."""
+    return state.estimates.activation(model.shard_bytes, parked=parked) * max(
+        1.0, model.demand.arrivals.per_second(now)
+    )

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from config.registry import Registry
 from scheduler import memory
 from scheduler.actions import Decision
+from scheduler.policies.free import Place
 from scheduler.policies.groups import activation
 from scheduler.policies.moves import Moves
 from scheduler.policies.on_demand import OnDemand
-from scheduler.policies.places import free_group, free_on
+from scheduler.policies.places import free_group, free_on, rooms
 from scheduler.pressure import kv_weight, kvpr
 from scheduler.state import Device, Model, Phase, State, Worker
 
@@ -42,6 +43,13 @@ class PrismPaper(OnDemand):
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
         return (kvpr(state, state.devices[worker.device], now, model),)
 
+    def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
+        """A further model only adds to the ratio."""
+        return (kvpr(state, state.devices[worker.device], now),)
+
+    def narrowed(self, state: State, worker: Worker, model: Model, now: float, bound: Place, *, short: bool) -> Place:
+        return self.place(state, worker, model, now)
+
     def rests(self, state: State, worker: Worker, now: float) -> bool:
         return worker.idle and now - worker.last_used >= self._config.idle_timeout
 
@@ -63,12 +71,21 @@ class PrismPaper(OnDemand):
             if model.workers or model.dismissed:
                 self._to_place.remove(model.name)
                 continue
+            if not self._may_fit(state, model):
+                continue
             if free_group(state, list(state.devices.values()), model):
                 devices = sorted(
                     state.devices.values(),
                     key=lambda device: (kvpr(state, device, now, model), -memory.room(state, device)),
                 )
                 yield activation(free_group(state, devices, model), model, "the first placement")
+
+    def _may_fit(self, state: State, model: Model) -> bool:
+        """Whether its weights, at least, find room without an eviction, or it has a group of its own already."""
+        room = self._memo.of(state, "rooms", lambda: rooms(state))
+        parked = self._memo.of(state, "parked groups", lambda: {w.model for w in state.workers if w.followers})
+        needed = model.tensor_parallel
+        return model.name in parked or (len(room) >= needed and room[needed - 1] >= model.shard_bytes)
 
     def _place_all(self, state: State, now: float) -> Iterator[Decision]:
         """Models in descending order of KV weight go to the device of the lowest ratio, beside those that went before.
@@ -78,19 +95,23 @@ class PrismPaper(OnDemand):
         weights = dict.fromkeys(state.devices, 0.0)
         left = {name: device.ledger.capacity or 1 for name, device in state.devices.items()}
 
-        def ratio(name: str, model: Model) -> float:
+        most = max(left.values())
+
+        def ratio(name: str, weight: float, model: Model) -> float:
             room = left[name] - model.shard_bytes
-            return (weights[name] + kv_weight(state, model, now)) / room if room > 0 else float("inf")
+            return (weights[name] + weight) / room if room > 0 else float("inf")
 
         serving = [worker for worker in state.workers if worker.phase is Phase.ACTIVE]
         serving.sort(key=lambda worker: -kv_weight(state, state.models[worker.model or ""], now))
         for worker in serving:
             model = state.models[worker.model or ""]
             weight = kv_weight(state, model, now)
-            best = min(state.devices, key=lambda name: (ratio(name, model), name != worker.device))
             target, at = None, worker.device
-            if ratio(best, model) < (1 - TAU) * ratio(at, model) and self._moves.settled(model, now, COOLDOWN):
-                target = self._target(state, state.devices[best], model, now)
+            worth = (1 - TAU) * ratio(at, weight, model)
+            if weight / most < worth and _can_move(model) and self._moves.settled(model, now, COOLDOWN):
+                best = min(state.devices, key=lambda name: (ratio(name, weight, model), name != at))
+                if ratio(best, weight, model) < worth:
+                    target = self._target(state, state.devices[best], model, now)
             if target is not None:
                 at = best
                 reason = f"the KV pressure of {best} is lower than that of {worker.device}"
@@ -99,12 +120,12 @@ class PrismPaper(OnDemand):
             left[at] -= model.shard_bytes
 
     def _target(self, state: State, device: Device, model: Model, now: float) -> Worker | None:
-        """A free worker of the device on which the model can begin at once, if it is not there already.
-
-        A model on several devices stays where it is.
-        """
-        if model.tensor_parallel > 1 or len(model.workers) != 1:
-            return None
+        """A free worker of the device on which the model can begin at once, if it is not there already."""
         if any(state.workers[number].device == device.name for number in model.workers):
             return None
         return free_on(state, device, model)
+
+
+def _can_move(model: Model) -> bool:
+    """A model on several devices stays where it is, and so does one that is on two already."""
+    return model.tensor_parallel == 1 and len(model.workers) == 1

@@ -45,7 +45,7 @@ def can_make_room(state: State, model: Model, turn: Turn) -> bool:
 
 def _host_room(state: State, model: Model) -> int:
     """Bytes that would be left with `model` in; negative when it does not fit."""
-    return state.host.capacity - state.staged_bytes() - model.weight_bytes
+    return state.host.capacity - state.host.used - model.weight_bytes
 
 
 def _unstageable(state: State, model: Model, turn: Turn) -> list[Model]:
