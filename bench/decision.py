@@ -1,9 +1,9 @@
 """What one decision of the scheduler costs in a large pool: `python -m bench.decision`.
 
 The scheduler's own object is driven, in virtual time, through a pool that is full of models and has more of them than
-it can serve (`bench/decision_pool.py`). Of each event the time is taken that the scheduler needs from it to the list of
-its actions. A global decision is an event after which the policy has anybody activated, evicted or drained; one that
-leads to no decision counts under its own kind only.
+it can serve, once the policy has settled there (`bench/decision_pool.py`). Of each event the time is taken that the
+scheduler needs from it to the list of its actions. A global decision is an event after which the policy has anybody
+activated, evicted or drained; one that leads to no decision counts under its own kind only.
 
 Times are milliseconds of this process's CPU time. As in the gateway, what is there at the start is left out of the
 garbage collector's rounds; those that happen count for the event in which they do.
@@ -93,7 +93,7 @@ def main() -> None:
     figures: dict[str, Figures] = {}
     try:
         for policy in chosen.policies:
-            say(f"{policy}: filling the pool, then {chosen.events:,} events")
+            say(f"{policy}: filling the pool and settling, then {chosen.events:,} events")
             figures[policy] = measure(policy, **size, events=chosen.events)
     except KeyboardInterrupt:
         print("bench.decision: stopped before its end; no figures", file=sys.stderr)

@@ -47,6 +47,8 @@ RATE_PER_GPU = 1.0
 """Requests a second; which model each is for follows Zipf's law."""
 WARM_UP = 30.0
 """Seconds of requests for active models, so that demand is known and all of them run some."""
+SETTLING = 5.0
+"""Seconds of all requests before events are timed: a policy's first plans fill whatever memory the start left idle."""
 TICK, STATS = 0.1, 1.0
 """Seconds between two of each."""
 
@@ -110,16 +112,16 @@ class CrowdedPool:
         self.handled = 0
 
     def run(self, events: int, timed: Timed) -> None:
-        """Fill the pool and warm it up, then time so many events."""
+        """Fill the pool, warm it up and let the policy settle, then time so many events."""
         self._fill()
         self._at(0.0, self._arrive)
-        warm = self._now + WARM_UP
-        self._run_until(lambda: self._now >= warm)
+        self._run_for(WARM_UP)
         gc.freeze()
         self._policy.awake = True
         for worker in self.scheduler.state.workers:
             self._at(self._random.uniform(0, STATS), partial(self._report, worker))
         self._at(TICK, self._tick)
+        self._run_for(SETTLING)
         self._timed, self.handled = timed, 0
         self._run_until(lambda: self.handled >= events)
 
@@ -183,6 +185,10 @@ class CrowdedPool:
     def _at(self, seconds: float, happen: Callable[[], None]) -> None:
         self._numbers += 1
         heapq.heappush(self._heap, (self._now + seconds, self._numbers, happen))
+
+    def _run_for(self, seconds: float) -> None:
+        end = self._now + seconds
+        self._run_until(lambda: self._now >= end)
 
     def _run_until(self, done: Callable[[], bool]) -> None:
         while not done():

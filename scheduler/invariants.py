@@ -55,6 +55,7 @@ def _check_workers(state: State) -> None:
         _require((worker.model is not None) == (worker.phase in WITH_MODEL), f"{where}, has model {worker.model}")
         pending = worker.pending is not None
         _require(pending == (worker.phase is Phase.PREPARING), f"{where}, has an activation pending: {pending}")
+        _require(not worker.evicting or worker.phase in MAPPED, f"{where}, has nothing to be evicted")
         _require(not worker.running or worker.phase in SERVING, f"{where}, runs {len(worker.running)} requests")
         for number in worker.running:
             _require(state.requests[number].model == worker.model, f"{where}, runs another model's request {number}")

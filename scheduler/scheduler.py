@@ -399,6 +399,7 @@ class Scheduler:
         """Take back what nobody was told yet. A parked group stays one; a new one falls apart."""
         group = self.state.group(worker)
         assert worker.pending is not None
+        worker.evicting = False
         if worker.pending.revives:
             self._enter(worker, Phase.PARKED)
         else:
@@ -531,11 +532,11 @@ class Scheduler:
             member.model = None
             self.state.devices[member.device].ledger.release(member.number, event.held)
         self._disband(worker)
+        worker.evicting = False
         self._activation_did_not_succeed(worker, model, event.reason)
         self._plan()
 
     def _activation_did_not_succeed(self, worker: Worker, model: Model, reason: str) -> None:
-        worker.evicting = False
         model.avoid = worker.number
         self._actions += self._commands.gone(model, reason)
         self._actions += self._commands.failed_on(worker, model, reason)

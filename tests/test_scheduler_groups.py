@@ -396,6 +396,40 @@ def test_an_operator_evicts_all_of_it() -> None:
     assert made.phases() == ["parked", "parked"]
 
 
+def test_who_led_an_evicted_group_that_never_began_may_follow_in_the_next() -> None:
+    made = two_with_cache()
+    leader, (follower,) = next(iter(groups(made).items()))
+
+    evicted = made.evict("big")
+    made.die(follower)
+    made.activate("big", worker=follower)
+    made.pending.append(Recycle(follower, "the supervisor starts another"))
+    made.settle()
+
+    assert made.answers()[evicted]
+    assert groups(made) == {follower: (leader,)}
+
+
+def test_an_evicted_group_that_never_began_leaves_no_eviction_to_what_its_workers_were() -> None:
+    made = bench(big(), "a", "b", workers=2, copies=1)
+    made.activate("a", worker=0)
+    made.settle()
+    made.evict("a")
+    made.settle()
+    made.activate("b", worker=1)
+    made.activate("big", worker=0)
+    made.evict("big")
+    made.die(2)
+    assert made.scheduler.state.workers[0].model == "a"
+
+    made.activate("a", worker=3)
+    made.settle()
+    evicted = made.evict("a")
+    made.settle()
+
+    assert made.answers()[evicted]
+
+
 def test_the_worker_that_an_operator_names_leads() -> None:
     made = bench(big(), workers=2)
 

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import chain
 
 from config.registry import Registry
+from config.units import format_size
 from scheduler import memory
 from scheduler.actions import Blank, Decision, Drain, Park, Recycle, Resume
 from scheduler.look import look_at
@@ -346,14 +347,14 @@ class OnDemand:
     def _clear_device(self, state: State, model: Model, worker: Worker, now: float) -> Iterator[Decision]:
         """Evict from the worker's device until enough of its memory is on its way back."""
         device = state.devices[worker.device]
-        while memory.shortage(state, worker, model) > memory.coming(state, device):
-            reason = f"the memory of {device.name} is needed for {model.name}"
+        while (short := memory.shortage(state, worker, model)) > memory.coming(state, device):
+            reason = f"{format_size(short)} of {device.name} needed for {model.name}"
             if idle := self.idle_victim(state, now, [device.name]):
-                yield Park(idle.number, reason)
+                yield Park(idle.number, f"idle {now - idle.last_used:.1f} s, {reason}")
             elif parked := _parked_victim(state, device, worker):
                 yield Blank(parked.number, reason)
             elif busy := self._busy_victim(state, model, now, [device.name]):
-                yield Drain(busy.number, reason)
+                yield Drain(busy.number, f"served {now - busy.since:.1f} s, {reason}")
             else:
                 yield from _renewed(state, device, worker, model, reason)
                 return
