@@ -196,7 +196,7 @@ def test_an_idle_model_makes_way_when_shrinking_cannot_suffice() -> None:
     bench.finish(bench.serve("a"))
     bench.serve("b")
     assert [type(action) for action in bench.decisions()] == [Activate, Park, Activate]
-    assert only(Park, bench.said)[0].reason == "idle 0.0 s, 1.0 GiB of cpu needed for b"
+    assert only(Park, bench.said)[0].reason == "idle 0.0 s, 2.0 GiB of cpu needed for b"
     assert bench.active() == {1: "b"}
 
 
