@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from scheduler.averages import Line, Rate
 from scheduler.profile import Fit, ModelProfile, Profile
+from scheduler.recurrence import Recurrence
 
 RECENT = 5.0
 """Seconds of half-life of how busy a worker is."""
@@ -33,6 +34,7 @@ class Demand:
     """Of a request, in the mean; 0 is not known."""
     output_tokens: float = 0.0
     """Of an answer, in the mean; 0 is not known."""
+    recurrence: Recurrence = field(default_factory=Recurrence)
 
 
 @dataclass(slots=True)

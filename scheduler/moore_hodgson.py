@@ -50,11 +50,14 @@ def on_time(jobs: Iterable[Job], start: float) -> Plan:
     Of equal deadlines the lower number is first; of jobs that are equally long the later deadline is dropped.
     """
     entries = sorted(_entry(job) for job in jobs)
-    kept = _kept(entries, _ticks(start))
-    return Plan(
-        [entry.request for position, entry in enumerate(entries) if position in kept],
-        [entry.request for position, entry in enumerate(entries) if position not in kept],
-    )
+    levels: dict[int, list[_Entry]] = {}
+    for entry in entries:
+        levels.setdefault(entry.rank[0], []).append(entry)
+    kept: list[_Entry] = []
+    for rank in sorted(levels):
+        kept = _with_level(levels[rank], kept, _ticks(start))
+    in_time = {entry.request for entry in kept}
+    return Plan([entry.request for entry in kept], [e.request for e in entries if e.request not in in_time])
 
 
 class AdmissionQueue:
@@ -75,6 +78,7 @@ class AdmissionQueue:
         self._now: float = -math.inf
         self._waiting: dict[int, _Entry] = {}
         self._open: list[_Entry] = []
+        self._levels: dict[int, list[_Entry]] = {}  # those that are open
         self._late: list[_Entry] = []
         self._closing: list[tuple[int, int]] = []  # a heap of last starts; forgets those removed when they come up
         self._added = 0
@@ -96,6 +100,7 @@ class AdmissionQueue:
         entry = _entry(Job(request, deadline, cost, priority))
         self._waiting[request] = entry
         insort(self._open, entry)
+        insort(self._levels.setdefault(entry.rank[0], []), entry)
         heapq.heappush(self._closing, (entry.deadline - entry.cost, request))
         self._added += entry.cost
         self._all_fit_until = min(self._all_fit_until, entry.deadline) - entry.cost
@@ -136,6 +141,7 @@ class AdmissionQueue:
         if self._open[0] == entry:
             self._all_fit_until += entry.cost
         _discard(self._open, entry)
+        _discard(self._levels[entry.rank[0]], entry)
         self._removed += entry.cost
         self._fit.pop(entry.request, None)
         self._above_fit.pop(entry.request, None)
@@ -150,7 +156,7 @@ class AdmissionQueue:
                 return entry.request
             if not self._fits(self._above_fit, position, entry.rank[:1], 0, now):
                 break
-        return self._open[min(_kept(self._open, now))].request
+        return _first_kept([self._levels[rank] for rank in sorted(self._levels) if self._levels[rank]], now).request
 
     def _all_fit(self, now: float) -> bool:
         """Whether all that are open fit; False may also mean that this is not likely enough to look again."""
@@ -233,40 +239,45 @@ def _latest_start(
     return latest
 
 
-def _kept(entries: Sequence[_Entry], start: float) -> set[int]:
-    """Positions of those that `on_time` keeps; `entries` are in deadline order."""
-    levels: dict[int, list[int]] = {}
-    for position, entry in enumerate(entries):
-        levels.setdefault(entry.rank[0], []).append(position)
-    kept: set[int] = set()
-    for rank in sorted(levels):
-        kept |= _kept_of_level(entries, levels[rank], sorted(kept), start)
-    return kept
+def _first_kept(levels: Sequence[Sequence[_Entry]], start: float) -> _Entry:
+    """The first of what `on_time` keeps of two levels or more, the most important first; nobody is late by itself.
+
+    A level matters only while somebody below it is earlier than all that is kept above, and fits beside that.
+    """
+    *upper, last = levels
+    kept: list[_Entry] = []
+    for number, level in enumerate(upper, 1):
+        kept = _with_level(level, kept, start)
+        slack = _latest_start(kept, _EVERYBODY, 0, math.inf, -math.inf) - start
+        if not any(_earlier(lower, kept[0], slack) for lower in levels[number:]):
+            return kept[0]
+    for entry in _earlier(last, kept[0], slack):
+        behind = sorted([*kept, *last[bisect_left(last, entry) + 1 :]])
+        if _latest_start(behind, entry.rank, entry.cost, entry.deadline - entry.cost, start) >= start:
+            return entry
+    return kept[0]
 
 
-def _kept_of_level(entries: Sequence[_Entry], level: Sequence[int], above: list[int], start: float) -> set[int]:
-    """Moore-Hodgson among the positions `level`, in the time that those `above` leave."""
+def _earlier(level: Sequence[_Entry], than: _Entry, slack: float) -> list[_Entry]:
+    """Those of a level that are no longer than `slack`."""
+    return [entry for entry in level[: bisect_left(level, than)] if entry.cost <= slack]
+
+
+def _with_level(level: Sequence[_Entry], above: Sequence[_Entry], start: float) -> list[_Entry]:
+    """What is kept of a level by Moore-Hodgson beside all `above`, and these, in deadline order."""
+    entries = sorted([*above, *level])
+    if _latest_start(entries, _EVERYBODY, 0, math.inf, start) >= start:
+        return entries
+    droppable = level[0].rank[:1]
     longest: list[tuple[int, int]] = []
-    spent = 0
-    for position, room in zip(level, _room(entries, level, above, start), strict=True):
-        cost = entries[position].cost
+    dropped = set()
+    spent = start
+    for position, (deadline, _, cost, rank) in enumerate(entries):
         spent += cost
-        heapq.heappush(longest, (-cost, -position))
-        if spent > room:
-            spent += heapq.heappop(longest)[0]
-    return {-position for _, position in longest}
-
-
-def _room(entries: Sequence[_Entry], level: Sequence[int], above: list[int], start: float) -> list[float]:
-    """How much of `level` fits up to each of its positions, so that it and all `above` end in time."""
-    room: list[float] = []
-    free = -start - sum(entries[position].cost for position in above)
-    least, later = math.inf, len(above) - 1
-    for position in reversed(level):
-        while later >= 0 and above[later] > position:
-            entry = entries[above[later]]
-            least = min(least, entry.deadline + free)
-            free += entry.cost
-            later -= 1
-        room.append(min(least, entries[position].deadline + free))
-    return room[::-1]
+        if rank > droppable:
+            heapq.heappush(longest, (-cost, -position))
+        while spent > deadline and longest:
+            shorter, drop = heapq.heappop(longest)
+            spent += shorter
+            dropped.add(-drop)
+    return [entry for position, entry in enumerate(entries) if position not in dropped]

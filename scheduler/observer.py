@@ -16,6 +16,7 @@ class Observer:
 
     def arrived(self, model: Model, now: float) -> None:
         model.demand.arrivals.add(1.0, now)
+        model.demand.recurrence.arrived(now)
 
     def dispatched(self, request: Request, worker: Worker, now: float) -> None:
         """To be called when the request is among those that run."""

@@ -4,7 +4,8 @@ A model that is active on several devices needs no migration when demand shifts:
 where fewer others are busy, since co-location costs compute, not only memory. So, while memory is idle, models are
 activated ahead of their demand, the most wanted first, those without any worker before all others. Copies are given up
 as soon as somebody has a better use for their memory: an idle one is evicted by value, which weighs how soon it would
-be missed, how long it takes to come back, whether another device has it too, and how many bytes it frees.
+be missed, how long it takes to come back, whether another device has it too, and how many bytes it frees. A model whose
+demand comes back at regular times is there when it does, if only spare copies and what nobody uses make way for it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from config.registry import Registry
 from scheduler import memory
-from scheduler.actions import Activate, Decision, Park
+from scheduler.actions import Activate, Decision, Park, Stage
 from scheduler.harm import harm_of
+from scheduler.look import look_at
 from scheduler.policies.free import Place
-from scheduler.policies.groups import activation
+from scheduler.policies.groups import activation, parked_groups
 from scheduler.policies.on_demand import OnDemand
-from scheduler.policies.places import free_group
+from scheduler.policies.places import free_group, free_on
+from scheduler.policies.staging import has_room, is_staged
 from scheduler.pressure import ROUNDING, kvpr_parts, kvpr_with, mapped_on, misses, misses_for_newcomer
 from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
 
@@ -129,6 +132,7 @@ class Prism(OnDemand):
         if state.wanting or (now - self._looked_at < PERIOD and not self._filling and staged == self._staged):
             return
         self._looked_at, self._filling, self._staged = now, False, staged
+        yield from self._expect(state, now)
         suffering, ranking = self._suffering(state, now), _most_wanted_first(state, now)
         for device in state.devices.values():
             if not self._takes_copies(state, device):
@@ -140,6 +144,47 @@ class Prism(OnDemand):
             elif suffering and (decisions := list(self._exchange(state, device, suffering, now))):
                 yield from decisions
                 ranking = _most_wanted_first(state, now)
+
+    def _expect(self, state: State, now: float) -> Iterator[Decision]:
+        """Bring models that are due: into host memory if it has room, and where nobody loses anything by it."""
+        for model in state.models.values():
+            due = model.demand.recurrence.expected_in(now)
+            if due is None or model.workers or model.tensor_parallel > 1 or not _may_come(model, now):
+                continue
+            when = f"its demand is expected in {due:.0f} s" if due > 0 else f"its demand was expected {-due:.0f} s ago"
+            if not is_staged(state, model):
+                if state.host.staging is None and has_room(state, model):
+                    yield Stage(model.name, when)
+            elif found := self._harmless(state, model, now):
+                worker, victims = found
+                for victim in victims:
+                    yield Park(victim.number, f"idle {now - victim.last_used:.1f} s, {model.name} is due")
+                yield Activate(worker.number, model.name, when)
+
+    def _harmless(self, state: State, model: Model, now: float) -> tuple[Worker, list[Worker]] | None:
+        """A free worker, and the fewest that make way for `model` there and nobody will miss."""
+        found = []
+        for device in state.devices.values():
+            free = self._free_for(state, device, model)
+            if free is None:
+                continue
+            victims = self._victims_for(state, free, model, now)
+            if victims is not None and all(self._is_missed_by_nobody(state, victim, now) for victim in victims):
+                found.append((free, victims))
+        return min(found, key=lambda it: (len(it[1]), it[0].number), default=None)
+
+    def _free_for(self, state: State, device: Device, model: Model) -> Worker | None:
+        """The one that has the skeleton of `model`, or a blank one beyond the reserve."""
+        free = [worker for worker in look_at(state, device).free if worker.reserved_for is None]
+        kept = next((worker for worker in free if worker.model == model.name), None)
+        if kept is not None or not self._takes_copies(state, device):
+            return kept
+        return next((worker for worker in free if worker.phase is Phase.BLANK), None)
+
+    def _is_missed_by_nobody(self, state: State, worker: Worker, now: float) -> bool:
+        """A spare copy, or a model that was not used for long and is not expected to be."""
+        unused = now - worker.last_used >= self._config.idle_timeout
+        return (unused or _is_spare(state, worker)) and _loss(state, worker, now) == 0.0
 
     def _idle_memory_for(
         self, state: State, device: Device, models: Sequence[Model], now: float
@@ -186,13 +231,19 @@ class Prism(OnDemand):
         without: set[str] = self._memo.of(state, "without a group", set)
         if model.workers or model.name in without:
             return []
-        takers = self._memo.of(
-            state, "takers", lambda: [other for other in state.devices.values() if self._takes_copies(state, other)]
-        )
+        takers = self._memo.of(state, ("takers", model.name), lambda: self._takers(state, model))
         found = free_group(state, [device, *(other for other in takers if other is not device)], model)
         if not found:
             without.add(model.name)  # The order of devices is all that differs from one to the next.
         return found
+
+    def _takers(self, state: State, model: Model) -> list[Device]:
+        """Devices that take copies and have a worker for `model`, free or in a parked group."""
+        parked = {worker.device for group in parked_groups(state, model) for worker in group}
+        takers = self._memo.of(
+            state, "takers", lambda: [other for other in state.devices.values() if self._takes_copies(state, other)]
+        )
+        return [other for other in takers if other.name in parked or free_on(state, other, model)]
 
     def _exchange(self, state: State, device: Device, suffering: set[str], now: float) -> Iterator[Decision]:
         """Have idle models make way for one that would miss less there, if that is worth it."""
@@ -258,10 +309,18 @@ def _relief(state: State, model: Model, now: float) -> float:
 def _loss(state: State, worker: Worker, now: float) -> float:
     """Requests that will find their model gone, and wait for it, if a worker is taken from it."""
     model = state.models[worker.model or ""]
-    if any(state.workers[number].phase is Phase.ACTIVE for number in model.workers if number != worker.number):
+    if _is_spare(state, worker):
         return 0.0
     rate = model.demand.arrivals.per_second(now)
+    if model.demand.recurrence.expected_in(now) is not None:
+        return 1.0 + rate * state.estimates.activation(model.shard_bytes, parked=False)
     return min(1.0, rate * HORIZON) + rate * state.estimates.activation(model.shard_bytes, parked=False)
+
+
+def _is_spare(state: State, worker: Worker) -> bool:
+    """Whether another worker serves the same model."""
+    others = state.models[worker.model or ""].workers - {worker.number}
+    return any(state.workers[number].phase is Phase.ACTIVE for number in others)
 
 
 def _most_wanted_first(state: State, now: float) -> list[Model]:

@@ -43,6 +43,11 @@ def can_make_room(state: State, model: Model, turn: Turn) -> bool:
     return _host_room(state, model) + sum(other.weight_bytes for other in _unstageable(state, model, turn)) >= 0
 
 
+def has_room(state: State, model: Model) -> bool:
+    """Whether the weights fit into host memory as it is."""
+    return _host_room(state, model) >= 0
+
+
 def _host_room(state: State, model: Model) -> int:
     """Bytes that would be left with `model` in; negative when it does not fit."""
     return state.host.capacity - state.host.used - model.weight_bytes
