@@ -23,7 +23,16 @@ from scheduler.policies.groups import activation, parked_groups
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group, free_on
 from scheduler.policies.staging import has_room, is_staged
-from scheduler.pressure import ROUNDING, kvpr_parts, kvpr_with, mapped_on, misses, misses_for_newcomer
+from scheduler.pressure import (
+    ROUNDING,
+    kv_needed,
+    kv_use,
+    kvpr_parts,
+    kvpr_with,
+    mapped_on,
+    misses,
+    misses_for_newcomer,
+)
 from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
 
 PERIOD = 0.5
@@ -32,6 +41,8 @@ HORIZON = 40.0
 """Seconds for which demand is taken to stay as it is."""
 SHORT = 0.8
 """Share of a device's KV cache from which on its memory is short."""
+ROOMY = 0.4
+"""And up to which some of it may go to a model that nobody waits for."""
 FIRST_LEAVES, COPY_LEAVES = 0.1, 0.25
 """Shares of a device's memory that are left for KV cache when a model is activated ahead of its demand."""
 BEGIN = 0.5
@@ -39,7 +50,7 @@ BEGIN = 0.5
 LEAST_GAIN = 12.0
 """Requests that an exchange must save within the horizon; and times what it loses."""
 COOLDOWN = 5.0
-"""Seconds between two exchanges on a device."""
+"""Seconds between two exchanges on a device, or for a model: what one has brought is to be seen first."""
 RESIDENCE = 20.0
 """Seconds for which a model stays where it was activated, unless somebody waits for a worker."""
 NOBODY_RESTS = 10.0
@@ -61,9 +72,12 @@ class Prism(OnDemand):
         """Something was activated at the last look: there may be more to do as soon as it is there."""
         self._staged = 0
         """Models that were in host memory then."""
-        self._nothing_fitted: dict[str, tuple[int, int, int, int]] = {}
+        self._nothing_fitted: dict[str, tuple[int, ...]] = {}
         """How each device was filled when nothing more would go in."""
         self._exchanged_at: dict[str, float] = {}
+        """When there was an exchange last, by device."""
+        self._moved_at: dict[str, float] = {}
+        """The same by model."""
 
     def route(self, state: State, workers: Sequence[Worker], request: Request, now: float) -> Worker:
         """Where the fewest requests are expected to miss their TPOT for it, itself among them."""
@@ -184,16 +198,22 @@ class Prism(OnDemand):
     def _is_missed_by_nobody(self, state: State, worker: Worker, now: float) -> bool:
         """A spare copy, or a model that was not used for long and is not expected to be."""
         unused = now - worker.last_used >= self._config.idle_timeout
-        return (unused or _is_spare(state, worker)) and _loss(state, worker, now) == 0.0
+        model = state.models[worker.model or ""]
+        if model.demand.arrivals.per_second(now) > 0.0 or model.demand.recurrence.expected_in(now) is not None:
+            return _is_spare(state, worker)
+        return unused or _is_spare(state, worker)
 
     def _idle_memory_for(
         self, state: State, device: Device, models: Sequence[Model], now: float
     ) -> tuple[Model, list[Worker]] | None:
         """The most wanted of the models that the device does not have and has room for, and workers for it."""
+        use = kv_use(state, device)
+        if use > ROOMY:
+            return None
         here = {worker.model for worker in mapped_on(state, device)}
         absent = len(models) - sum(_may_come(state.models[name], now) for name in here if name)
         free = sum(worker.phase in FREE for worker in state.on(device))
-        look = (device.ledger.fixed, free, absent, self._staged)
+        look = (device.ledger.fixed, free, absent, self._staged, int(10 * use))
         if self._nothing_fitted.get(device.name) == look:
             return None
         coming = any(state.roster.numbers(phase) for phase in COMING)
@@ -254,7 +274,11 @@ class Prism(OnDemand):
             return
         here = {worker.model for worker in mapped_on(state, device)}
         reliefs = self._memo.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
-        gains = [(relief - _added(state, device, m, now), m) for m, relief in reliefs if m.name not in here]
+        gains = [
+            (relief - _added(state, device, model, now), model)
+            for model, relief in reliefs
+            if model.name not in here and now - self._moved_at.get(model.name, -COOLDOWN) >= COOLDOWN
+        ]
         gain, model = max(gains, key=lambda pair: (pair[0], -pair[1].index), default=(0.0, None))
         if model is None or gain * HORIZON <= LEAST_GAIN:
             return
@@ -263,7 +287,7 @@ class Prism(OnDemand):
             1.0 + sum(_loss(state, worker, now) for worker in victims)
         ):
             return
-        self._exchanged_at[device.name] = now
+        self._exchanged_at[device.name] = self._moved_at[model.name] = now
         for worker in victims:
             reason = f"{model.name} would miss {gain:.2f} requests/s less on {device.name}"
             yield Park(worker.number, f"idle {now - worker.last_used:.1f} s; {reason}")
@@ -311,7 +335,7 @@ def _loss(state: State, worker: Worker, now: float) -> float:
     model = state.models[worker.model or ""]
     if _is_spare(state, worker):
         return 0.0
-    rate = model.demand.arrivals.per_second(now)
+    rate = _wanted(model, now)
     if model.demand.recurrence.expected_in(now) is not None:
         return 1.0 + rate * state.estimates.activation(model.shard_bytes, parked=False)
     return min(1.0, rate * HORIZON) + rate * state.estimates.activation(model.shard_bytes, parked=False)
@@ -356,8 +380,9 @@ def _leaves_enough(state: State, worker: Worker, model: Model) -> bool:
     ledger = state.devices[worker.device].ledger
     if ledger.capacity is None:
         return True
-    fixed = ledger.fixed + memory.need(state, worker, model)
-    return ledger.capacity - fixed >= (COPY_LEAVES if model.workers else FIRST_LEAVES) * ledger.capacity
+    left = ledger.capacity - ledger.fixed - memory.need(state, worker, model)
+    needed = sum(kv_needed(state, other) for other in mapped_on(state, state.devices[worker.device]))
+    return left >= max((COPY_LEAVES if model.workers else FIRST_LEAVES) * ledger.capacity, needed / ROOMY)
 
 
 def _added(state: State, device: Device, model: Model, now: float) -> float:
