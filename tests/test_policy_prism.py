@@ -230,6 +230,15 @@ def test_an_idle_copy_makes_way_for_a_neighbours_kv_cache() -> None:
     assert list(bench.active().values()) == ["a"]
 
 
+def test_it_does_not_come_back_while_that_kv_cache_is_needed() -> None:
+    bench = gpus({"a": 5, "b": 5}, devices=GPUS[:1])
+    bench.serve("a", prompt=24 * 1024)
+    rest(bench, 5)
+    bench.clear()
+    rest(bench, 30)
+    assert not bench.decisions()
+
+
 # --- where a request goes -------------------------------------------------------------------------------------
 
 
@@ -269,6 +278,20 @@ def test_an_idle_model_makes_way_for_one_that_suffers() -> None:
     Load(bench, dict.fromkeys(together, 1.5)).run(120)
     assert {device for name in together for device in homes(bench)[name]} == set(GPUS)
     assert all(homes(bench)[name] for name in together)
+
+
+def test_who_suffers_gets_one_more_place_at_a_time() -> None:
+    devices = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+    bench = gpus(dict.fromkeys("abcdefgh", 12), workers=3, devices=devices)
+    together = [name for name, at in homes(bench).items() if at == homes(bench)["a"]]
+    load = Load(bench, dict.fromkeys(together, 2.0))
+    came = []
+    for _ in range(30):
+        bench.clear()
+        load.run(4)
+        came += [action.model for action in only(Activate, bench.said)]
+        assert len(only(Activate, bench.said)) == len({action.model for action in only(Activate, bench.said)})
+    assert set(came) & set(together)
 
 
 def test_nobody_moves_where_nobody_suffers() -> None:
