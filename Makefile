@@ -30,9 +30,9 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.sglang
 	$(BIN)/python -m pytest $(ARGS)
 
-# No dependencies: whoever has a GPU has installed what fits it.
+# No dependencies: whoever has a GPU has installed what fits it, with warnings of its own.
 gpu-test:
-	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+	$(BIN)/python -m pytest -W default -m gpu tests/gpu $(ARGS)
 
 fuzz: $(VENV)/.dev
 	PRISM_CASES=fuzz PRISM_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_scheduler_random.py $(ARGS)

@@ -77,7 +77,8 @@ def create(pool: Pool, device: str, emit: Emit) -> Engine:
         from enginepool.engines.sglang import SglangEngine
         from enginepool.engines.sglang.protocol import StartRank
 
-        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, _kv_memory(pool, device)))
+        kv_memory, memory = _kv_memory(pool, device), pool.device_memory or 0
+        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, kv_memory, memory))
     from enginepool.engines.simulated import SimulatedEngine
 
     return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)

@@ -19,7 +19,9 @@ class StartRank:
     """CPU threads of torch."""
     max_running: int
     kv_memory: int
-    """Bytes that the KV cache may ever grow to."""
+    """Bytes that the KV cache may ever grow to; 0 for what the device has."""
+    device_memory: int = 0
+    """Bytes of the device that all its workers together may use; 0 for all that it has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
     commands.install(serving)
-    connection.send(_describe_built(serving, seconds, limited is None or limited.applied, phases))
+    memory = min(device.memory, start.device_memory or device.memory)
+    connection.send(_describe_built(serving, memory, seconds, limited is None or limited.applied, phases))
     scheduler.run_event_loop()
     upstream.release(scheduler)
     del scheduler, weights, serving
@@ -119,10 +120,12 @@ def _describe_failure(command: Build, error: Exception) -> EngineError | StoreEr
     return EngineError(f"{command.model.name}: SGLang cannot serve it: {describe(error)}")
 
 
-def _describe_built(serving: commands.Serving, copy_seconds: float, limited: bool, phases: Phases) -> Built:
+def _describe_built(
+    serving: commands.Serving, memory: int, copy_seconds: float, limited: bool, phases: Phases
+) -> Built:
     scheduler = serving.scheduler
     return Built(
-        max_input=min(scheduler.max_req_input_len, _most_tokens(serving)),
+        max_input=min(scheduler.max_req_input_len, _most_tokens(serving, memory)),
         pool_tokens=scheduler.max_total_num_tokens,
         kv_bytes_per_token=serving.kv.bytes_per_token,
         held=serving.held(),
@@ -132,9 +135,8 @@ def _describe_built(serving: commands.Serving, copy_seconds: float, limited: boo
     )
 
 
-def _most_tokens(serving: commands.Serving) -> int:
-    """What the KV cache could hold with the device for itself: a longer prompt would wait for ever."""
-    memory = serving.device.memory
+def _most_tokens(serving: commands.Serving, memory: int) -> int:
+    """What the KV cache could hold with all `memory` (bytes) for itself: a longer prompt would wait for ever."""
     if not memory:
         return int(serving.scheduler.max_total_num_tokens)
     return int((memory - serving.weights.flat.nbytes - serving.held()) / serving.kv.bytes_per_token)
