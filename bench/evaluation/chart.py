@@ -120,6 +120,6 @@ def _goodput(axis: Axes, scenario: Scenario, outcomes: Sequence[Outcome], colour
         axis.plot(GOODPUT_AT, [spread.mean for spread in spreads], marker="o", markersize=4, color=colour)
         axis.fill_between(GOODPUT_AT, lows, highs, color=colour, alpha=0.12, linewidth=0)
     axis.set_xticks(GOODPUT_AT, [f"x{times:g}" for times in GOODPUT_AT])
-    axis.set(title=f"{scenario.name}: goodput on {scenario.gpus} GPUs", xlabel="times the fixed rate")
+    axis.set(title=f"{scenario.name}: goodput on {scenario.gpus} GPUs", xlabel="times the trace's own rate")
     axis.set_ylabel("requests/s within both SLOs")
     axis.set_ylim(bottom=0)

@@ -108,12 +108,12 @@ def _method(plan: Plan) -> str:
     requests meet each of the two; what is not answered has missed both. A trace's warm-up is simulated and not judged.
     Rates are varied by leaving requests out or adding copies, until two that differ by a factor of
     {effort.precision:g} hold and do not; none at which fewer than {JUDGED} requests would be judged counts as held. The
-    fixed rate of a case is the highest that `{plan.reference}` holds; where it holds none, the trace's own. `static`
-    gets the best of {effort.placements} placements, tried on {SCREENED_FOR:g} s of the trace at
+    fixed rate of a case is the highest that `{plan.reference}` holds; where it holds none, and where goodput is
+    compared, the trace's own. `static` gets the best of {effort.placements} placements, tried on {SCREENED_FOR:g} s of the trace at
     {SCREENED_AT:g} times the rate, the best {FINALISTS} of
     them on the whole; another {effort.placements_elsewhere} for each other number of GPUs, and {effort.placements}
     again at the rate that it was found to hold. Goodput counts requests that met both objectives, at {times} times the
-    fixed rate; goals are about {HEADLINE:g} times."""
+    trace's own rate; goals are about {HEADLINE:g} times."""
     return "## How\n\n" + textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False)
 
 
@@ -125,7 +125,10 @@ def _section(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome]) -> lis
     }
     for measure in scenario.measures:
         if measure == "goodput":
-            parts += ["Goodput, requests a second, by times the fixed rate:", _goodput_table(plan, scenario, outcomes)]
+            parts += [
+                "Goodput, requests a second, by times the trace's own rate:",
+                _goodput_table(plan, scenario, outcomes),
+            ]
         else:
             title, quantity = titles[measure]
             parts += [title, _table(plan, scenario, outcomes, quantity)]

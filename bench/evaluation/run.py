@@ -98,12 +98,14 @@ def open_cases(plan: Plan) -> list[Case]:
 
 
 def _fix(plan: Plan, case: Case, report: Report) -> Fixed:
-    """The case with its objectives, at the rate that the reference policy just holds."""
+    """The case with its objectives, at the rate that the reference policy just holds; for goodput, at its own."""
     series = case.series
     registry = alone(
         series.registry, series.trace, series.costs, series.calibration, capacity=series.capacity, report=report
     )
     case = dataclasses.replace(case, series=dataclasses.replace(series, registry=registry), reference=plan.reference)
+    if case.scenario.measures == ("goodput",):
+        return Fixed(case, ())
     trials = Trials(case, plan.reference, plan.effort, report, placed_at=case.scale)
     scale = trials.highest_scale()
     return Fixed(dataclasses.replace(case, scale=scale or case.scale, held=scale is not None), trials.runs)
@@ -126,6 +128,8 @@ def _longest_first(cases: Sequence[Case]) -> list[int]:
 
 def _say_fixed(fixed: Fixed) -> None:
     case = fixed.case
+    if not fixed.runs:
+        return
     rate = f"{case.scale:.3g} times its rate" if case.held else "no rate; compared at its own"
     say_again("")
     say(f"{case.name}: {case.reference} holds {rate}")

@@ -27,7 +27,7 @@ def gpus(outcome: Outcome, found: Found) -> float:
 
 
 def goodput(outcome: Outcome, found: Found, times: float = HEADLINE) -> float:
-    """Requests a second, at so many times the fixed rate."""
+    """Requests a second, at so many times the trace's own rate."""
     return found.goodput[times]
 
 

@@ -51,7 +51,7 @@ class Found:
     gpus: int | None = None
     """The fewest that hold the fixed rate."""
     goodput: Mapping[float, float] = field(default_factory=dict)
-    """Requests a second that met both objectives, by times the fixed rate."""
+    """Requests a second that met both objectives, by times the trace's own rate."""
     runs: tuple[Run, ...] = ()
 
 
