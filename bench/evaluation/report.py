@@ -109,8 +109,8 @@ def _method(plan: Plan) -> str:
     Rates are varied by leaving requests out or adding copies, until two that differ by a factor of
     {effort.precision:g} hold and do not; none at which fewer than {JUDGED} requests would be judged counts as held. The
     fixed rate of a case is the highest that `{plan.reference}` holds; where it holds none, and where goodput is
-    compared, the trace's own. `static` gets the best of {effort.placements} placements, tried on {SCREENED_FOR:g} s of the trace at
-    {SCREENED_AT:g} times the rate, the best {FINALISTS} of
+    compared, the trace's own. `static` gets the best of {effort.placements} placements, tried on {SCREENED_FOR:g} s of
+    the trace at {SCREENED_AT:g} times the rate, the best {FINALISTS} of
     them on the whole; another {effort.placements_elsewhere} for each other number of GPUs, and {effort.placements}
     again at the rate that it was found to hold. Goodput counts requests that met both objectives, at {times} times the
     trace's own rate; goals are about {HEADLINE:g} times."""
