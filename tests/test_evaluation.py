@@ -19,7 +19,7 @@ from bench.evaluation.placements import best_placement
 from bench.evaluation.registries import registry_of, simulable, workers_on
 from bench.evaluation.report import NAME, NOTES
 from bench.evaluation.run import Outcome
-from bench.evaluation.scenarios import SCENARIOS, Group, Scenario, chosen
+from bench.evaluation.scenarios import HEADLINE, SCENARIOS, Group, Scenario, chosen
 from bench.evaluation.search import fewest, highest
 from bench.evaluation.sizes import SIZES
 from bench.evaluation.summary import Spread, gpus, rate, ratio
@@ -292,7 +292,9 @@ def test_goals_are_judged_by_the_scenario_that_they_are_about(case: Case) -> Non
     unequal = replace(case, scenario=SCENARIOS["unequal"])
     made = [
         *outcomes(eight, [Found("1", "prism", scale=3.0), Found("1", "space", scale=1.0)]),
-        *outcomes(unequal, [Found("2", "prism", goodput={1.5: 9.0}), Found("2", "static", goodput={1.5: 10.0})]),
+        *outcomes(
+            unequal, [Found("2", "prism", goodput={HEADLINE: 9.0}), Found("2", "static", goodput={HEADLINE: 10.0})]
+        ),
     ]
 
     lines = goal_table(made).splitlines()
