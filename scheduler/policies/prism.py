@@ -197,11 +197,11 @@ class Prism(OnDemand):
 
     def _is_missed_by_nobody(self, state: State, worker: Worker, now: float) -> bool:
         """A spare copy, or a model that was not used for long and is not expected to be."""
-        unused = now - worker.last_used >= self._config.idle_timeout
-        model = state.models[worker.model or ""]
-        if model.demand.arrivals.per_second(now) > 0.0 or model.demand.recurrence.expected_in(now) is not None:
-            return _is_spare(state, worker)
-        return unused or _is_spare(state, worker)
+        if _is_spare(state, worker):
+            return True
+        demand = state.models[worker.model or ""].demand
+        wanted = demand.arrivals.per_second(now) > 0.0 or demand.recurrence.expected_in(now) is not None
+        return not wanted and now - worker.last_used >= self._config.idle_timeout
 
     def _idle_memory_for(
         self, state: State, device: Device, models: Sequence[Model], now: float
@@ -336,9 +336,8 @@ def _loss(state: State, worker: Worker, now: float) -> float:
     if _is_spare(state, worker):
         return 0.0
     rate = _wanted(model, now)
-    if model.demand.recurrence.expected_in(now) is not None:
-        return 1.0 + rate * state.estimates.activation(model.shard_bytes, parked=False)
-    return min(1.0, rate * HORIZON) + rate * state.estimates.activation(model.shard_bytes, parked=False)
+    missed = 1.0 if model.demand.recurrence.expected_in(now) is not None else min(1.0, rate * HORIZON)
+    return missed + rate * state.estimates.activation(model.shard_bytes, parked=False)
 
 
 def _is_spare(state: State, worker: Worker) -> bool:
