@@ -184,7 +184,7 @@ def _listen(path: Path) -> socket.socket:
 async def _connect(child: Child[In], listener: socket.socket, union: Any) -> None:
     """Wait for the child's connection; without one it is killed."""
     try:
-        connection = await _accept(child, listener)
+        connection = await accept_from(child, listener)
         _, child.channel = await asyncio.get_running_loop().create_connection(
             lambda: Channel[In](union, child.take, child.disconnected), sock=connection
         )
@@ -193,23 +193,22 @@ async def _connect(child: Child[In], listener: socket.socket, union: Any) -> Non
             await child.kill()
 
 
-async def _accept(child: Child[In], listener: socket.socket) -> socket.socket:
+async def accept_from(child: Child[In], listener: socket.socket) -> socket.socket:
+    """Only whoever waits here accepts, once it is awake: `sock_accept` loses a connection that is made as it is
+    cancelled."""
     loop = asyncio.get_running_loop()
-    accept = loop.create_task(loop.sock_accept(listener))
+    connecting = asyncio.Event()
+    loop.add_reader(listener, connecting.set)
+    waiting = loop.create_task(connecting.wait())
     try:
-        await asyncio.wait((accept, child.exited), timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:
-        if accept.done():
-            accept.result()[0].close()
-        raise
-    finally:
-        if not accept.done():
-            accept.cancel()
-            await asyncio.wait((accept,))
-    if accept.cancelled():
+        await asyncio.wait((waiting, child.exited), timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        return listener.accept()[0]
+    except BlockingIOError:
         child.end(f"silent for {CONNECT_TIMEOUT:g} s after its fork")
-        raise PoolError(f"{child.name} did not connect: {await child.exited}")
-    return accept.result()[0]
+        raise PoolError(f"{child.name} did not connect: {await child.exited}") from None
+    finally:
+        loop.remove_reader(listener)
+        waiting.cancel()
 
 
 class _TemplateProcess:

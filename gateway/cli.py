@@ -52,10 +52,10 @@ def _serve(options: argparse.Namespace) -> int:
     from gateway import demo
     from gateway.server import serve
 
-    set_up_logging(options.log_level)
     registry = demo.registry(options.demo_dir) if options.demo else read_registry(options.registry)
     if options.port is not None:
         registry = replace(registry, gateway=replace(registry.gateway, port=options.port))
+    set_up_logging(options.log_level)
     serve(
         registry,
         validate=options.validate,
