@@ -42,6 +42,8 @@ class EngineLoad:
     """Bytes of the GPU's memory that all its processes use; 0 where nobody tells."""
     process_used: int | None = None
     """Of them by this engine; None where nobody tells."""
+    held: int = 0
+    """Bytes of them besides weights and KV cache, while a model is active."""
 
 
 class Engine(Protocol):

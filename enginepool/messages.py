@@ -263,6 +263,8 @@ class WorkerStats(Message, frozen=True):
     """Of the GPU's memory, by all its processes; 0 where NVML does not tell."""
     process_used: int | None = None
     """Of them by this worker; None where NVML does not tell."""
+    held: int = 0
+    """Of them besides weights and KV cache; 0 where nobody tells, and while no model is active."""
 
 
 class Pong(Message, frozen=True):

@@ -172,6 +172,7 @@ class _Worker:
             batch=load.batch,
             device_used=load.device_used,
             process_used=load.process_used,
+            held=load.held,
         )
 
 

@@ -101,7 +101,13 @@ class Signals:
         self._context.journal.stats[worker] = stats
         self._context.feed(
             events.Stats(
-                worker, stats.running, stats.waiting, stats.kv_mapped, stats.prompt_tokens, stats.output_tokens
+                worker,
+                stats.running,
+                stats.waiting,
+                stats.kv_mapped,
+                stats.prompt_tokens,
+                stats.output_tokens,
+                stats.held,
             )
         )
 

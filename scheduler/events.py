@@ -116,6 +116,8 @@ class Stats(Event, frozen=True):
     kv_bytes: int
     prompt_tokens: int
     output_tokens: int
+    held: int = 0
+    """Bytes of its device's memory besides weights and KV cache; 0 where nobody tells."""
 
 
 class OperatorActivate(Event, frozen=True):

@@ -6,7 +6,7 @@ model gets which worker is the policy's to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -481,10 +481,8 @@ class Scheduler:
         model.activation_seconds = smoothed(model.activation_seconds, event.seconds, SMOOTHING)
         self._observer.activated(worker, model, event.seconds)
         worker.last_used = self._now
-        model.held = event.held
         group = self.state.group(worker)
-        for member in group:
-            self.state.devices[member.device].ledger.measure(member.number, event.held)
+        self._measure(group, model, event.held)
         self._enter(worker, Phase.ACTIVE)
         self._actions += self._limits.activated(worker)
         for member in group:
@@ -619,8 +617,16 @@ class Scheduler:
             return
         for member in self.state.group(worker):
             member.kv_mapped = event.kv_bytes
+        if worker.phase is Phase.ACTIVE and event.held > self.state.account(worker).held:
+            self._measure(self.state.group(worker), self.state.models[worker.model or ""], event.held)
         self._observer.decoded(worker, event.output_tokens, self._now)
         self._has_room(worker)
+
+    def _measure(self, group: Sequence[Worker], model: Model, held: int) -> None:
+        """What a worker holds grows with its steps, such as by the workspace of long prompts: the most counts."""
+        model.held = max(held, model.held or 0)
+        for member in group:
+            self.state.devices[member.device].ledger.measure(member.number, model.held)
 
     # host memory
 

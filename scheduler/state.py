@@ -165,7 +165,7 @@ class Model:
     homes: frozenset[str] | None = None
     """Devices on which alone the policy has it served; None for all."""
     held: int | None = None
-    """Bytes that a worker held beside its weights and KV cache when it was last active; None before the first time."""
+    """The most bytes that a worker held beside its weights and KV cache; None before it was active."""
     staged: bool = False
     last_used: float = 0.0
     failures: int = 0

@@ -59,7 +59,8 @@ def inspect(folder: Path) -> Report:
     with held, as_only_rank(server_args, config):
         loaded = weights.build(server_args, config, torch.device("cpu"))[0]
         filled = stored.StoredWeights(manifest, Cpu())
-        with stored.loading(filled, Weights(manifest, held.ref, verify=True), Phases()):
+        filled.fill(Weights(manifest, held.ref, verify=True))
+        with stored.loading(filled, Phases()):
             loader = stored.StoredModelLoader(LoadConfig())
             restored = loader.load_model(model_config=config, device_config=SimpleNamespace(device="cpu"))
         walks = Walk(loaded), Walk(restored)

@@ -72,7 +72,7 @@ async def test_one_worker_serves_three_models_in_turn(
 ) -> None:
     for name in (*NAMES, *NAMES):
         phases = await worker.activate(sglang_stored[name])
-        assert list(phases) == ["teardown", "arguments", "scheduler", "model", "graphs", "copy", "tokenizer"]
+        assert list(phases) == ["teardown", "arguments", "scheduler", "model", "kv_cache", "copy", "tokenizer"]
         assert await worker.complete() == sglang_answers[name]
         assert len(model_folders(worker, sglang_run_dir)) == 1
         await worker.park()

@@ -80,7 +80,7 @@ class Built:
     limited: bool
     """Whether the KV limit holds."""
     phases: dict[str, float]
-    """Seconds from Prepared on: `scheduler` before its model is made, `model`, `graphs` with the KV cache, and `copy`,
+    """Seconds from Prepared on: `scheduler` before its model is made, `model`, `kv_cache` with attention, and `copy`,
     which is what the copy took beyond that."""
 
 
@@ -168,6 +168,8 @@ class RankLoad:
     """Of them by running requests; what only the prefix cache uses is not counted."""
     batch: float
     """Requests in a decode step, on average since the last report; 0 if there was none."""
+    held: int
+    """Bytes of the device's memory besides weights and KV cache."""
 
 
 Answer = RankReady | Prepared | Built | BuildFailed | TornDown | CommandDone | CommandFailed

@@ -116,7 +116,7 @@ class SglangEngine:
             self._rest()
 
     def _rest(self) -> None:
-        self.load.kv_mapped = self.load.kv_bytes = 0
+        self.load.kv_mapped = self.load.kv_bytes = self.load.held = 0
         self.load.batch = 0.0
 
     async def close(self) -> None:
@@ -213,7 +213,7 @@ class SglangEngine:
         if isinstance(event, KvLimitSet):
             self._emit(KvLimitApplied(event.revision, event.mapped, event.applied))
         else:
-            self.load.kv_bytes, self.load.batch = event.used, event.batch
+            self.load.kv_bytes, self.load.batch, self.load.held = event.used, event.batch, event.held
 
     async def _run(self, live: LiveRequest) -> None:
         """Root of a request's task, in which SGLang's own code runs."""

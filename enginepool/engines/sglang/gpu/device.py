@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enginepool.engines.sglang.gpu import upstream
+from enginepool.engines.sglang.gpu import late_graphs, upstream
 from enginepool.engines.sglang.gpu.elastic_kv import ElasticKv
 from enginepool.engines.sglang.gpu.host_copies import HostCopies
+from enginepool.engines.sglang.gpu.late_graphs import LateGraphs
 from enginepool.engines.sglang.gpu.link import CopyTimer, Link
 from enginepool.engines.sglang.gpu.memory import GpuMemory
 from enginepool.engines.sglang.sockets import kv_name
@@ -32,12 +33,16 @@ class Gpu:
         self.memory = torch.cuda.get_device_properties(index).total_memory
         self._memory = GpuMemory(index, os.getpid())
         self._copies = HostCopies()
+        late_graphs.undisturbed = self._copies.paused
         self._link = Link()
         self._copying: CopyTimer | None = None
 
     def building(self) -> AbstractContextManager[None]:
-        """Graphs are captured meanwhile, which registering memory would spoil."""
+        """Registering memory would hold the driver up."""
         return self._copies.paused()
+
+    def allocate(self, nbytes: int) -> Tensor:
+        return upstream.allocate_weights(nbytes)
 
     def offer(self, model: str, segment: SegmentRef) -> None:
         self._copies.offer(model, segment)
@@ -53,6 +58,14 @@ class Gpu:
 
     def kv_cache(self, scheduler: Any) -> ElasticKv:
         return ElasticKv(scheduler)
+
+    def improve(self, scheduler: Any) -> bool:
+        """Captures one more decode graph."""
+        graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
+        if not isinstance(graphs, LateGraphs) or not graphs.missing:
+            return False
+        graphs.capture_next()
+        return True
 
     def pause(self) -> None:
         upstream.pause_weights()

@@ -5,11 +5,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+from kvcached import vmm_ops
+from torch import Tensor
+
+from config.errors import EngineError, describe
 from enginepool.engines.sglang.protocol import KvLimitSet
 from enginepool.engines.sglang.rank.prefix_cache import evictable
 
 _SHRINK_TIMEOUT = 8.0
 """Seconds after which a limit that does not hold is reported as such. The gateway's own is longer."""
+
+_PADDING = 0
+"""The slot that SGLang has padding read and write, and the offset of its page."""
 
 
 class ElasticKv:
@@ -18,6 +26,8 @@ class ElasticKv:
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._pending: tuple[int, int, float] | None = None
+        self._padding = _padding_slots(scheduler.token_to_kv_pool_allocator.get_kvcache())
+        self._clear_padding()
         self.bytes_per_token: float = sum(it.block_mem_size * it.num_layers * it.num_kv_buffers for it in _managers())
 
     @property
@@ -51,9 +61,32 @@ class ElasticKv:
         self._pending = None
         return KvLimitSet(revision, int(state["mapped_bytes"]), applied)
 
-    def trim(self) -> None:
-        """Give back pages that are mapped and hold nothing."""
+    def pause(self) -> None:
+        """Give back all pages: those that hold nothing, and behind kvcached's back the one with the padding slot."""
         _trim()
+        torch.cuda.synchronize()
+        for manager in _managers_with_padding():
+            vmm_ops.unmap_from_kv_tensors([_PADDING], manager.group_id)
+
+    def resume(self) -> None:
+        """Map the padding slot's page again.
+
+        Raises:
+            EngineError: there is no memory for it.
+        """
+        try:
+            for manager in _managers_with_padding():
+                vmm_ops.map_to_kv_tensors([_PADDING], manager.group_id)
+        except RuntimeError as error:
+            raise EngineError(f"there is no memory for the KV cache's first page: {describe(error)}") from error
+        self._clear_padding()
+
+    def _clear_padding(self) -> None:
+        """Kernels multiply the first slot's content by zero, and memory comes with anything in it: NaN would stay."""
+        for manager in _managers():
+            manager._wait_post_init()  # it maps the page
+        for slot in self._padding:
+            slot.zero_()
 
     def _evict(self, nbytes: int) -> None:
         """Drop prefix-cache entries, the least recently used first, until `nbytes` more are free or none is left."""
@@ -66,10 +99,23 @@ class ElasticKv:
             self._scheduler.tree_cache.evict(EvictParams(num_tokens=max(tokens, 1024)))
 
 
+def _padding_slots(pool: Any) -> list[Tensor]:
+    """The first slot of every buffer: keys and values by layer, or what multi-head latent attention keeps."""
+    parts = [part for name in ("full_kv_pool", "swa_kv_pool") if (part := getattr(pool, name, None)) is not None]
+    if parts:
+        return [slot for part in parts for slot in _padding_slots(part)]
+    names = ("k_buffer", "v_buffer", "kv_buffer")
+    return [buffer[_PADDING] for name in names for buffer in getattr(pool, name, None) or ()]
+
+
 def _managers() -> list[Any]:
     from kvcached.pool_registry import get_registered_kv_cache_pools
 
     return [manager for manager, _ in get_registered_kv_cache_pools()]
+
+
+def _managers_with_padding() -> list[Any]:
+    return [manager for manager in _managers() if manager.null_block is not None]
 
 
 def _allocated(manager: Any) -> int:

@@ -13,9 +13,14 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from config.errors import EngineError
 
 TESTED_KVCACHED = ("0.1.6",)
+_WEIGHTS = "weights"
+"""SGLang's GPU_MEMORY_TYPE_WEIGHTS."""
 
 
 def check_kvcached() -> None:
@@ -39,9 +44,12 @@ def adapt() -> None:
     """Once per process, after SGLang's imports."""
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 
+    from enginepool.engines.sglang.gpu import late_graphs
+
     decode_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=_Silent)
     # It would unfreeze what the template froze, and walk all of it twice: a second for each model.
     decode_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
+    late_graphs.adapt()
 
 
 class _Silent(list[int]):
@@ -59,14 +67,20 @@ def name_this_rank(name: str) -> None:
             module.DEFAULT_IPC_NAME = name  # type: ignore[attr-defined]
 
 
+def allocate_weights(nbytes: int) -> Tensor:
+    """Memory (uint8) that `pause_weights` takes away: as if SGLang allocated it for its model."""
+    with _saver().region(tag=_WEIGHTS):
+        return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+
+
 def pause_weights() -> None:
     """Give their physical memory back; addresses, and so CUDA graphs, stay valid."""
-    _saver().pause("weights")
+    _saver().pause(_WEIGHTS)
 
 
 def resume_weights() -> None:
     """Memory again at the same addresses, with whatever is in it."""
-    _saver().resume("weights")
+    _saver().resume(_WEIGHTS)
 
 
 def forget_gpu_memory() -> None:
@@ -75,7 +89,6 @@ def forget_gpu_memory() -> None:
     Each line stands for memory that was seen to stay: SGLang's caches of input buffers and of logits, the graphs' pool,
     the saver's pool of parked blocks, and cuBLAS's workspaces of streams that are gone.
     """
-    import torch
     from kvcached.integration.sglang import interfaces
     from sglang.srt.distributed.device_communicators import pynccl_allocator
     from sglang.srt.model_executor import input_buffers

@@ -7,19 +7,24 @@ else greedy answers would in time differ from SGLang's own.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def compute_tables(module: nn.Module, device: torch.device) -> None:
-    """Fill the tables of all rotary embeddings in `module` with what `device` makes of them.
+def compute_tables(model: nn.Module, device: torch.device) -> None:
+    """Fill the tables of all rotary embeddings in `model` with what `device` makes of them.
 
     Left as they are: tables in several parts (Phi-3's long and short ones), whose methods take arguments.
     """
-    for part in module.modules():
+    part: Any
+    for part in model.modules():
         compute = getattr(part, "_compute_cos_sin_cache", None)
         if compute is not None and not inspect.signature(compute).parameters:
+            table = part.get_buffer("cos_sin_cache")
             with device:
-                table = compute()
-            part.get_buffer("cos_sin_cache").copy_(table)
+                part.register_buffer("cos_sin_cache", compute(), persistent=False)
+                part._ensure_cos_sin_cache_length(len(table) - 1)  # as it was lengthened after loading
+            table.copy_(part.get_buffer("cos_sin_cache"))
+            part.register_buffer("cos_sin_cache", table, persistent=False)

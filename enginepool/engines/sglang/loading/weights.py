@@ -14,6 +14,7 @@ import torch
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.loader import DefaultModelLoader, device_loading_context, get_model_loader
+from sglang.srt.utils import reserve_rope_cache_for_long_sequences
 from torch import nn
 
 from config.errors import EngineError, StoreError, describe
@@ -83,6 +84,8 @@ def build(
         if missing := marks.left():
             raise StoreError(f"{len(missing)} tensors are missing in the checkpoint, such as {missing[0]}")
         _process(module, device)
+        # ModelRunner would at an activation, and wait for the copy of the weights meanwhile.
+        reserve_rope_cache_for_long_sequences(module, server_args, model_config)
     after = Walk(module.eval())
     _check_structure(before, after)
     changed = {name: value for name, value in after.values.items() if before.values.get(name, ...) != value}

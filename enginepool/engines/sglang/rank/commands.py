@@ -80,7 +80,7 @@ class Serving:
         batch = sum(self.batches) / len(self.batches) if self.batches else 0.0
         self.batches.clear()
         cached = int(evictable(self.scheduler.tree_cache) * self.kv.bytes_per_token)
-        return RankLoad(self.kv.mapped, max(0, self.kv.allocated - cached), batch)
+        return RankLoad(self.kv.mapped, max(0, self.kv.allocated - cached), batch, self.held())
 
 
 Handler = Callable[[Serving, Any], object]
@@ -101,6 +101,13 @@ def install(serving: Serving) -> None:
         serving.between_steps()
 
     scheduler.process_input_requests = take_requests_and_look_around
+    sleep = scheduler.maybe_sleep_on_idle
+
+    def improve_or_sleep() -> None:
+        if serving.paused or scheduler.gracefully_exit or not serving.device.improve(scheduler):
+            sleep()
+
+    scheduler.maybe_sleep_on_idle = improve_or_sleep
 
 
 def carry_out_blank(command: Offer | Withdraw, connection: Connection, device: Device) -> None:
@@ -125,6 +132,7 @@ def _fill_weights(serving: Serving, command: FillWeights) -> float:
     """Returns the seconds of the copy."""
     if serving.paused:
         serving.device.resume()
+        serving.kv.resume()
         serving.paused = False
     serving.weights.fill(command.weights)
     return serving.device.settle()
@@ -134,7 +142,7 @@ def _pause_weights(serving: Serving, command: PauseWeights) -> int:
     """Returns what the parked model holds, all kinds together."""
     if not serving.scheduler.is_fully_idle():
         raise EngineError("the rank is not idle")
-    serving.kv.trim()
+    serving.kv.pause()
     serving.device.pause()
     serving.paused = True
     return serving.device.used()

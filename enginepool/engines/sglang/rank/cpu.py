@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from enginepool.engines.sglang.protocol import KvLimitSet
@@ -23,6 +24,9 @@ class Cpu:
 
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def allocate(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
 
     def offer(self, model: str, segment: SegmentRef) -> None:
         """Nothing makes it faster."""
@@ -48,6 +52,9 @@ class Cpu:
 
     def kv_cache(self, scheduler: Any) -> FixedKv:
         return FixedKv(scheduler)
+
+    def improve(self, scheduler: Any) -> bool:
+        return False
 
     def pause(self) -> None:
         """Nothing would be gained."""
@@ -82,5 +89,8 @@ class FixedKv:
     def step(self) -> None:
         return None
 
-    def trim(self) -> None:
+    def pause(self) -> None:
         """Nothing can be given back."""
+
+    def resume(self) -> None:
+        """Nothing was given back."""

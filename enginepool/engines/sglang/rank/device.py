@@ -35,8 +35,12 @@ class KvCache(Protocol):
         """To be called between the Scheduler's steps."""
         ...
 
-    def trim(self) -> None:
-        """Give back memory that holds nothing."""
+    def pause(self) -> None:
+        """Give back all memory: nothing runs until `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """What every step needs again."""
         ...
 
 
@@ -49,6 +53,10 @@ class Device(Protocol):
 
     def building(self) -> AbstractContextManager[None]:
         """To be held while a Scheduler is made."""
+        ...
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Memory for weights (uint8), with anything in it."""
         ...
 
     def offer(self, model: str, segment: SegmentRef) -> None:
@@ -68,6 +76,10 @@ class Device(Protocol):
         ...
 
     def kv_cache(self, scheduler: Any) -> KvCache: ...
+
+    def improve(self, scheduler: Any) -> bool:
+        """Some tens of milliseconds of work for faster steps, while the rank is idle. False: none is left."""
+        ...
 
     def pause(self) -> None:
         """Give the weights' physical memory back; their addresses stay."""

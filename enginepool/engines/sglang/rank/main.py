@@ -61,10 +61,12 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         return failed
     connection.send(Prepared(server_args))
     upstream.init_distributed_by(command.rendezvous)
-    weights, phases = StoredWeights(command.weights.manifest, device), Phases()
+    phases = Phases()
+    weights: StoredWeights | None = None
     try:
+        weights = StoredWeights(command.weights.manifest, device)
         scheduler = _build(command, server_args, weights, device, phases)
-        phases.end("graphs")
+        phases.end("kv_cache")
         seconds = device.settle()
         phases.end("copy")
     except Exception as error:  # whatever a checkpoint makes SGLang raise
@@ -95,7 +97,8 @@ def _build(command: Build, server_args: Any, weights: StoredWeights, device: Dev
     from enginepool.engines.sglang.rank.stored import StoredModelLoader, loading
 
     server_args.load_format = StoredModelLoader
-    with device.building(), loading(weights, command.weights, phases):
+    with device.building(), loading(weights, phases):
+        weights.fill(command.weights)
         return Scheduler(
             server_args,
             command.port_args,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from sglang.srt.model_loader.loader import BaseModelLoader
-from torch import Tensor, nn
+from torch import nn
 
 from config.errors import EngineError, StoreError
 from enginepool.engines.phases import Phases
@@ -33,24 +33,22 @@ log = logging.getLogger("prism.rank")
 class StoredWeights:
     """One model's weights in this rank. `flat` is all their memory, and stays the same while the model is there."""
 
-    flat: Tensor
-
     def __init__(self, manifest: Manifest, device: Device) -> None:
         self._manifest = manifest
         self._device = device
+        self.flat = device.allocate(manifest.nbytes)
 
     def watch(self) -> weakref.ref[Any]:
         """Dead once the memory is free again."""
         return weakref.ref(self.flat.untyped_storage())
 
-    def attach(self, model: nn.Module, device: torch.device) -> None:
-        """Make every tensor of `model` a view of a new `flat` on `device`, and set what loading would have changed.
+    def attach(self, model: nn.Module) -> None:
+        """Make every tensor of `model` a view of `flat`, and set what loading would have changed.
 
         Raises:
             EngineError: the model is not the one that was stored.
         """
         manifest, walk = self._manifest, Walk(model)
-        self.flat = torch.empty(manifest.nbytes, dtype=torch.uint8, device=device)
         stored = {spec.name for spec in manifest.tensors}
         gone = [name for name in walk.slots if name not in stored and name not in manifest.values]
         for spec in manifest.tensors:
@@ -71,10 +69,6 @@ class StoredWeights:
         if source.verify:
             self._device.settle()
             self._verify()
-
-    def settle(self) -> float:
-        """Wait until the copy is done; returns its seconds."""
-        return self._device.settle()
 
     def _verify(self) -> None:
         manifest = self._manifest
@@ -99,13 +93,10 @@ class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
 
     def load_model(self, *, model_config: Any, device_config: Any) -> nn.Module:
         assert _activation is not None
-        weights, source, phases = _activation
+        weights, phases = _activation
         phases.end("scheduler")
         model = self._initialise(model_config, torch.device(device_config.device))
-        weights.attach(model, torch.device(device_config.device))
-        weights.fill(source)
-        if any(_routes_by_weights(module) for module in model.modules()):
-            weights.settle()
+        weights.attach(model)
         phases.end("model")
         return model.eval()
 
@@ -117,20 +108,15 @@ class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
         return initialise(model_config, self.load_config, device)
 
 
-def _routes_by_weights(module: nn.Module) -> bool:
-    """Experts chosen by what is not there yet might be none that exist; graphs are captured by running the model."""
-    return "FusedMoE" in type(module).__name__
-
-
 @contextmanager
-def loading(weights: StoredWeights, source: Weights, phases: Phases) -> Iterator[None]:
-    """Meanwhile a StoredModelLoader gives a model these weights, from `source`, and says when it did in `phases`."""
+def loading(weights: StoredWeights, phases: Phases) -> Iterator[None]:
+    """Meanwhile a StoredModelLoader gives a model these weights, and says when it did in `phases`."""
     global _activation
-    _activation = weights, source, phases
+    _activation = weights, phases
     try:
         yield
     finally:
         _activation = None
 
 
-_activation: tuple[StoredWeights, Weights, Phases] | None = None
+_activation: tuple[StoredWeights, Phases] | None = None
