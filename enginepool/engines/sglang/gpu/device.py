@@ -12,7 +12,6 @@ from torch import Tensor
 from enginepool.engines.sglang.gpu import late_graphs, upstream
 from enginepool.engines.sglang.gpu.elastic_kv import ElasticKv
 from enginepool.engines.sglang.gpu.host_copies import HostCopies
-from enginepool.engines.sglang.gpu.late_graphs import LateGraphs
 from enginepool.engines.sglang.gpu.link import CopyTimer, Link
 from enginepool.engines.sglang.gpu.memory import GpuMemory
 from enginepool.engines.sglang.sockets import kv_name
@@ -59,13 +58,12 @@ class Gpu:
     def kv_cache(self, scheduler: Any) -> ElasticKv:
         return ElasticKv(scheduler)
 
+    def install(self, scheduler: Any) -> None:
+        late_graphs.install(scheduler)
+
     def improve(self, scheduler: Any) -> bool:
         """Captures one more decode graph."""
-        graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
-        if not isinstance(graphs, LateGraphs) or not graphs.missing:
-            return False
-        graphs.capture_next()
-        return True
+        return late_graphs.capture_next(scheduler)
 
     def pause(self) -> None:
         upstream.pause_weights()

@@ -26,6 +26,23 @@ def adapt() -> None:
     decode_cuda_graph_runner.DecodeCudaGraphRunner = LateGraphs
 
 
+def install(scheduler: Any) -> None:
+    """Have the Scheduler send what it has, such as a first token, before a step for which a graph is captured."""
+    graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
+    if isinstance(graphs, LateGraphs):
+        is_last_one_first = scheduler.is_disable_overlap_for_batch
+        scheduler.is_disable_overlap_for_batch = lambda batch: is_last_one_first(batch) or graphs.lacks(batch)
+
+
+def capture_next(scheduler: Any) -> bool:
+    """One more graph, some 50 ms. False: none is missing."""
+    graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
+    if not isinstance(graphs, LateGraphs) or not graphs.missing:
+        return False
+    graphs.capture_size(graphs.missing[0])
+    return True
+
+
 class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
     """SGLang's runner of decode graphs. `missing` are the batch sizes, ascending, that have none yet."""
 
@@ -51,14 +68,18 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
             return False
         size = self._pad_to_bucket(forward_batch.batch_size, self.capture_bs)
         if size in self.missing:
-            self._capture(size)
+            self.capture_size(size)
         return True
 
-    def capture_next(self) -> None:
-        """The smallest size that is missing; there must be one."""
-        self._capture(self.missing[0])
+    def lacks(self, batch: Any) -> bool:
+        """Whether a graph will be captured for this batch of the Scheduler (None: for no step at all)."""
+        if not self.missing or batch is None or not batch.forward_mode.is_decode():
+            return False
+        size = batch.batch_size()
+        return size <= self.max_bs and self._pad_to_bucket(size, self.capture_bs) in self.missing
 
-    def _capture(self, size: int) -> None:
+    def capture_size(self, size: int) -> None:
+        """With no step under way, or from within one before anything of it is launched."""
         sizes: list[int] = self.capture_bs
         self.capture_bs = [size]
         torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled

@@ -42,6 +42,7 @@ def check_kvcached() -> None:
 
 def adapt() -> None:
     """Once per process, after SGLang's imports."""
+    from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 
     from enginepool.engines.sglang.gpu import late_graphs
@@ -50,6 +51,8 @@ def adapt() -> None:
     # It would unfreeze what the template froze, and walk all of it twice: a second for each model.
     decode_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
     late_graphs.adapt()
+    # For up to 32 tokens it would have torch compile a sum, for seconds, at a mixture of experts' first request.
+    fused_moe._use_moe_sum_reduce_torch_compile = lambda tokens: False
 
 
 class _Silent(list[int]):

@@ -34,6 +34,8 @@ from enginepool.engines.sglang.tokenizers import RANK, read_ahead
 if TYPE_CHECKING:  # it imports SGLang
     from enginepool.engines.sglang.rank.stored import StoredWeights
 
+IMPROVE_AFTER = 0.5
+"""Seconds for which a rank has had nothing to do before it improves itself: whoever comes meanwhile has to wait."""
 REPORT_INTERVAL = 0.5
 """Seconds between two looks at what the rank does; a change is reported."""
 
@@ -53,6 +55,8 @@ class Serving:
     """Sizes of those that decoded since the last report."""
     reported: RankLoad | None = None
     looked_at: float = 0.0
+    busy_at: float = field(default_factory=time.monotonic)
+    """When it last had anything to do."""
 
     def __post_init__(self) -> None:
         self.starved = Starved(self.scheduler)
@@ -62,19 +66,29 @@ class Serving:
         weights = 0 if self.paused else self.weights.flat.nbytes
         return max(0, self.device.used() - weights - self.kv.mapped)
 
-    def between_steps(self) -> None:
+    def between_steps(self, asked: bool) -> None:
+        """With `asked` if requests or commands have just come in."""
         if (limit := self.kv.step()) is not None:
             self.connection.send(limit)
         self.starved.look()
-        if not self.scheduler.running_batch.is_empty():
-            self.batches.append(len(self.scheduler.running_batch.reqs))
         now = time.monotonic()
+        decoding = not self.scheduler.running_batch.is_empty()
+        if decoding:
+            self.batches.append(len(self.scheduler.running_batch.reqs))
+        if decoding or asked:
+            self.busy_at = now
         if now - self.looked_at < REPORT_INTERVAL:
             return
         self.looked_at = now
         if (load := self._load()) != self.reported:
             self.reported = load
             self.connection.send(load)
+
+    def improve(self) -> bool:
+        """To be called while the rank is idle. False: it has nothing to do now."""
+        if self.paused or time.monotonic() - self.busy_at < IMPROVE_AFTER:
+            return False
+        return self.device.improve(self.scheduler)
 
     def _load(self) -> RankLoad:
         batch = sum(self.batches) / len(self.batches) if self.batches else 0.0
@@ -98,13 +112,14 @@ def install(serving: Serving) -> None:
 
     def take_requests_and_look_around(requests: Any) -> None:
         take_requests(requests)
-        serving.between_steps()
+        serving.between_steps(bool(requests))
 
     scheduler.process_input_requests = take_requests_and_look_around
+    serving.device.install(scheduler)
     sleep = scheduler.maybe_sleep_on_idle
 
     def improve_or_sleep() -> None:
-        if serving.paused or scheduler.gracefully_exit or not serving.device.improve(scheduler):
+        if scheduler.gracefully_exit or not serving.improve():
             sleep()
 
     scheduler.maybe_sleep_on_idle = improve_or_sleep

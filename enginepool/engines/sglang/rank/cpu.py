@@ -53,6 +53,9 @@ class Cpu:
     def kv_cache(self, scheduler: Any) -> FixedKv:
         return FixedKv(scheduler)
 
+    def install(self, scheduler: Any) -> None:
+        """There is nothing to adapt."""
+
     def improve(self, scheduler: Any) -> bool:
         return False
 

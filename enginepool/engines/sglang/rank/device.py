@@ -77,6 +77,10 @@ class Device(Protocol):
 
     def kv_cache(self, scheduler: Any) -> KvCache: ...
 
+    def install(self, scheduler: Any) -> None:
+        """Once a Scheduler is made, before it runs."""
+        ...
+
     def improve(self, scheduler: Any) -> bool:
         """Some tens of milliseconds of work for faster steps, while the rank is idle. False: none is left."""
         ...
