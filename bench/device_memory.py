@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from typing import Any
 import pynvml
 
 from bench.errors import BenchError
+from config.devices import gpu_index
+from config.errors import PoolError
+from config.gpus import nvml_handle, visible_name
 
 SAMPLE_EVERY = 0.001
 """Seconds between two looks."""
@@ -47,8 +51,8 @@ def device_memory(device: str) -> Iterator[DeviceMemory | None]:
     except pynvml.NVMLError as error:
         raise BenchError(f"{device}: the driver does not answer: {error}") from error
     try:
-        yield DeviceMemory(pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0)))
-    except pynvml.NVMLError as error:
+        yield DeviceMemory(nvml_handle(visible_name(gpu_index(device) or 0, os.environ)))
+    except (pynvml.NVMLError, PoolError) as error:
         raise BenchError(f"{device}: {error}") from error
     finally:
         pynvml.nvmlShutdown()

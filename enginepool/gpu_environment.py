@@ -36,6 +36,8 @@ def gpu_environment(current: Mapping[str, str]) -> dict[str, str]:
         # The worker's KV limit bounds the prefix cache, which shrinks when the limit does.
         "KVCACHED_MAX_CACHED_TOKENS": current.get("KVCACHED_MAX_CACHED_TOKENS", "-1"),
         "KVCACHED_LOG_LEVEL": current.get("KVCACHED_LOG_LEVEL", "WARNING"),
+        # As NVML counts.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # The template forks, and a fork copies no thread.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

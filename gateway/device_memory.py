@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import pynvml
 
 from config.device_memory import oversize
-from config.devices import gpu_index, is_accounted
+from config.devices import gpu_index, is_accounted, is_gpu
 from config.errors import PoolError
+from config.gpus import nvml_handle, visible_name
 from config.registry import Pool, Registry
 
 SHARE = 0.92
@@ -22,9 +24,10 @@ def capacities(pool: Pool) -> dict[str, int]:
         PoolError: a GPU cannot be asked.
     """
     accounted = [device for device in pool.devices if is_accounted(pool, device)]
+    gpus = {device: visible_name(gpu_index(device) or 0, os.environ) for device in accounted if is_gpu(device)}
     if pool.device_memory is not None:
         return dict.fromkeys(accounted, pool.device_memory)
-    return {device: int(SHARE * _total(device)) for device in accounted}
+    return {device: int(SHARE * _total(device, gpu)) for device, gpu in gpus.items()}
 
 
 def never_fitting(registry: Registry, there: Mapping[str, int]) -> list[str]:
@@ -37,11 +40,11 @@ def never_fitting(registry: Registry, there: Mapping[str, int]) -> list[str]:
     return [f"{name} can never fit: expected {f[0]}, got {f[1]}" for name, f in faults.items() if f is not None]
 
 
-def _total(device: str) -> int:
+def _total(device: str, gpu: str) -> int:
     try:
         pynvml.nvmlInit()
         try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(gpu_index(device))
+            handle = nvml_handle(gpu)
             return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
         finally:
             pynvml.nvmlShutdown()

@@ -29,6 +29,40 @@ def uses(bench: Bench, worker: int, size: int) -> None:
     bench.tell(Stats(worker, 0, 0, size * GIB, 0, 0))
 
 
+def holds(bench: Bench, worker: int, size: int) -> None:
+    """A worker reports what it holds besides weights and KV cache."""
+    bench.tell(Stats(worker, 0, 0, 0, 0, 0, size * GIB))
+
+
+# --- what workers hold ----------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_comes_to_hold_while_it_serves_is_taken_from_kv_limits() -> None:
+    bench = gpu({"a": 6, "b": 6}, memory=20)
+    bench.serve("a")
+    assert bench.kv_limits() == {0: 20 - 1 - 2 - 6}
+    holds(bench, 0, 5)
+    bench.wait(1.0)
+    bench.settle()
+    assert bench.kv_limits() == {0: 20 - 1 - 5 - 6}
+    holds(bench, 0, 4)
+    bench.wait(1.0)
+    bench.settle()
+    assert bench.kv_limits() == {0: 20 - 1 - 5 - 6}
+
+
+def test_its_next_activation_counts_on_the_most_that_a_model_has_held() -> None:
+    bench = gpu({"a": 6, "b": 6}, memory=20)
+    request = bench.serve("a")
+    holds(bench, 0, 5)
+    bench.finish(request)
+    bench.evict("a")
+    bench.settle()
+    assert bench.kv_limits() == {}
+    bench.serve("a")
+    assert bench.kv_limits() == {0: 20 - 1 - 5 - 6}
+
+
 # --- KV limits ------------------------------------------------------------------------------------------------
 
 

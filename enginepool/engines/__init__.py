@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from config.devices import gpu_index
+from config.gpus import visible_name
 from config.registry import EngineName, Pool
 from enginepool.engine import Emit, Engine
 
@@ -78,7 +81,9 @@ def create(pool: Pool, device: str, emit: Emit) -> Engine:
         from enginepool.engines.sglang.protocol import StartRank
 
         kv_memory, memory = _kv_memory(pool, device), pool.device_memory or 0
-        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, kv_memory, memory))
+        index = gpu_index(device)
+        gpu = "" if index is None else visible_name(index, os.environ)
+        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu))
     from enginepool.engines.simulated import SimulatedEngine
 
     return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)

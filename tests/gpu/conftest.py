@@ -16,7 +16,7 @@ import pytest
 from bench.device_memory import DeviceMemory
 from bench.shapes import make_models
 from tests import asking, serving
-from tests.gpu.settings import COMPARED, MODELS, PATIENCE, SLACK, registry
+from tests.gpu.settings import COMPARED, GPU, MODELS, PATIENCE, SLACK, registry
 from tests.serving import Prism
 
 Answers = dict[str, list[list[int]]]
@@ -31,7 +31,7 @@ def memory() -> Iterator[DeviceMemory]:
             pytest.skip(f"{package} is not installed: pip install -e '.[gpu]'")
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(GPU)
     except pynvml.NVMLError as error:
         pytest.skip(f"there is no GPU: {error}")
     yield DeviceMemory(handle)

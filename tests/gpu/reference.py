@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from tests.gpu.settings import PROMPTS, SAMPLING
+from tests.gpu.settings import GPU, PROMPTS, SAMPLING
 
 ARGUMENTS: dict[str, Any] = {
     "dtype": "bfloat16",
@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, Any] = {
     "cuda_graph_bs_decode": [1],
     "disable_prefill_cuda_graph": True,
     "random_seed": 0,
+    "base_gpu_id": GPU,
     "log_level": "error",
 }
 """The kernels that a worker uses, with static memory: they decide about the last digits."""

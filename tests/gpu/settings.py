@@ -6,13 +6,30 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pynvml
+
 from tests.asking import ask
 from tests.serving import Prism
 
 MODELS = ("qwen3-0.6b", "llama-1b", "llama-3b")
 COMPARED = ("qwen3-0.6b", "llama-3b")
 """With SGLang's own engine, which takes most of a minute to start for each."""
-DEVICE = "cuda:0"
+
+
+def _last_gpu() -> int:
+    """Where there are several, not the first: that is where threads begin that nobody has told where to work."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return max(0, int(pynvml.nvmlDeviceGetCount()) - 1)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+GPU = _last_gpu()
+DEVICE = f"cuda:{GPU}"
 PATIENCE = 300.0
 """Seconds after which a test gives up: the first activations on a machine compile kernels."""
 SLACK = 256 * 2**20
@@ -21,6 +38,8 @@ SLACK = 256 * 2**20
 TOKENS = 48
 """Of each answer."""
 SAMPLING = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+LONG = 4096
+"""Tokens of a long prompt: two are more than a step prefills, so the second is prefilled in pieces."""
 
 
 def _prompts() -> list[list[int]]:
@@ -31,6 +50,8 @@ def _prompts() -> list[list[int]]:
 
 PROMPTS = _prompts()
 """Token ids."""
+LONG_PROMPTS = [[first, *random.Random(first).choices(range(300, 3000), k=LONG - 1)] for first in range(1001, 1009)]
+"""Likewise."""
 
 
 def registry(models: Path) -> dict[str, object]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.gpu.conftest import Answers
 from tests.gpu.load import loaded
-from tests.gpu.settings import COMPARED, MODELS, PROMPTS, answer, evict
+from tests.gpu.settings import COMPARED, LONG_PROMPTS, MODELS, PROMPTS, TOKENS, answer, evict
 from tests.serving import Prism
 
 pytestmark = pytest.mark.gpu
@@ -46,3 +47,11 @@ def test_neighbours_that_are_busy_change_nothing(prism: Prism, expected: Answers
             assert answer(prism, model, prompt) == expected[model][number]
             evict(prism, model)
     assert load.failed == []
+
+
+def test_long_prompts_that_are_prefilled_in_pieces_are_answered(prism: Prism) -> None:
+    restarts = [worker["restarts"] for worker in prism.status()["workers"]]
+    with ThreadPoolExecutor(len(LONG_PROMPTS)) as clients:
+        answers = list(clients.map(lambda prompt: answer(prism, "llama-3b", prompt), LONG_PROMPTS))
+    assert [len(tokens) for tokens in answers] == [TOKENS] * len(LONG_PROMPTS)
+    assert [worker["restarts"] for worker in prism.status()["workers"]] == restarts

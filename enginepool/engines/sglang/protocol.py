@@ -22,6 +22,8 @@ class StartRank:
     """Bytes that the KV cache may ever grow to; 0 for what the device has."""
     device_memory: int = 0
     """Bytes of the device that all its workers together may use; 0 for all that it has."""
+    gpu: str = ""
+    """The device as CUDA_VISIBLE_DEVICES calls it; "" for cpu."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pynvml
 
-from config.devices import gpu_index
 from config.errors import EngineError, PoolError, RequestError, StoreError
+from config.gpus import VISIBLE
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang.front.asgi import Exchange
@@ -43,7 +43,7 @@ class SglangEngine:
         self._rank = RankProcess(start, self._on_rank_event)
         self._rank.died.add_done_callback(self._on_rank_died)
         if start.device != "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPU is the rank's; SGLang's code here must not touch it
+            os.environ[VISIBLE] = ""  # the GPU is the rank's; SGLang's code here must not touch it
         sweep()
         self._emit = emit
         self.held = 0
@@ -58,7 +58,7 @@ class SglangEngine:
         self._reading = asyncio.Event()
         self._reading.set()
         self.load = EngineLoad()
-        self._measuring = asyncio.get_running_loop().create_task(self._measure(gpu_index(start.device)))
+        self._measuring = asyncio.get_running_loop().create_task(self._measure(start.gpu))
 
     async def start(self) -> None:
         self.held = await self._rank.ready()
@@ -232,17 +232,18 @@ class SglangEngine:
             live.close()
             self._live.pop(live.id, None)
 
-    async def _measure(self, index: int | None) -> None:
+    async def _measure(self, gpu: str) -> None:
         """Root of the task that keeps what is used of a GPU."""
-        if index is None:
+        if not gpu:
             return
         try:
-            memory = GpuMemory(index, self._rank.pid)
+            memory = GpuMemory(gpu, self._rank.pid)
             while True:
-                self.load.device_used, self.load.process_used = memory.of_device(), memory.of_process()
+                self.load.device_used = await asyncio.to_thread(memory.of_device)
+                self.load.process_used = await asyncio.to_thread(memory.of_process)
                 await asyncio.sleep(MEASURE_INTERVAL)
         except pynvml.NVMLError as error:
-            log.warning("NVML does not tell what is used of GPU %d: %s", index, error)
+            log.warning("NVML does not tell what is used of GPU %s: %s", gpu, error)
 
     async def _let_tasks_end(self) -> None:
         """Those of aborted requests may still be on their way out."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from config.gpus import VISIBLE
 from enginepool.engines.sglang.gpu import late_graphs, upstream
 from enginepool.engines.sglang.gpu.elastic_kv import ElasticKv
 from enginepool.engines.sglang.gpu.host_copies import HostCopies
@@ -22,15 +23,15 @@ _CONTEXT = 700 * 2**20
 
 
 class Gpu:
-    """Making it makes the CUDA context and runs what is used first."""
+    """The only GPU that this process sees. Making it makes the CUDA context and runs what is used first."""
 
-    def __init__(self, index: int) -> None:
-        self.gpu_id = index
+    gpu_id = 0
+
+    def __init__(self) -> None:
         upstream.name_this_rank(kv_name(os.getppid()))
-        torch.cuda.set_device(index)
         _warm_up()
-        self.memory = torch.cuda.get_device_properties(index).total_memory
-        self._memory = GpuMemory(index, os.getpid())
+        self.memory = torch.cuda.get_device_properties(0).total_memory
+        self._memory = GpuMemory(os.environ[VISIBLE], os.getpid())
         self._copies = HostCopies()
         late_graphs.undisturbed = self._copies.paused
         self._link = Link()
@@ -77,7 +78,10 @@ class Gpu:
 
     def used(self) -> int:
         used = self._memory.of_process()
-        return _CONTEXT + torch.cuda.memory_reserved() if used is None else used
+        return _CONTEXT + self.reserved() if used is None else used
+
+    def reserved(self) -> int:
+        return torch.cuda.memory_reserved()
 
 
 def _warm_up() -> None:

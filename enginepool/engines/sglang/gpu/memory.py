@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pynvml
 
+from config.gpus import nvml_handle
+
 
 class GpuMemory:
-    """Of the GPU `index`, and of one process there. All methods may raise pynvml.NVMLError."""
+    """Of the GPU `name`, as CUDA_VISIBLE_DEVICES has it, and of one process there.
 
-    def __init__(self, index: int, pid: int) -> None:
+    All methods may raise pynvml.NVMLError.
+    """
+
+    def __init__(self, name: str, pid: int) -> None:
         pynvml.nvmlInit()
-        self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        self._handle = nvml_handle(name)
         self._pid = pid
 
     def of_device(self) -> int:

@@ -71,6 +71,9 @@ class Cpu:
     def used(self) -> int:
         return 0
 
+    def reserved(self) -> int:
+        return 0
+
 
 class FixedKv:
     """SGLang's own pool, made as large as it may ever be. A limit below that is answered as not applied."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from config.devices import gpu_index
+from config.gpus import VISIBLE
 from enginepool.engines.sglang.protocol import KvLimitSet
 from enginepool.messages import SegmentRef
 
@@ -101,14 +102,22 @@ class Device(Protocol):
         """Bytes of the device's memory that this process holds."""
         ...
 
+    def reserved(self) -> int:
+        """Of them what torch's allocator has taken, whether paused or not."""
+        ...
 
-def open_device(name: str) -> Device:
-    """The device `name` (cpu, cuda:0) of this rank. Of a GPU this makes the CUDA context."""
-    index = gpu_index(name)
-    if index is None:
+
+def open_device(gpu: str) -> Device:
+    """This rank's device: the GPU that CUDA_VISIBLE_DEVICES calls `gpu`, or the CPU if that is empty.
+
+    Of a GPU this makes the CUDA context. The process sees no other: every thread begins on its first device, so those
+    that SGLang, kvcached and this engine start would work on the wrong one.
+    """
+    if not gpu:
         from enginepool.engines.sglang.rank.cpu import Cpu
 
         return Cpu()
+    os.environ[VISIBLE] = gpu
     from enginepool.engines.sglang.gpu.device import Gpu
 
-    return Gpu(index)
+    return Gpu()

@@ -35,7 +35,7 @@ log = logging.getLogger("prism.rank")
 def run_rank(connection: Connection, start: StartRank) -> None:
     """Serve the front's commands until it closes the connection."""
     torch.set_num_threads(start.threads)
-    device = open_device(start.device)
+    device = open_device(start.gpu)
     connection.send(RankReady(device.used()))
     while True:
         try:

@@ -1,0 +1,41 @@
+"""The GPUs that this process may see: cuda:N is the N-th that CUDA_VISIBLE_DEVICES names, and NVML knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pynvml
+
+from config.errors import PoolError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def visible_name(index: int, environment: Mapping[str, str]) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for a process to see the GPU cuda:`index` of this `environment` alone.
+
+    Raises:
+        PoolError: there is none of that index.
+    """
+    listed = environment.get(VISIBLE)
+    if listed is None:
+        return str(index)
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if index >= len(names):
+        raise PoolError(f"there is no cuda:{index}: {VISIBLE} is {listed!r}")
+    return names[index]
+
+
+def nvml_handle(name: str) -> Any:
+    """NVML's of a GPU that `visible_name` named: by its number, or by its UUID or the beginning of that.
+
+    NVML is to be open. Raises: pynvml.NVMLError.
+    """
+    if name.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if pynvml.nvmlDeviceGetUUID(handle).startswith(name):
+            return handle
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)

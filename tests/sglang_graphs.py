@@ -1,0 +1,102 @@
+"""What LateGraphs captures when, with SGLang's own capture replaced by a note of its sizes.
+
+    python -m tests.sglang_graphs
+
+prints a `Report` as JSON. A process of its own, since SGLang adapts much in the one that imports it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from enginepool.engines.sglang import warm
+
+SIZES = [1, 2, 4, 8]
+
+
+@dataclass
+class Report:
+    at_first: list[list[int]]
+    """Sizes of each capture while the runner is made, and so on:"""
+    for_three: list[list[int]]
+    for_four: list[list[int]]
+    idle: list[list[int]]
+    after_failure: list[int]
+    """Sizes that are missing when a capture has failed."""
+    sizes: list[int]
+    """The runner's own list afterwards."""
+    lacks: dict[str, bool]
+    recaptured: list[list[int]]
+    """When SGLang itself wants all of them anew."""
+
+
+def step(size: int) -> Any:
+    return SimpleNamespace(batch_size=size)
+
+
+def batch(size: int, decode: bool = True) -> Any:
+    mode = SimpleNamespace(is_decode=lambda: decode)
+    return SimpleNamespace(batch_size=lambda: size, forward_mode=mode)
+
+
+def main() -> None:
+    warm(gpu=False)
+    from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
+
+    from enginepool.engines.sglang.gpu import late_graphs
+
+    captured: list[list[int]] = []
+
+    def make(runner: Any, model_runner: object) -> None:
+        runner.capture_bs, runner.max_bs = list(SIZES), SIZES[-1]
+        runner.capture()
+
+    def capture(runner: Any) -> None:
+        if broken:
+            raise RuntimeError("no memory")
+        captured.append(list(runner.capture_bs))
+
+    def told() -> list[list[int]]:
+        taken = list(captured)
+        captured.clear()
+        return taken
+
+    broken = False
+    DecodeCudaGraphRunner.__init__ = make
+    DecodeCudaGraphRunner.capture = capture
+    DecodeCudaGraphRunner.can_run_graph = lambda runner, forward_batch: forward_batch.batch_size <= runner.max_bs
+    torch.cuda.synchronize = lambda device=None: None
+    graphs = late_graphs.LateGraphs(object())
+    scheduler = SimpleNamespace(
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(decode_cuda_graph_runner=graphs))
+    )
+    at_first = told()
+    asked = {"nobody": None, "prefill of 2": batch(2, decode=False), "decode of 3": batch(3), "decode of 9": batch(9)}
+    lacks = {name: graphs.lacks(it) for name, it in asked.items()}
+    assert graphs.can_run_graph(step(3))
+    assert not graphs.can_run_graph(step(9))
+    for_three = told()
+    lacks["decode of 4, afterwards"] = graphs.lacks(batch(4))
+    assert graphs.can_run_graph(step(4))
+    for_four = told()
+    broken = True
+    try:
+        late_graphs.capture_next(scheduler)
+    except RuntimeError:
+        after_failure = list(graphs.missing)
+    broken = False
+    while late_graphs.capture_next(scheduler):
+        pass
+    idle = told()
+    sizes = list(graphs.capture_bs)
+    graphs.capture()
+    print(json.dumps(asdict(Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, told()))))
+
+
+if __name__ == "__main__":
+    main()
