@@ -56,6 +56,7 @@ from scheduler.events import (
 from scheduler.initial import initial_state
 from scheduler.invariants import check
 from scheduler.limits import KvLimits
+from scheduler.look import Look, look_at
 from scheduler.memory import claims
 from scheduler.observer import Observer
 from scheduler.obstacles import obstacle, obstacle_from
@@ -112,6 +113,8 @@ class Scheduler:
         self._dispatcher = self._new_dispatcher(registry)
         self._begun = False
         self._now = 0.0
+        self._seen_to: dict[str, Look] = {}
+        """Devices as they were when they were last seen to. Between two ticks, only what has changed since is."""
         self._actions: list[AnyAction] = []
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             Arrived: self._arrived,
@@ -316,7 +319,10 @@ class Scheduler:
         for decision in self._policy.plan(self.state, self._now):
             self._decide(decision)
         for device in self.state.devices.values():
-            self._advance(device)
+            look = look_at(self.state, device)
+            if look.preparing or look is not self._seen_to.get(device.name):
+                self._advance(device)
+                self._seen_to[device.name] = look_at(self.state, device)
 
     def _decide(self, decision: Decision) -> None:
         """Apply a decision to the state, and hand it out; an activation, once its device has memory and link for it."""
@@ -710,4 +716,5 @@ class Scheduler:
         for model in self.state.models.values():
             if model.queue and model.workers:
                 self._dispatch(model)
+        self._seen_to.clear()
         self._plan()

@@ -89,13 +89,12 @@ class FreeWorkers:
     def cheapest_first(self, model: Model, possible: Callable[[Worker], bool], prices: Prices) -> Iterator[Worker]:
         """The possible ones of these; of the same cost the lower number first."""
         known: Iterable[tuple[Cost, Worker]] = (((), worker) for worker in self._known_to(model))
-        others = [(entry, entry.is_short(model)) for entry in self._entries if not entry.keeps(model)]
-        bounded = [
-            (entry.bound(prices.comes_for, short=wanted), entry.worker)
-            for wanted in (False, True)
-            for entry, short in others
-            if short is wanted
-        ]
+        bounded = (
+            (entry.bound(prices.comes_for, short=short), entry.worker)
+            for short in (False, True)
+            for entry in self._entries
+            if entry.is_short(model) is short and not entry.keeps(model)
+        )
         return _by_cost((found for found in chain(known, bounded) if possible(found[1])), prices)
 
     def _known_to(self, model: Model) -> list[Worker]:
