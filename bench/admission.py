@@ -8,7 +8,8 @@ earnest. In three states:
     overloaded   half of the deadlines cannot be met
     levels       the same with three priorities; the upper two are too much already, so that whole plans must be made
 
-Times are per operation, in microseconds of this process's CPU time; `round` is all three of a round, which is what one admission takes.
+Times are per operation, in microseconds of this process's CPU time; `round` is all three of a round, which is what one
+admission takes.
 """
 
 from __future__ import annotations
