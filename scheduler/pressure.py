@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from scheduler.look import look_at
 from scheduler.state import Device, Model, State, Worker
 
@@ -62,7 +64,7 @@ def misses(
 
     A busy neighbour prolongs every step by the learned slow-down. A model whose TPOT is t alone keeps an objective s
     beside up to (s / t - 1) / slowdown busy neighbours. How many are busy in the lifetime of one answer varies, so that
-    misses begin before the mean gets there: their share is taken to grow with the square of the mean.
+    misses begin before the mean gets there: their share is taken to grow with the square of the mean, at first.
     """
     loads = [
         (state.models[worker.model or ""], worker.busy.at(now))
@@ -90,8 +92,12 @@ def _misses(state: State, model: Model, neighbours: float, now: float) -> float:
 
 
 def share_missed(state: State, model: Model, neighbours: float) -> float:
-    """The share of a model's requests that miss their TPOT objective beside so many busy neighbours."""
-    return min(1.0, (neighbours / max(0.1, tolerance(state, model))) ** 2)
+    """The share of a model's requests that miss their TPOT objective beside so many busy neighbours.
+
+    It comes near to all of them and never gets there, so that of two crowded devices the less crowded one is better.
+    """
+    crowding = neighbours / max(0.1, tolerance(state, model))
+    return 1.0 - math.exp(-crowding * crowding)
 
 
 def tolerance(state: State, model: Model) -> float:
