@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
+from sglang.srt.distributed.parallel_state import graph_capture
 from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
@@ -24,6 +26,17 @@ undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext
 def adapt() -> None:
     """Once per process: SGLang makes this runner in place of its own."""
     decode_cuda_graph_runner.DecodeCudaGraphRunner = LateGraphs
+    decode_cuda_graph_runner.graph_capture = _on_one_stream
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+def _on_one_stream(stream: Any = None) -> Any:
+    """SGLang would take another for each capture, and cuBLAS keeps a workspace, tens of megabytes, for every stream."""
+    return graph_capture(stream=_stream() if stream is None else stream)
 
 
 def install(scheduler: Any) -> None:
