@@ -31,6 +31,9 @@ class Report:
     sizes: list[int]
     """The runner's own list afterwards."""
     lacks: dict[str, bool]
+    written: list[int]
+    """KV slots that captures would have written to, when the buffers were left full by a batch; sequence lengths:"""
+    lengths: list[int]
     recaptured: list[list[int]]
     """When SGLang itself wants all of them anew."""
 
@@ -44,22 +47,47 @@ def batch(size: int, decode: bool = True) -> Any:
     return SimpleNamespace(batch_size=lambda: size, forward_mode=mode)
 
 
+def buffer(runner: Any, name: str) -> torch.Tensor:
+    found: torch.Tensor = runner.buffer_registry.get_slot(name).slice_for(SIZES[-1], SIZES[-1])
+    return found
+
+
+def fill_buffers(runner: Any) -> None:
+    """As a batch leaves them behind."""
+    for name in ("out_cache_loc", "seq_lens"):
+        buffer(runner, name).fill_(77)
+
+
 def main() -> None:
     warm(gpu=False)
+    from sglang.srt.model_executor.cuda_graph_buffer_registry import build_decode_registry
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 
     from enginepool.engines.sglang.gpu import late_graphs
 
     captured: list[list[int]] = []
+    written: set[int] = set()
+    lengths: set[int] = set()
 
     def make(runner: Any, model_runner: object) -> None:
-        runner.capture_bs, runner.max_bs = list(SIZES), SIZES[-1]
+        runner.capture_bs, runner.max_bs, runner.max_num_token = list(SIZES), SIZES[-1], SIZES[-1]
+        runner.buffer_registry = build_decode_registry(
+            device="cpu",
+            max_bs=SIZES[-1],
+            max_num_token=SIZES[-1],
+            seq_len_fill_value=1,
+            cache_loc_dtype=torch.int64,
+            enable_mamba_track=False,
+        )
         runner.capture()
 
     def capture(runner: Any) -> None:
         if broken:
             raise RuntimeError("no memory")
         captured.append(list(runner.capture_bs))
+        written.update(buffer(runner, "out_cache_loc").tolist())
+        lengths.update(buffer(runner, "seq_lens").tolist())
+        fill_buffers(runner)
 
     def told() -> list[list[int]]:
         taken = list(captured)
@@ -72,6 +100,7 @@ def main() -> None:
     DecodeCudaGraphRunner.can_run_graph = lambda runner, forward_batch: forward_batch.batch_size <= runner.max_bs
     torch.cuda.synchronize = lambda device=None: None
     graphs = late_graphs.LateGraphs(object())
+    fill_buffers(graphs)
     scheduler = SimpleNamespace(
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(decode_cuda_graph_runner=graphs))
     )
@@ -93,9 +122,10 @@ def main() -> None:
     while late_graphs.capture_next(scheduler):
         pass
     idle = told()
-    sizes = list(graphs.capture_bs)
+    sizes, wrote, long = list(graphs.capture_bs), sorted(written), sorted(lengths)
     graphs.capture()
-    print(json.dumps(asdict(Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, told()))))
+    report = Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, wrote, long, told())
+    print(json.dumps(asdict(report)))
 
 
 if __name__ == "__main__":

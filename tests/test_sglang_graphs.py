@@ -48,5 +48,10 @@ def test_it_is_known_before_a_step_whether_it_will_wait_for_a_graph(report: Any)
     }
 
 
+def test_a_capture_writes_to_the_padding_slot_and_to_no_request(report: Any) -> None:
+    assert report["written"] == [0]
+    assert report["lengths"] == [1]
+
+
 def test_sglang_can_have_all_of_them_captured_anew(report: Any) -> None:
     assert report["recaptured"] == [[1, 2, 4, 8]]

@@ -52,7 +52,7 @@ def capture_next(scheduler: Any) -> bool:
     graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
     if not isinstance(graphs, LateGraphs) or not graphs.missing:
         return False
-    graphs.capture_size(graphs.missing[0])
+    graphs.capture_sizes(graphs.missing[:1])
     return True
 
 
@@ -70,9 +70,7 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
     def capture(self) -> None:
         """SGLang calls this at the end of the construction, and again when the kind of graph changes."""
         if self._constructed:
-            with undisturbed():
-                super().capture()
-            self.missing = []
+            self.capture_sizes(self.capture_bs)
         else:
             self.missing = list(self.capture_bs)
 
@@ -81,7 +79,7 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
             return False
         size = self._pad_to_bucket(forward_batch.batch_size, self.capture_bs)
         if size in self.missing:
-            self.capture_size(size)
+            self.capture_sizes([size])
         return True
 
     def lacks(self, batch: Any) -> bool:
@@ -91,14 +89,19 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
         size = batch.batch_size()
         return size <= self.max_bs and self._pad_to_bucket(size, self.capture_bs) in self.missing
 
-    def capture_size(self, size: int) -> None:
+    def capture_sizes(self, sizes: list[int]) -> None:
         """With no step under way, or from within one before anything of it is launched."""
-        sizes: list[int] = self.capture_bs
-        self.capture_bs = [size]
         torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
+        self._point_at_padding()
+        known, self.capture_bs = self.capture_bs, sizes
         try:
             with undisturbed(), model_capture_mode():
                 super().capture()
         finally:
-            self.capture_bs = sizes
-        self.missing.remove(size)
+            self.capture_bs = known
+        self.missing = [size for size in self.missing if size not in sizes]
+
+    def _point_at_padding(self) -> None:
+        """A capture runs the model on what is in its buffers, which would write over the KV cache of the last batch."""
+        for name in self.buffer_registry.slot_names():
+            self.buffer_registry.get_slot(name).reset_padding(0, self.max_num_token)
