@@ -34,6 +34,8 @@ class Report:
     written: list[int]
     """KV slots that captures would have written to, when the buffers were left full by a batch; sequence lengths:"""
     lengths: list[int]
+    sent_first: dict[str, bool]
+    """Whether SGLang is to send what it has before a step for which a graph is captured."""
     recaptured: list[list[int]]
     """When SGLang itself wants all of them anew."""
 
@@ -102,8 +104,14 @@ def main() -> None:
     graphs = late_graphs.LateGraphs(object())
     fill_buffers(graphs)
     scheduler = SimpleNamespace(
-        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(decode_cuda_graph_runner=graphs))
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(decode_cuda_graph_runner=graphs)),
+        is_disable_overlap_for_batch=lambda batch: False,
     )
+    late_graphs.install(scheduler)
+    sent_first = {}
+    for results, waiting in (("nothing", []), ("a first token", [object()])):
+        scheduler.result_queue = waiting
+        sent_first[results] = scheduler.is_disable_overlap_for_batch(batch(3))
     at_first = told()
     asked = {"nobody": None, "prefill of 2": batch(2, decode=False), "decode of 3": batch(3), "decode of 9": batch(9)}
     lacks = {name: graphs.lacks(it) for name, it in asked.items()}
@@ -124,7 +132,7 @@ def main() -> None:
     idle = told()
     sizes, wrote, long = list(graphs.capture_bs), sorted(written), sorted(lengths)
     graphs.capture()
-    report = Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, wrote, long, told())
+    report = Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, wrote, long, sent_first, told())
     print(json.dumps(asdict(report)))
 
 

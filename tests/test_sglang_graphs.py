@@ -48,6 +48,10 @@ def test_it_is_known_before_a_step_whether_it_will_wait_for_a_graph(report: Any)
     }
 
 
+def test_a_first_token_is_sent_before_the_graph_of_the_next_step_is_captured(report: Any) -> None:
+    assert report["sent_first"] == {"nothing": False, "a first token": True}
+
+
 def test_a_capture_writes_to_the_padding_slot_and_to_no_request(report: Any) -> None:
     assert report["written"] == [0]
     assert report["lengths"] == [1]

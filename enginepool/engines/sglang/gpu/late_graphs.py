@@ -44,7 +44,9 @@ def install(scheduler: Any) -> None:
     graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
     if isinstance(graphs, LateGraphs):
         is_last_one_first = scheduler.is_disable_overlap_for_batch
-        scheduler.is_disable_overlap_for_batch = lambda batch: is_last_one_first(batch) or graphs.lacks(batch)
+        scheduler.is_disable_overlap_for_batch = lambda batch: (
+            is_last_one_first(batch) or (len(scheduler.result_queue) > 0 and graphs.lacks(batch))
+        )
 
 
 def capture_next(scheduler: Any) -> bool:
