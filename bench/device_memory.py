@@ -12,7 +12,6 @@ from typing import Any
 import pynvml
 
 from bench.errors import BenchError
-from config.devices import gpu_index
 from config.errors import PoolError
 from config.gpus import nvml_handle, visible_name
 
@@ -51,7 +50,7 @@ def device_memory(device: str) -> Iterator[DeviceMemory | None]:
     except pynvml.NVMLError as error:
         raise BenchError(f"{device}: the driver does not answer: {error}") from error
     try:
-        yield DeviceMemory(nvml_handle(visible_name(gpu_index(device) or 0, os.environ)))
+        yield DeviceMemory(nvml_handle(visible_name(device, os.environ)))
     except (pynvml.NVMLError, PoolError) as error:
         raise BenchError(f"{device}: {error}") from error
     finally:

@@ -7,23 +7,24 @@ from typing import Any
 
 import pynvml
 
+from config.devices import gpu_index
 from config.errors import PoolError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def visible_name(index: int, environment: Mapping[str, str]) -> str:
-    """What CUDA_VISIBLE_DEVICES must be for a process to see the GPU cuda:`index` of this `environment` alone.
+def visible_name(device: str, environment: Mapping[str, str]) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for a process to see the GPU `device` of this `environment` alone.
 
     Raises:
-        PoolError: there is none of that index.
+        PoolError: there is none of that number.
     """
-    listed = environment.get(VISIBLE)
+    index, listed = gpu_index(device) or 0, environment.get(VISIBLE)
     if listed is None:
         return str(index)
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if index >= len(names):
-        raise PoolError(f"there is no cuda:{index}: {VISIBLE} is {listed!r}")
+        raise PoolError(f"there is no {device}: {VISIBLE} is {listed!r}")
     return names[index]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pynvml
 
 from config.device_memory import oversize
-from config.devices import gpu_index, is_accounted, is_gpu
+from config.devices import is_accounted, is_gpu
 from config.errors import PoolError
 from config.gpus import nvml_handle, visible_name
 from config.registry import Pool, Registry
@@ -24,7 +24,7 @@ def capacities(pool: Pool) -> dict[str, int]:
         PoolError: a GPU cannot be asked.
     """
     accounted = [device for device in pool.devices if is_accounted(pool, device)]
-    gpus = {device: visible_name(gpu_index(device) or 0, os.environ) for device in accounted if is_gpu(device)}
+    gpus = {device: visible_name(device, os.environ) for device in accounted if is_gpu(device)}
     if pool.device_memory is not None:
         return dict.fromkeys(accounted, pool.device_memory)
     return {device: int(SHARE * _total(device, gpu)) for device, gpu in gpus.items()}

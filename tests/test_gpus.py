@@ -18,7 +18,7 @@ UUIDS = ("GPU-11aa", "GPU-22bb", "GPU-33cc")
     [(None, 0, "0"), (None, 3, "3"), ("2,5", 0, "2"), ("2, 5", 1, "5"), ("GPU-22bb,GPU-11aa", 1, "GPU-11aa")],
 )
 def test_cuda_n_is_the_nth_that_is_visible(listed: str | None, index: int, name: str) -> None:
-    assert visible_name(index, {} if listed is None else {VISIBLE: listed}) == name
+    assert visible_name(f"cuda:{index}", {} if listed is None else {VISIBLE: listed}) == name
 
 
 @pytest.mark.parametrize("listed", ["", "4"])

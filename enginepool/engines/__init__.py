@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from config.devices import gpu_index
+from config.devices import is_gpu
 from config.gpus import visible_name
 from config.registry import EngineName, Pool
 from enginepool.engine import Emit, Engine
@@ -81,8 +81,7 @@ def create(pool: Pool, device: str, emit: Emit) -> Engine:
         from enginepool.engines.sglang.protocol import StartRank
 
         kv_memory, memory = _kv_memory(pool, device), pool.device_memory or 0
-        index = gpu_index(device)
-        gpu = "" if index is None else visible_name(index, os.environ)
+        gpu = visible_name(device, os.environ) if is_gpu(device) else ""
         return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu))
     from enginepool.engines.simulated import SimulatedEngine
 

@@ -41,8 +41,8 @@ def _on_one_stream(stream: Any = None) -> Any:
 
 def install(scheduler: Any) -> None:
     """Have the Scheduler send what it has, such as a first token, before a step for which a graph is captured."""
-    graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
-    if isinstance(graphs, LateGraphs):
+    graphs = _graphs_of(scheduler)
+    if graphs is not None:
         is_last_one_first = scheduler.is_disable_overlap_for_batch
         scheduler.is_disable_overlap_for_batch = lambda batch: (
             is_last_one_first(batch) or (len(scheduler.result_queue) > 0 and graphs.lacks(batch))
@@ -51,11 +51,17 @@ def install(scheduler: Any) -> None:
 
 def capture_next(scheduler: Any) -> bool:
     """One more graph, some 50 ms. False: none is missing."""
-    graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
-    if not isinstance(graphs, LateGraphs) or not graphs.missing:
+    graphs = _graphs_of(scheduler)
+    if graphs is None or not graphs.missing:
         return False
     graphs.capture_sizes(graphs.missing[:1])
     return True
+
+
+def _graphs_of(scheduler: Any) -> LateGraphs | None:
+    """None for a model that is served without."""
+    graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
+    return graphs if isinstance(graphs, LateGraphs) else None
 
 
 class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]

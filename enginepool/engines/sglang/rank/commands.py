@@ -51,8 +51,8 @@ class Serving:
     connection: Connection
     paused: bool = False
     starved: Starved = field(init=False)
-    _held_first: int = field(init=False)
-    _reserved_first: int = field(init=False)
+    _unreserved: int = field(init=False)
+    """Bytes held less those reserved, which are all that changes."""
     batches: list[int] = field(default_factory=list)
     """Sizes of those that decoded since the last report."""
     reported: RankLoad | None = None
@@ -63,12 +63,12 @@ class Serving:
     def __post_init__(self) -> None:
         self.starved = Starved(self.scheduler)
         # Asking the driver takes too long for doing it again between steps.
-        self._held_first = max(0, self.device.used() - self.weights.flat.nbytes - self.kv.mapped)
-        self._reserved_first = self.device.reserved()
+        held = max(0, self.device.used() - self.weights.flat.nbytes - self.kv.mapped)
+        self._unreserved = held - self.device.reserved()
 
     def held(self) -> int:
         """Bytes of the device's memory besides the weights and what the KV cache has mapped."""
-        return self._held_first + self.device.reserved() - self._reserved_first
+        return self._unreserved + self.device.reserved()
 
     def between_steps(self, asked: bool) -> None:
         """With `asked` if requests or commands have just come in."""
