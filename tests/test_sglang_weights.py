@@ -153,7 +153,7 @@ async def test_a_parked_model_is_filled_again_where_it_was(
     await worker.park()
     await worker.activate(flipped)
     await worker.park()
-    assert list(await worker.activate(sglang_stored["llama-tiny"], verify=True)) == ["weights"]
+    assert list(await worker.activate(sglang_stored["llama-tiny"], verify=True)) == ["kv_limit", "resume", "copy"]
     assert await worker.complete() == sglang_answers["llama-tiny"]
 
 

@@ -102,12 +102,16 @@ class TornDown:
 
 @dataclass(frozen=True, slots=True)
 class FillWeights:
-    """To an idle rank: copy the weights to where they were, with memory for them if they were paused.
-
-    Result: the seconds of the copy.
-    """
+    """To an idle rank: copy the weights to where they were, with memory for them if they were paused. Result: Filled."""
 
     weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    phases: dict[str, float]
+    """Seconds: `resume` until there is memory for the weights, then `copy`."""
+    copy_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,8 +130,10 @@ class Skeleton:
         """
         if limit.nbytes:
             await self.limit_kv(limit)
-        self.copy_seconds = await self.tell(FillWeights(weights))
-        phases.end("weights")
+        phases.end("kv_limit")
+        filled = await self.tell(FillWeights(weights))
+        self.copy_seconds = filled.copy_seconds
+        phases.took(filled.phases)
 
     async def limit_kv(self, limit: KvLimit) -> None:
         """The rank says by a KvLimitSet when it holds."""

@@ -16,9 +16,11 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from config.errors import EngineError, StoreError
+from enginepool.engines.phases import Phases
 from enginepool.engines.sglang.protocol import (
     CommandDone,
     CommandFailed,
+    Filled,
     FillWeights,
     LimitKv,
     Offer,
@@ -147,14 +149,17 @@ def _answer(connection: Connection, carry_out: Callable[[], object]) -> None:
         connection.send(CommandDone(result))
 
 
-def _fill_weights(serving: Serving, command: FillWeights) -> float:
-    """Returns the seconds of the copy."""
+def _fill_weights(serving: Serving, command: FillWeights) -> Filled:
+    phases = Phases()
     if serving.paused:
         serving.device.resume()
         serving.kv.resume()
         serving.paused = False
+    phases.end("resume")
     serving.weights.fill(command.weights)
-    return serving.device.settle()
+    seconds = serving.device.settle()
+    phases.end("copy")
+    return Filled(phases.seconds, seconds)
 
 
 def _pause_weights(serving: Serving, command: PauseWeights) -> int:
