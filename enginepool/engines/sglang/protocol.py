@@ -102,7 +102,7 @@ class TornDown:
 
 @dataclass(frozen=True, slots=True)
 class FillWeights:
-    """To an idle rank: copy the weights to where they were, with memory for them if they were paused. Result: Filled."""
+    """To an idle rank: copy the weights to where they were, with memory for them if they were paused. Gives Filled."""
 
     weights: Weights
 
