@@ -13,6 +13,7 @@ from bench.activation_goals import judge
 from bench.activation_rounds import Eviction, Round
 from bench.machine import describe_machine, in_words, versions
 from bench.percentiles import percentile
+from config.units import format_size
 
 Row = dict[str, Any]
 """The medians of all rounds of one model from one state; times in seconds, None for what was not measured."""
@@ -56,9 +57,14 @@ def _write(prefix: Path, suffix: str, content: str) -> None:
 
 
 def command_of(chosen: argparse.Namespace) -> str:
+    """To be run again elsewhere: without files, and with what decides even where it was left to its default."""
     parts = [f"--models {','.join(chosen.models)}", f"--states {','.join(chosen.states)}", f"--rounds {chosen.rounds}"]
     parts += [f"--device {chosen.device}", f"--engine {chosen.engine}", f"--workers {chosen.workers}"]
-    return " ".join(["python -m bench.activation", *(["--tiny"] if chosen.tiny else []), *parts])
+    parts += [f"--set {key}={value}" for key, value in chosen.set]
+    parts += [f"--fill-kv {format_size(chosen.fill_kv).replace(' ', '')}"] if chosen.fill_kv else []
+    parts += [f"--cold-models {','.join(chosen.cold_models)}"] if chosen.cold_models else []
+    flags = [f"--{name}" for name in ("tiny", "decode") if getattr(chosen, name)]
+    return " ".join(["python -m bench.activation", *flags, *parts])
 
 
 def summarize(measured: Measured, swaps: Mapping[str, Any] | None, note: str, *, real: bool) -> dict[str, Any]:

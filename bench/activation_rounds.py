@@ -23,9 +23,13 @@ PROMPT_TOKENS = 256
 ANSWER_TOKENS = 8
 WEIGHT_PHASES = frozenset({"copy", "weights", "assign"})
 """Phases of an activation after the last of which the weights are in place."""
+BEFORE_COPY = frozenset({"resume", "arguments"})
+"""After the last of these begins a copy whose duration is told apart from the phases."""
 FREED = 0.9
 """Share of the weights' bytes that must be gone for a device's memory to count as free."""
 FREED_WITHIN = 10.0
+REST = 1.0
+"""Seconds before each activation: a GPU clears what was freed, some 0.1 s for 16 GB, and copies slowly meanwhile."""
 FILL_PROMPT = 4096
 """Tokens of a request that fills the KV cache."""
 FILL_AT_ONCE = 8
@@ -172,6 +176,7 @@ class Rounds:
 
     async def _measure(self, model: str, state: str) -> Round:
         prompt = self._prompts.write(model)
+        await asyncio.sleep(REST if self._memory is not None else 0)
         began = time.perf_counter()
         asking = asyncio.create_task(self._subject.ask(model, prompt, ANSWER_TOKENS))
         try:
@@ -198,7 +203,7 @@ class Rounds:
             state,
             (await self._subject.models())[model]["weight_bytes"],
             phases,
-            _until_weights(phases),
+            until_weights(phases, worker["activation_copy_s"]),
             ready,
             outcome.first_token,
             outcome.prompt_tokens,
@@ -244,7 +249,14 @@ class Rounds:
         return int(self._memory.used - all_blank + of_blank)
 
 
-def _until_weights(phases: Mapping[str, float]) -> float | None:
+def until_weights(phases: Mapping[str, float], copy: float | None) -> float | None:
+    """Seconds. `copy` is what the copy took, which may go on beside other phases, where the engine tells."""
+    if copy and (before := _until_last(phases, BEFORE_COPY)) is not None:
+        return before + copy
+    return _until_last(phases, WEIGHT_PHASES)
+
+
+def _until_last(phases: Mapping[str, float], of: frozenset[str]) -> float | None:
     names = list(phases)
-    last = max((index for index, name in enumerate(names) if name in WEIGHT_PHASES), default=None)
+    last = max((index for index, name in enumerate(names) if name in of), default=None)
     return None if last is None else sum(phases[name] for name in names[: last + 1])

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from bench import activation, swaps
 from bench.activation_goals import judge
-from bench.activation_report import Measured, summarize
-from bench.activation_rounds import PROMPT_TOKENS, Eviction, Prompts, Round
+from bench.activation_report import Measured, command_of, summarize
+from bench.activation_rounds import PROMPT_TOKENS, Eviction, Prompts, Round, until_weights
 from bench.checkpoints import tensors_of
 from bench.outcomes import Outcome
 from bench.shapes import SHAPES, config_of, make_models
@@ -130,6 +130,29 @@ def test_a_goal_is_judged_by_what_was_measured() -> None:
     assert met["swaps under load"] is None
     (row,) = figures["rows"]
     assert (row["copy_gbps"], row["link_share"]) == (pytest.approx(40), pytest.approx(0.8))
+
+
+@pytest.mark.parametrize(
+    ("phases", "copy", "weights"),
+    [
+        ({"waiting": 1, "kv_limit": 2, "resume": 3, "copy": 4, "prefill": 5}, 4.5, 10.5),
+        ({"waiting": 1, "arguments": 2, "scheduler": 3, "model": 4, "kv_cache": 5, "copy": 0}, 6.0, 9.0),
+        ({"load": 1, "weights": 2, "tokenizer": 3}, None, 3),
+        ({"waiting": 1, "prefill": 2}, None, None),
+    ],
+)
+def test_weights_are_in_place_when_their_copy_ends(
+    phases: dict[str, float], copy: float | None, weights: float | None
+) -> None:
+    assert until_weights(phases, copy) == weights
+
+
+def test_the_command_in_a_report_can_be_run_again() -> None:
+    given = ["--models", "llama-1b,llama-8b", "--states", "disk,parked", "--set", "pool.max_running=32"]
+    given += ["--fill-kv", "20GiB", "--decode", "--device", "cuda:1", "--rounds", "3"]
+    program, *again = command_of(activation.arguments(given)).removeprefix("python -m ").split()
+    assert program == "bench.activation"
+    assert activation.arguments(again) == activation.arguments(given)
 
 
 def test_goals_about_swaps_come_from_the_soak() -> None:

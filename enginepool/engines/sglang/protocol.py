@@ -110,8 +110,9 @@ class FillWeights:
 @dataclass(frozen=True, slots=True)
 class Filled:
     phases: dict[str, float]
-    """Seconds: `resume` until there is memory for the weights, then `copy`."""
+    """Seconds: `resume` until there is memory for the weights, then `copy` until nearly all of them are there."""
     copy_seconds: float
+    """Of all weights."""
 
 
 @dataclass(frozen=True, slots=True)

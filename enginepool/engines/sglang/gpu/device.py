@@ -45,13 +45,18 @@ class Gpu:
         return upstream.allocate_weights(nbytes)
 
     def offer(self, model: str, segment: SegmentRef) -> None:
+        self.settle()  # it may close a segment
         self._copies.offer(model, segment)
 
     def withdraw(self, model: str) -> None:
+        self.settle()
         self._copies.withdraw(model)
 
     def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
         self._copying = self._link.copy(self._copies.offer(model, segment), flat)
+
+    def nearly_settle(self) -> float:
+        return self._copying.expected_seconds() if self._copying is not None else 0.0
 
     def settle(self) -> float:
         return self._copying.seconds() if self._copying is not None else 0.0
@@ -67,6 +72,7 @@ class Gpu:
         return late_graphs.capture_next(scheduler)
 
     def pause(self) -> None:
+        self.settle()
         upstream.pause_weights()
         torch.cuda.empty_cache()
 

@@ -13,19 +13,34 @@ from enginepool.engines.sglang.gpu.host_copies import PIECE, HostCopy
 _STAGE = 16 * 2**20
 """Bytes of one pinned buffer; each staging thread has two."""
 _THREADS = 8
+_REST = 2 * 2**30
+"""Bytes that are copied while a first step is launched, some 40 ms; of a small model a quarter."""
 
 
 @dataclass(slots=True)
 class CopyTimer:
-    """What a copy took, once it is done."""
+    """What a copy takes. `share` of its bytes lie before `nearly`."""
 
     began: torch.cuda.Event = field(default_factory=lambda: _event(timing=True))
+    nearly: torch.cuda.Event = field(default_factory=lambda: _event(timing=True))
     ended: torch.cuda.Event = field(default_factory=lambda: _event(timing=True))
+    share: float = 0.0
+
+    def mark(self, share: float) -> None:
+        """Here it is nearly done, unless that has been said before."""
+        if not self.share:
+            self.nearly.record()
+            self.share = share
 
     def seconds(self) -> float:
         """Waits until the copy is done."""
         self.ended.synchronize()
         return float(self.began.elapsed_time(self.ended)) / 1000
+
+    def expected_seconds(self) -> float:
+        """Waits until the copy is nearly done, and goes by the rate so far."""
+        self.nearly.synchronize()
+        return float(self.began.elapsed_time(self.nearly)) / 1000 / self.share
 
 
 class Link:
@@ -44,14 +59,18 @@ class Link:
         timer = CopyTimer()
         self._stream.wait_stream(torch.cuda.current_stream())
         registered = source.registered
+        rest = min(_REST, source.nbytes // 4)
         with torch.cuda.stream(self._stream):
             timer.began.record()
             for start in range(0, registered, PIECE):  # no copy may cross from one registered piece into the next
                 end = min(start + PIECE, registered)
                 target[start:end].copy_(source.bytes[start:end], non_blocking=True)
+                if source.nbytes - end <= rest:
+                    timer.mark(end / source.nbytes)
         if registered < source.nbytes:
             self._stage(source.bytes[registered:], target[registered:])
         with torch.cuda.stream(self._stream):
+            timer.mark(1.0)
             timer.ended.record()
         torch.cuda.current_stream().wait_stream(self._stream)
         return timer

@@ -47,6 +47,9 @@ class Cpu:
             mapped.close()
         self._seconds = time.monotonic() - began
 
+    def nearly_settle(self) -> float:
+        return self._seconds
+
     def settle(self) -> float:
         return self._seconds
 

@@ -69,7 +69,13 @@ class Device(Protocol):
         ...
 
     def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
-        """Begin to make `flat` (uint8, as long as the segment) equal to it. Raises StoreError if it is gone."""
+        """Begin to make `flat` (uint8, as long as the segment) equal to it. What is put on the current stream from now
+        on sees the whole of it. Raises StoreError if the segment is gone."""
+        ...
+
+    def nearly_settle(self) -> float:
+        """Wait until the last copy will be done by the time that a first step is launched; returns the seconds that
+        all of it is going to have taken."""
         ...
 
     def settle(self) -> float:
