@@ -12,7 +12,7 @@ from typing import Any
 from bench.activation_report import Measured
 from bench.activation_rounds import Prompts, Round, Rounds
 from bench.decode import decode_rates
-from bench.device_memory import DeviceMemory, in_use
+from bench.device_memory import DeviceMemory
 from bench.errors import BenchError
 from bench.gateway_under_test import GatewayUnderTest, serving
 from bench.link import link_rate
@@ -47,8 +47,7 @@ class Run:
             for model in chosen.cold_models or chosen.models:
                 await self._cold(model)
         if {"disk", "blank", "parked"} & {*chosen.states} or chosen.fill_kv or chosen.decode:
-            async with in_use(chosen.device):
-                await self._one_at_a_time()
+            await self._one_at_a_time()
         if "other" in chosen.states:
             await self._among_others()
 

@@ -1,32 +1,22 @@
-"""Memory in use on a device, as its driver counts it, without a CUDA context of our own.
-
-`python -m bench.device_memory cuda:N` is a process with such a context, which does nothing: see `in_use`.
-"""
+"""Memory in use on a device, as its driver counts it, without a CUDA context of our own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pynvml
 
 from bench.errors import BenchError
-from bench.processes import Server, running
 from config.errors import PoolError
 from config.gpus import nvml_handle, visible_name
 
 SAMPLE_EVERY = 0.001
 """Seconds between two looks."""
-CONTEXT_TIMEOUT = 120.0
-_HELD = "held"
 
 
 class DeviceMemory:
@@ -65,37 +55,3 @@ def device_memory(device: str) -> Iterator[DeviceMemory | None]:
         raise BenchError(f"{device}: {error}") from error
     finally:
         pynvml.nvmlShutdown()
-
-
-@asynccontextmanager
-async def in_use(device: str) -> AsyncIterator[None]:
-    """Meanwhile some process uses the device, if it is a GPU: the driver takes memory once for all that do.
-
-    Raises:
-        BenchError: the process does not start.
-    """
-    if device == "cpu":
-        yield
-        return
-    command = [sys.executable, "-m", "bench.device_memory", device]
-    with tempfile.TemporaryDirectory(prefix="prism-bench-") as folder:
-        async with running("a process with a CUDA context", command, Path(folder)) as process:
-            await process.until_ready(lambda: _said(process, _HELD), CONTEXT_TIMEOUT)
-            yield
-
-
-async def _said(process: Server, line: str) -> bool:
-    return process.said(line) is not None
-
-
-def _hold_context(device: str) -> None:
-    """Until SIGTERM."""
-    import torch
-
-    torch.cuda.synchronize(device)
-    print(_HELD, flush=True)
-    signal.pause()
-
-
-if __name__ == "__main__":
-    _hold_context(sys.argv[1])
