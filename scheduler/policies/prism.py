@@ -43,7 +43,7 @@ SHORT = 0.8
 """Share of a device's KV cache from which on its memory is short."""
 ROOMY = 0.4
 """And up to which some of it may go to a model that nobody waits for."""
-FIRST_LEAVES, COPY_LEAVES = 0.1, 0.25
+FIRST_LEAVES, COPY_LEAVES = 0.1, 0.15
 """Shares of a device's memory that are left for KV cache when a model is activated ahead of its demand."""
 BEGIN = 0.5
 """Requests that are expected to miss because a worker that was idle is busy: whoever comes next finds it so."""
