@@ -393,6 +393,13 @@ def test_a_step_reads_the_experts_that_its_batch_chooses() -> None:
     assert read.active_parameters < read.weight_bytes / 4
 
 
+def test_a_large_model_is_built_while_it_is_copied() -> None:
+    small, large = costs("llama-1b"), costs("qwen3-32b")
+
+    assert small.blank_activation > small.parked_activation
+    assert large.blank_activation == large.parked_activation
+
+
 def test_the_shipped_calibration_gives_what_was_measured() -> None:
     rows = json.loads(Path("docs/results/activation.json").read_text())
     ready = {(entry["model"], entry["state"]): entry["ready_s"] for entry in rows["rows"]}

@@ -20,7 +20,8 @@ class Costs:
         self.chunk = calibration.chunk.tokens
         self.held = calibration.held.with_model(self.shard_bytes)
         self.parked_activation = calibration.parked.duration(self.shard_bytes)
-        self.blank_activation = calibration.blank.duration(self.shard_bytes)
+        # Building goes on beside the copy: of a small model it takes longer, of a large one the copy does.
+        self.blank_activation = max(calibration.blank.duration(self.shard_bytes), self.parked_activation)
         self.load = calibration.disk.duration(weight_bytes)
         self.park = calibration.park.duration(self.shard_bytes)
         self._shape = shape
