@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from scheduler.look import look_at
 from scheduler.state import Device, Model, State, Worker
@@ -57,38 +58,56 @@ def mapped_on(state: State, device: Device) -> list[Worker]:
     return look_at(state, device).mapped
 
 
-def misses(
-    state: State, device: Device, now: float, *, plus: Model | None = None, minus: Worker | None = None
-) -> float:
+@dataclass(frozen=True, slots=True)
+class Company:
+    """What a newcomer would meet on a device."""
+
+    busy: float
+    """Neighbours that are busy, in the mean."""
+    pushed: float
+    """Requests a second that they would miss more, whoever comes."""
+
+
+def misses(state: State, device: Device, now: float, *, minus: Worker | None = None) -> float:
     """Requests a second that are expected to miss their TPOT objective for what runs beside them on the device.
 
     A busy neighbour prolongs every step by the learned slow-down. A model whose TPOT is t alone keeps an objective s
     beside up to (s / t - 1) / slowdown busy neighbours. How many are busy in the lifetime of one answer varies, so that
     misses begin before the mean gets there: their share is taken to grow with the square of the mean, at first.
     """
-    loads = [
+    loads = _loads(state, device, now, minus=minus)
+    together = sum(busy for _, busy in loads)
+    return sum(_rate(model, now) * share_missed(state, model, together - busy) for model, busy in loads)
+
+
+def company_on(state: State, device: Device, now: float) -> Company:
+    """What `misses_added` need to know of a device."""
+    loads = _loads(state, device, now)
+    together, pushed = sum(busy for _, busy in loads), 0.0
+    for model, busy in loads:
+        limit, neighbours = _limit(state, model), together - busy
+        more = _share_missed((neighbours + NEWCOMER) / limit) - _share_missed(neighbours / limit)
+        pushed += _rate(model, now) * max(0.0, more)
+    return Company(together, pushed)
+
+
+def misses_added(state: State, company: Company, model: Model, now: float) -> float:
+    """By how much `misses` grow if the model comes: those of who is there, and its own."""
+    return company.pushed + _rate(model, now) * share_missed(state, model, company.busy)
+
+
+def _loads(state: State, device: Device, now: float, *, minus: Worker | None = None) -> list[tuple[Model, float]]:
+    """Models of the device and how busy they are there."""
+    return [
         (state.models[worker.model or ""], worker.busy.at(now))
         for worker in mapped_on(state, device)
         if worker is not minus
     ]
-    if plus is not None:
-        loads.append((plus, NEWCOMER))
-    together = sum(busy for _, busy in loads)
-    return sum(_misses(state, model, together - busy, now) for model, busy in loads)
 
 
-def misses_for_newcomer(state: State, device: Device, now: float) -> float:
-    """By how much `misses` grow with any further model, at least: those of the ones that are there."""
-    loads = [(state.models[worker.model or ""], worker.busy.at(now)) for worker in mapped_on(state, device)]
-    together = sum(busy for _, busy in loads)
-    without = sum(_misses(state, model, together - busy, now) for model, busy in loads)
-    beside = sum(_misses(state, model, together - busy + NEWCOMER, now) for model, busy in loads)
-    return beside - without - ROUNDING * (beside + without)
-
-
-def _misses(state: State, model: Model, neighbours: float, now: float) -> float:
-    rate = model.demand.arrivals.per_second(now) / max(1, len(model.workers))
-    return rate * share_missed(state, model, neighbours)
+def _rate(model: Model, now: float) -> float:
+    """Requests a second that come to one of its workers."""
+    return model.demand.arrivals.per_second(now) / max(1, len(model.workers))
 
 
 def share_missed(state: State, model: Model, neighbours: float) -> float:
@@ -96,8 +115,15 @@ def share_missed(state: State, model: Model, neighbours: float) -> float:
 
     It comes near to all of them and never gets there, so that of two crowded devices the less crowded one is better.
     """
-    crowding = neighbours / max(0.1, tolerance(state, model))
+    return _share_missed(neighbours / _limit(state, model))
+
+
+def _share_missed(crowding: float) -> float:
     return 1.0 - math.exp(-crowding * crowding)
+
+
+def _limit(state: State, model: Model) -> float:
+    return max(0.1, tolerance(state, model))
 
 
 def tolerance(state: State, model: Model) -> float:

@@ -1,7 +1,8 @@
 """Free workers from the cheapest on, without asking of each what it costs.
 
 What a worker costs a model can take long to find out. A bound that is the same for all models is known of each; so they
-are looked at in its order, and as soon as the bound exceeds the least cost found, that one is the cheapest.
+are looked at in its order, and as soon as the bound exceeds the least cost found, that one is the cheapest. In a very
+large pool the first `PRICED` devices are all that is looked at: one of those that seem best is good enough.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import NamedTuple
 from scheduler import memory
 from scheduler.look import look_at
 from scheduler.state import Device, Model, Phase, State, Worker
+
+PRICED = 128
+"""Devices that are looked at for one model, beside those with its skeleton."""
 
 Place = tuple[float, ...]
 Cost = tuple[float | bool | Place, ...]
@@ -95,10 +99,21 @@ class FreeWorkers:
             for entry in self._entries
             if entry.is_short(model) is short and not entry.keeps(model)
         )
-        return _by_cost((found for found in chain(known, bounded) if possible(found[1])), prices)
+        own = (found for found in known if possible(found[1]))
+        others = (found for found in bounded if possible(found[1]))
+        return _by_cost(chain(own, _on_first_devices(others, PRICED)), prices)
 
     def _known_to(self, model: Model) -> list[Worker]:
         return [worker for worker in self._known.get(model.name, ()) if worker.reserved_for in (None, model.name)]
+
+
+def _on_first_devices(bounded: Iterable[tuple[Cost, Worker]], most: int) -> Iterator[tuple[Cost, Worker]]:
+    devices: set[str] = set()
+    for bound, worker in bounded:
+        devices.add(worker.device)
+        if len(devices) > most:
+            return
+        yield bound, worker
 
 
 def _by_cost(bounded: Iterable[tuple[Cost, Worker]], prices: Prices) -> Iterator[Worker]:

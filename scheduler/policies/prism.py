@@ -25,13 +25,15 @@ from scheduler.policies.places import free_group, free_on
 from scheduler.policies.staging import has_room, is_staged
 from scheduler.pressure import (
     ROUNDING,
+    Company,
+    company_on,
     kv_needed,
     kv_use,
     kvpr_parts,
     kvpr_with,
     mapped_on,
     misses,
-    misses_for_newcomer,
+    misses_added,
 )
 from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
 
@@ -92,7 +94,7 @@ class Prism(OnDemand):
         device = state.devices[worker.device]
 
         def priced() -> float:
-            missed = _added(state, device, model, now) * HORIZON
+            missed = misses_added(state, self._company(state, device, now), model, now) * HORIZON
             victims = self._victims_for(state, worker, model, now)
             lost = NOBODY_RESTS if victims is None else sum(_loss(state, victim, now) for victim in victims)
             return missed + lost
@@ -103,7 +105,7 @@ class Prism(OnDemand):
 
     def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
         """What those that are there miss more."""
-        return (misses_for_newcomer(state, state.devices[worker.device], now) * HORIZON,)
+        return (self._company(state, state.devices[worker.device], now).pushed * HORIZON,)
 
     def _losses(self, state: State, device: Device, now: float) -> list[tuple[float, int]]:
         """What would be lost with each of the device's idle workers, and its number; the least loss first."""
@@ -119,16 +121,21 @@ class Prism(OnDemand):
         return _waits(state, model, now, parked=False)
 
     def narrowed(self, state: State, worker: Worker, model: Model, now: float, bound: Place, *, short: bool) -> Place:
-        """Where memory is short, one of the idle ones leaves at least; and the pressure is exact."""
+        """Where memory is short, one of the idle ones leaves at least; all else is exact."""
         device, lost = state.devices[worker.device], 0.0
+        missed = misses_added(state, self._company(state, device, now), model, now) * HORIZON
         if short:
             lost = min((loss for loss, _ in self._losses(state, device, now)[:1]), default=NOBODY_RESTS)
-        return (bound[0] + min(lost, NOBODY_RESTS) * (1 - ROUNDING), self._pressure(state, device, model, now))
+        price = (missed + min(lost, NOBODY_RESTS)) * (1 - ROUNDING)
+        return (price + self.comes_for(state, model, now), self._pressure(state, device, model, now))
 
     def _pressure(self, state: State, device: Device, model: Model, now: float) -> float:
         """The KV pressure ratio of the device with the model."""
-        parts = self._memo.of(state, ("pressure", device.name), lambda: kvpr_parts(state, device, now))
+        parts = self._memo.on(state, device, "pressure", lambda: kvpr_parts(state, device, now))
         return kvpr_with(state, parts, model, now)
+
+    def _company(self, state: State, device: Device, now: float) -> Company:
+        return self._memo.on(state, device, "company", lambda: company_on(state, device, now))
 
     def value(self, state: State, worker: Worker, now: float) -> float:
         """Requests that would miss it, by the bytes that it gives."""
@@ -275,7 +282,7 @@ class Prism(OnDemand):
         here = {worker.model for worker in mapped_on(state, device)}
         reliefs = self._memo.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
         gains = [
-            (relief - _added(state, device, model, now), model)
+            (relief - misses_added(state, self._company(state, device, now), model, now), model)
             for model, relief in reliefs
             if model.name not in here and now - self._moved_at.get(model.name, -COOLDOWN) >= COOLDOWN
         ]
@@ -382,11 +389,6 @@ def _leaves_enough(state: State, worker: Worker, model: Model) -> bool:
     left = ledger.capacity - ledger.fixed - memory.need(state, worker, model)
     needed = sum(kv_needed(state, other) for other in mapped_on(state, state.devices[worker.device]))
     return left >= max((COPY_LEAVES if model.workers else FIRST_LEAVES) * ledger.capacity, needed / ROOMY)
-
-
-def _added(state: State, device: Device, model: Model, now: float) -> float:
-    """Requests a second that would be missed more with the model on the device."""
-    return misses(state, device, now, plus=model) - misses(state, device, now)
 
 
 def _waits(state: State, model: Model, now: float, *, parked: bool) -> float:
