@@ -16,6 +16,7 @@ from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang.front.asgi import Exchange
 from enginepool.engines.sglang.front.rank_process import RankProcess
+from enginepool.engines.sglang.front.rehearsal import Rehearsal, mark_for
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.skeleton import KvLimit, Skeleton
 from enginepool.engines.sglang.gpu.memory import GpuMemory
@@ -46,14 +47,19 @@ class SglangEngine:
             os.environ[VISIBLE] = ""  # the GPU is the rank's; SGLang's code here must not touch it
         sweep()
         self._emit = emit
+        self._device = start.device
         self.held = 0
         self.copy_seconds = 0.0
         self._live: dict[int, LiveRequest] = {}
+        self._unasked = asyncio.Event()
+        """Set while there are none."""
+        self._unasked.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         """Held by whoever talks to the rank, whose answers come in the order of the questions."""
         self._skeleton: Skeleton | None = None
+        self._rehearsal: Rehearsal | None = None
         self._active = False
         self._reading = asyncio.Event()
         self._reading.set()
@@ -92,11 +98,23 @@ class SglangEngine:
             self._skeleton = await Skeleton.build(model, weights, limit, self._rank, phases)
         self.held, self.copy_seconds = self._skeleton.held, self._skeleton.copy_seconds
         self._active = True
+        self._rehearse(self._skeleton)
         return phases.seconds
+
+    def _rehearse(self, skeleton: Skeleton) -> None:
+        """Unless that has been done."""
+        mark = mark_for(skeleton.manifest.key, self._device)
+        if mark is None or mark.exists():
+            return
+        self._rehearsal = Rehearsal(mark, self._run, skeleton.layer.manager, self._unasked)
+        self._begin(self._rehearsal.perform())
 
     async def park(self) -> str:
         if self._skeleton is None:
             raise EngineError("there is no model to park")
+        if self._rehearsal is not None:
+            self._rehearsal.stop()
+            self._rehearsal = None
         await self._let_tasks_end()
         async with self._turn:
             self.held = await self._skeleton.park()
@@ -143,12 +161,17 @@ class SglangEngine:
             return
         live = LiveRequest(request, self.load, self._on_counted)
         self._live[live.id] = live
-        task = asyncio.get_running_loop().create_task(self._run(live))
+        self._unasked.clear()
+        self._begin(self._run(live, self._emit))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """In a task of its own, which ends before the model leaves."""
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def abort(self, request: int) -> None:
-        live = self._live.pop(request, None)
+        live = self._forget(request)
         if live is not None and self._skeleton is not None:
             self._skeleton.layer.manager.abort(live)
 
@@ -215,12 +238,12 @@ class SglangEngine:
         else:
             self.load.kv_bytes, self.load.batch, self.load.held = event.used, event.batch, event.held
 
-    async def _run(self, live: LiveRequest) -> None:
+    async def _run(self, live: LiveRequest, emit: Emit) -> None:
         """Root of a request's task, in which SGLang's own code runs."""
         assert self._skeleton is not None
         layer = self._skeleton.layer
         CURRENT.set(live)
-        exchange = Exchange(live, self._emit, self._reading)
+        exchange = Exchange(live, emit, self._reading)
         try:
             await layer.app(exchange.scope, exchange.receive, exchange.send)
         except Exception:
@@ -230,7 +253,13 @@ class SglangEngine:
             exchange.close()
             layer.manager.forget(live)
             live.close()
-            self._live.pop(live.id, None)
+            self._forget(live.id)
+
+    def _forget(self, request: int) -> LiveRequest | None:
+        live = self._live.pop(request, None)
+        if not self._live:
+            self._unasked.set()
+        return live
 
     async def _measure(self, gpu: str) -> None:
         """Root of the task that keeps what is used of a GPU."""

@@ -1,0 +1,115 @@
+"""What a model's first requests on a machine would wait for, found out before they come.
+
+Triton compiles a kernel when it is first called with such arguments, for seconds, and keeps it on disk. So a model that
+was never served on this machine is asked a few things by its own worker, while it is active and nobody else asks. A
+mark beside Triton's kernels says that it was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from enginepool.engine import Emit, EngineLoad
+from enginepool.engines.sglang.front.requests import LiveRequest
+from enginepool.messages import FromWorker, Reply, Submit
+
+log = logging.getLogger("prism.sglang")
+
+LENGTHS = (1, 24, 100, 300, 1000)
+"""Tokens of the prompts: which kernel is taken depends on how many there are."""
+TOKENS = 4
+"""Of each answer."""
+SCHEMA = {"type": "object", "properties": {"ready": {"type": "boolean"}}, "required": ["ready"]}
+_NOBODY = -1
+"""In place of a request's id, of which the gateway knows nothing."""
+_LAST = 1e9
+"""A deadline in seconds behind all others."""
+
+Run = Callable[[LiveRequest, Emit], Awaitable[None]]
+"""Has the engine answer a request."""
+
+
+def mark_for(key: str, device: str) -> Path | None:
+    """The file that says that the model of a segment's `key` was rehearsed. None: nothing is compiled on a CPU.
+
+    It lies where Triton keeps its kernels, and is gone when those are.
+    """
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    if folder is None and device == "cpu":
+        return None
+    kernels = Path(folder) if folder else Path(os.environ.get("TRITON_HOME") or Path.home(), ".triton", "cache")
+    return kernels / f"prism-{key}"
+
+
+class Rehearsal:
+    """Of the active model. `perform` is to be run as a task, and ends soon after `stop`."""
+
+    def __init__(self, mark: Path, run: Run, manager: Any, unasked: asyncio.Event) -> None:
+        self._mark = mark
+        self._run = run
+        self._manager = manager
+        self._unasked = unasked
+        """Set while there is no request of anybody else."""
+        self._live: LiveRequest | None = None
+        self._stopped = False
+
+    async def perform(self) -> None:
+        """Root of its task. What fails is left to the first one who asks for it, who is told why."""
+        for submit in _requests(self._manager):
+            await self._unasked.wait()
+            if self._stopped:
+                return
+            status = await self._ask(submit)
+            if status != 200:
+                log.debug("a rehearsal ended with status %s", status)
+                return
+        self._put_mark()
+
+    def stop(self) -> None:
+        """The model is about to leave."""
+        self._stopped = True
+        if self._live is not None:
+            self._manager.abort(self._live)
+
+    async def _ask(self, submit: Submit) -> int | None:
+        said: list[FromWorker] = []
+        self._live = LiveRequest(submit, EngineLoad(), lambda live: None)
+        try:
+            await self._run(self._live, said.append)
+        finally:
+            self._live = None
+        return next((message.status for message in said if isinstance(message, Reply)), None)
+
+    def _put_mark(self) -> None:
+        try:
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
+            self._mark.touch()
+        except OSError as error:
+            log.debug("%s: %s", self._mark, error)
+
+
+def _requests(manager: Any) -> Iterator[Submit]:
+    longest = int(manager.max_req_input_len) - TOKENS
+    for length in (length for length in LENGTHS if length < longest):
+        prompt = [length % 7 + place % 97 for place in range(length)]
+        if manager.is_generation:
+            yield _submit("/generate", {"input_ids": prompt, "sampling_params": _sampling()})
+        else:
+            yield _submit("/v1/embeddings", {"model": manager.served_model_name, "input": prompt})
+    if manager.is_generation and manager.server_args.grammar_backend != "none":
+        sampling = {"max_new_tokens": TOKENS, "json_schema": json.dumps(SCHEMA)}
+        yield _submit("/generate", {"input_ids": [1], "sampling_params": sampling})
+
+
+def _sampling() -> dict[str, Any]:
+    return {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+
+
+def _submit(path: str, body: dict[str, Any]) -> Submit:
+    return Submit(_NOBODY, path, json.dumps(body).encode(), _LAST)
