@@ -9,8 +9,11 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -67,9 +70,15 @@ class Layout:
                 it.offset = self.nbytes
                 self.nbytes += _up(it.end - it.start, alignment)
 
-    def write(self, view: memoryview, wrote: Callable[[int], None]) -> tuple[Block, ...]:
-        """Copy every block into the segment; `wrote` is told the bytes of each piece."""
-        return tuple(_write(it, view, wrote) for ranges in self._ranges.values() for it in ranges)
+    def write(self, view: memoryview, wrote: Callable[[int], None], threads: int = 1) -> tuple[Block, ...]:
+        """Copy every block into the segment, some at a time; `wrote` is told the bytes of each."""
+        flat, blocks = np.frombuffer(view, dtype=np.uint8), []
+        with ThreadPoolExecutor(threads, "writing") as pool:
+            ranges = [it for ranges in self._ranges.values() for it in ranges]
+            for block in pool.map(lambda it: _write(it, flat), ranges):
+                blocks.append(block)
+                wrote(block.nbytes)
+        return tuple(blocks)
 
     def specs(self) -> tuple[TensorSpec, ...]:
         return tuple(self._spec(entry) for entry in self._entries)
@@ -147,14 +156,14 @@ def name_at(tensors: Iterable[TensorSpec], block: Block) -> str:
     return next(it.name for it in tensors if it.nbytes > 0 and block.offset <= it.offset < end)
 
 
-def _write(source: _Range, view: memoryview, wrote: Callable[[int], None]) -> Block:
+def _write(source: _Range, flat: npt.NDArray[np.uint8]) -> Block:
+    """In one thread; neither the copy nor the checksum holds up the others."""
     crc32, at = 0, source.offset
     for piece in source.pieces():
         data = _bytes_of(piece)
-        view[at : at + len(data)] = data
+        flat[at : at + len(data)] = np.frombuffer(data, dtype=np.uint8)
         crc32 = zlib.crc32(data, crc32)
         at += len(data)
-        wrote(len(data))
     return Block(source.offset, source.end - source.start, crc32)
 
 

@@ -26,7 +26,7 @@ from enginepool.engines.sglang.loading.missing import Marks
 from enginepool.engines.sglang.loading.rotary import compute_tables
 from enginepool.engines.sglang.tensors import Walk
 from enginepool.layout import Entry
-from enginepool.loader import Meter, Progress, read_ahead, write
+from enginepool.loader import Meter, Progress, read_ahead, threads, write
 from enginepool.messages import Manifest, ModelSpec
 from enginepool.segment import HeldSegment
 
@@ -42,6 +42,7 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
     It takes no GPU memory but for a CUDA context, for rotary embeddings, and for a quantization's kernels, which run
     there, one module at a time. `max_running` is the worker's, since a model's arguments are made of it.
     """
+    torch.set_num_threads(threads())
     key = digest(model, *_versions(), json.dumps(model.engine_args, sort_keys=True), device)
     files = weight_files(model)
     meter = Meter(progress, files)
