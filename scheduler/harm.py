@@ -28,10 +28,20 @@ def harm_of(state: State, worker: Worker, request: Request, now: float) -> float
             continue
         beside = state.models[other.model]
         rest = together - activity
-        missing = share_missed(state, beside, rest + 1.0) - share_missed(state, beside, rest + before)
+        more = (1.0 - before) * _share_beside(model, beside)
+        missing = share_missed(state, beside, rest + before + more) - share_missed(state, beside, rest + before)
         stalled = _stalled(beside, prefill * state.estimates.slowdown)
         harm += max(activity, len(other.running)) * (missing + stalled)
     return harm
+
+
+def _share_beside(model: Model, other: Model) -> float:
+    """For which share of the other's answers one of the model counts: the shorter it is, the less.
+
+    By the root of what it lasts, since others like it follow.
+    """
+    own, others = (it.demand.output_tokens * it.demand.tpot for it in (model, other))
+    return min(1.0, (own / others) ** 0.5) if own > 0.0 and others > 0.0 else 1.0
 
 
 def _activity(worker: Worker, now: float) -> float:

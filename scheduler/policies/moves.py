@@ -23,8 +23,12 @@ class Moves:
         """Whether the model is not on the move, and has not been within `cooldown` seconds."""
         return model.name not in self._under_way and now - self._moved_at.get(model.name, -cooldown) >= cooldown
 
-    def begin(self, model: Model, source: Worker, target: Worker, reason: str, now: float) -> Iterator[Decision]:
-        self._under_way[model.name] = (source.number, target.number)
+    def begin(
+        self, model: Model, source: Worker, target: Worker, reason: str, now: float, stays: bool = False
+    ) -> Iterator[Decision]:
+        """The model moves, or, if it `stays` where it is as well, gets a copy."""
+        if not stays:
+            self._under_way[model.name] = (source.number, target.number)
         self._moved_at[model.name] = now
         yield Activate(target.number, model.name, reason)
 

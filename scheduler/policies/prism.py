@@ -20,6 +20,7 @@ from scheduler.harm import harm_of
 from scheduler.look import look_at
 from scheduler.policies.free import Place
 from scheduler.policies.groups import activation, parked_groups
+from scheduler.policies.moves import Moves
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group, free_on
 from scheduler.policies.staging import has_room, is_staged
@@ -47,6 +48,8 @@ ROOMY = 0.4
 """And up to which some of it may go to a model that nobody waits for."""
 FIRST_LEAVES, COPY_LEAVES = 0.1, 0.15
 """Shares of a device's memory that are left for KV cache when a model is activated ahead of its demand."""
+CHOICE = 8
+"""Of so many models that fit on a device, it gets a copy of the one that its own are beside least elsewhere."""
 BEGIN = 0.5
 """Requests that are expected to miss because a worker that was idle is busy: whoever comes next finds it so."""
 LEAST_GAIN = 12.0
@@ -57,6 +60,8 @@ RESIDENCE = 20.0
 """Seconds for which a model stays where it was activated, unless somebody waits for a worker."""
 NOBODY_RESTS = 10.0
 """Requests that it is taken to cost where a busy model would have to leave."""
+MISSED_SOON = 0.5
+"""Requests that are lost with those who make way, from which on they get the place that the other one leaves."""
 SPARE = 0.1
 """How valuable a request a second is that would find another copy, or none for long, in requests lost."""
 
@@ -69,6 +74,7 @@ class Prism(OnDemand):
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
+        self._moves = Moves()
         self._looked_at = float("-inf")
         self._filling = True
         """Something was activated at the last look: there may be more to do as soon as it is there."""
@@ -78,8 +84,6 @@ class Prism(OnDemand):
         """How each device was filled when nothing more would go in."""
         self._exchanged_at: dict[str, float] = {}
         """When there was an exchange last, by device."""
-        self._moved_at: dict[str, float] = {}
-        """The same by model."""
 
     def route(self, state: State, workers: Sequence[Worker], request: Request, now: float) -> Worker:
         """Where the fewest requests are expected to miss their TPOT for it, itself among them."""
@@ -144,11 +148,15 @@ class Prism(OnDemand):
         worth = (_loss(state, worker, now) + SPARE * _wanted(model, now)) * (1.0 + model.priority)
         return worth / max(1, freed)
 
+    def may_leave(self, state: State, worker: Worker) -> bool:
+        return not self._moves.concerns(worker)
+
     def park_idle(self, state: State, now: float) -> Iterator[Decision]:
         """An idle model costs nothing until others have use for its memory."""
         yield from self.park_when_short(state, now, SHORT)
 
     def improve(self, state: State, now: float) -> Iterator[Decision]:
+        yield from self._moves.follow(state)
         staged = sum(model.staged for model in state.models.values())
         if state.wanting or (now - self._looked_at < PERIOD and not self._filling and staged == self._staged):
             return
@@ -226,7 +234,10 @@ class Prism(OnDemand):
         coming = any(state.roster.numbers(phase) for phase in COMING)
         loading = bool(state.to_preload) or state.host.staging is not None
         room = memory.room(state, device) - device.kv_minimum if device.accounted else float("inf")
+        found: list[tuple[Model, list[Worker]]] = []
         for model in models:
+            if found and (len(found) == CHOICE or len(model.workers) > len(found[0][0].workers)):
+                break
             if model.name in here:
                 continue
             if model.workers and loading:
@@ -235,10 +246,14 @@ class Prism(OnDemand):
                 continue
             group = self._free_group(state, device, model)
             if group and all(_leaves_enough(state, worker, model) for worker in group):
-                self._filling = True
-                return model, group
-            if coming and not model.workers and model.tensor_parallel > 1:
+                found.append((model, group))
+                if not model.workers:
+                    break
+            elif coming and not model.workers and model.tensor_parallel > 1:
                 return None  # It needs more devices than are free at the moment.
+        if found:
+            self._filling = True
+            return min(found, key=lambda it: _met_elsewhere(state, it[0], here))
         self._nothing_fitted[device.name] = look
         return None
 
@@ -282,23 +297,25 @@ class Prism(OnDemand):
         here = {worker.model for worker in mapped_on(state, device)}
         reliefs = self._memo.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
         gains = [
-            (relief - misses_added(state, self._company(state, device, now), model, now), model)
-            for model, relief in reliefs
-            if model.name not in here and now - self._moved_at.get(model.name, -COOLDOWN) >= COOLDOWN
+            (relief - misses_added(state, self._company(state, device, now), model, now), model, source)
+            for model, relief, source in reliefs
+            if model.name not in here and self._moves.settled(model, now, COOLDOWN)
         ]
-        gain, model = max(gains, key=lambda pair: (pair[0], -pair[1].index), default=(0.0, None))
-        if model is None or gain * HORIZON <= LEAST_GAIN:
+        gain, model, source = max(gains, key=lambda it: (it[0], -it[1].index), default=(0.0, None, None))
+        if model is None or source is None or gain * HORIZON <= LEAST_GAIN:
             return
         victims = self._victims_for(state, free, model, now, RESIDENCE)
-        if victims is None or gain * HORIZON <= LEAST_GAIN * (
-            1.0 + sum(_loss(state, worker, now) for worker in victims)
-        ):
+        if victims is None:
             return
-        self._exchanged_at[device.name] = self._moved_at[model.name] = now
+        lost = sum(_loss(state, worker, now) for worker in victims)
+        if gain * HORIZON <= LEAST_GAIN * (1.0 + lost):
+            return
+        self._exchanged_at[device.name] = self._exchanged_at[source.device] = now
+        reason = f"{model.name} would miss {gain:.2f} requests/s less on {device.name}"
         for worker in victims:
-            reason = f"{model.name} would miss {gain:.2f} requests/s less on {device.name}"
             yield Park(worker.number, f"idle {now - worker.last_used:.1f} s; {reason}")
-        yield Activate(free.number, model.name, f"it would miss {gain:.2f} requests/s less there")
+        stays = lost < MISSED_SOON
+        yield from self._moves.begin(model, source, free, f"it would miss {gain:.2f} requests/s less there", now, stays)
 
     def _victims_for(
         self, state: State, free: Worker, model: Model, now: float, residence: float = 0.0
@@ -320,19 +337,22 @@ class Prism(OnDemand):
         return victims if short <= 0 else None
 
 
-def _reliefs(state: State, suffering: set[str], now: float) -> list[tuple[Model, float]]:
-    """Models that can be moved with enough of a gain, if it costs nothing elsewhere, and how much that is."""
-    movable = (model for model in state.models.values() if model.name in suffering and _may_come(model, now))
-    reliefs = [(model, _relief(state, model, now)) for model in movable if model.workers and model.tensor_parallel == 1]
-    return [(model, relief) for model, relief in reliefs if relief * HORIZON > LEAST_GAIN * (1 - ROUNDING)]
+def _reliefs(state: State, suffering: set[str], now: float) -> list[tuple[Model, float, Worker]]:
+    """Models whose move may gain enough, if it costs nothing elsewhere; how much that is, and from where."""
+    found = []
+    for model in (model for model in state.models.values() if model.name in suffering and _may_come(model, now)):
+        active = [worker for number in sorted(model.workers) if (worker := state.workers[number]).phase is Phase.ACTIVE]
+        if not active or model.tensor_parallel > 1:
+            continue
+        source = max(active, key=lambda worker: worker.busy.at(now))
+        relief = _relief(state, source, now)
+        if relief * HORIZON > LEAST_GAIN * (1 - ROUNDING):
+            found.append((model, relief, source))
+    return found
 
 
-def _relief(state: State, model: Model, now: float) -> float:
-    """Requests a second that would be missed less without the model's busiest worker."""
-    active = [state.workers[number] for number in sorted(model.workers) if state.workers[number].phase is Phase.ACTIVE]
-    if not active:
-        return 0.0
-    source = max(active, key=lambda worker: worker.busy.at(now))
+def _relief(state: State, source: Worker, now: float) -> float:
+    """Requests a second that would be missed less without this worker."""
     here = state.devices[source.device]
     return misses(state, here, now) - misses(state, here, now, minus=source)
 
@@ -345,6 +365,12 @@ def _loss(state: State, worker: Worker, now: float) -> float:
     rate = _wanted(model, now)
     missed = 1.0 if model.demand.recurrence.expected_in(now) is not None else min(1.0, rate * HORIZON)
     return missed + rate * state.estimates.activation(model.shard_bytes, parked=False)
+
+
+def _met_elsewhere(state: State, model: Model, others: set[str | None]) -> int:
+    """How often the model is beside these on other devices already: a request finds both busy wherever it goes."""
+    devices = (state.devices[state.workers[number].device] for number in model.workers)
+    return sum(worker.model in others for device in devices for worker in mapped_on(state, device))
 
 
 def _is_spare(state: State, worker: Worker) -> bool:
