@@ -6,6 +6,7 @@ Sizes are in GiB; a worker holds 1, or 2 with a model. Each device has 40.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import combinations
 from random import Random
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 from config.registry import Slo
 from scheduler.actions import Activate, Park
 from scheduler.events import Activated, FirstToken, WorkerBlank
+from scheduler.harm import harm_of
+from scheduler.policies import prism
 from scheduler.profile import Fit, ModelProfile, Profile
-from scheduler.state import Phase
+from scheduler.state import Phase, Request
 from tests.scheduling import GIB, Bench, model, only
 
 MIB = 2**20
@@ -239,6 +242,21 @@ def test_it_does_not_come_back_while_that_kv_cache_is_needed() -> None:
     assert not bench.decisions()
 
 
+def meetings(bench: Bench) -> int:
+    """Pairs of models that are together on more than one device: whoever asks for one may find both busy everywhere."""
+    at = homes(bench)
+    return sum(len(set(at[one]) & set(at[other])) > 1 for one, other in combinations(sorted(at), 2))
+
+
+def test_copies_are_not_beside_the_same_models_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, many = dict.fromkeys("abcdefgh", 6), {"devices": (*GPUS, "cuda:2", "cuda:3"), "workers": 8}
+    chosen = gpus(sizes, **many)
+    monkeypatch.setattr(prism, "CHOICE", 1)
+    as_they_come = gpus(sizes, **many)
+    assert sorted(map(len, homes(chosen).values())) == sorted(map(len, homes(as_they_come).values()))
+    assert meetings(chosen) == 0 < meetings(as_they_come)
+
+
 # --- where a request goes -------------------------------------------------------------------------------------
 
 
@@ -265,6 +283,19 @@ def test_requests_of_one_model_share_a_worker_rather_than_disturb_a_busy_neighbo
     )
 
 
+def test_a_short_request_disturbs_a_neighbour_less_than_a_long_one() -> None:
+    bench = gpus({"a": 5, "b": 5})
+    state = bench.scheduler.state
+    busy = bench.serve("b")
+    bench.tell(FirstToken(busy))
+    there = device_of(bench, bench.on(busy))
+    worker = next(w for w in state.on(state.devices[there]) if w.model == "a")
+    request = Request(99, "a", arrived=bench.now, deadline=bench.now + 1, prompt_tokens=10)
+    long = harm_of(state, worker, request, bench.now)
+    state.models["a"].demand.output_tokens = 1.0
+    assert harm_of(state, worker, request, bench.now) < long
+
+
 # --- in the long run ------------------------------------------------------------------------------------------
 
 
@@ -278,6 +309,20 @@ def test_an_idle_model_makes_way_for_one_that_suffers() -> None:
     Load(bench, dict.fromkeys(together, 1.5)).run(120)
     assert {device for name in together for device in homes(bench)[name]} == set(GPUS)
     assert all(homes(bench)[name] for name in together)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_makes_way_gets_the_place_that_is_left(seed: int) -> None:
+    """The two busy ones part, and nobody has to do without: the others are asked for as well, now and then."""
+    bench = gpus({"a": 12, "b": 12, "c": 12, "d": 12})
+    Load(bench, dict.fromkeys("abcd", 0.1), seed).run(60)
+    together = [name for name, at in homes(bench).items() if at == homes(bench)["a"]]
+    bench.clear()
+    Load(bench, {name: 1.5 if name in together else 0.1 for name in "abcd"}, seed).run(120)
+    rest(bench, 5)
+    assert {len(at) for at in homes(bench).values()} == {1}
+    assert {device for name in together for device in homes(bench)[name]} == set(GPUS)
+    assert len(only(Activate, bench.said)) == 2
 
 
 def test_who_suffers_gets_one_more_place_at_a_time() -> None:

@@ -15,9 +15,8 @@ class Moves:
         self._moved_at: dict[str, float] = {}
 
     def concerns(self, worker: Worker) -> bool:
-        """Whether a worker is the source of one: it serves on, whoever wants it."""
-        source = self._under_way.get(worker.model or "")
-        return source is not None and source[0] == worker.number
+        """Whether a worker is source or target of one: it serves on, whoever wants it."""
+        return worker.number in self._under_way.get(worker.model or "", ())
 
     def settled(self, model: Model, now: float, cooldown: float) -> bool:
         """Whether the model is not on the move, and has not been within `cooldown` seconds."""
