@@ -4,9 +4,9 @@ A model that is active on several devices needs no migration when demand shifts:
 where fewer others are busy, since co-location costs compute, not only memory. So, while memory is idle, models are
 activated ahead of their demand, the most wanted first, those without any worker before all others. Copies are given up
 as soon as somebody has a better use for their memory: an idle one is evicted by value, which weighs how soon it would
-be missed, how long it takes to come back, whether another device has it too, and how many bytes it frees. Where there is
-no room for copies, and models make each other late, two swap places. A model whose demand comes back at regular times is
-there when it does, if only spare copies and what nobody uses make way for it.
+be missed, how long it takes to come back, whether another device has it too, and how many bytes it frees. Where there
+is no room for copies, and models make each other late, two swap places. A model whose demand comes back at regular
+times is there when it does, if only spare copies and what nobody uses make way for it.
 """
 
 from __future__ import annotations
