@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -70,12 +71,11 @@ class Layout:
                 it.offset = self.nbytes
                 self.nbytes += _up(it.end - it.start, alignment)
 
-    def write(self, view: memoryview, wrote: Callable[[int], None], threads: int = 1) -> tuple[Block, ...]:
+    def write(self, view: memoryview, wrote: Callable[[int], None], threads: int) -> tuple[Block, ...]:
         """Copy every block into the segment, some at a time; `wrote` is told the bytes of each."""
         flat, blocks = np.frombuffer(view, dtype=np.uint8), []
         with ThreadPoolExecutor(threads, "writing") as pool:
-            ranges = [it for ranges in self._ranges.values() for it in ranges]
-            for block in pool.map(lambda it: _write(it, flat), ranges):
+            for block in pool.map(lambda it: _write(it, flat), chain.from_iterable(self._ranges.values())):
                 blocks.append(block)
                 wrote(block.nbytes)
         return tuple(blocks)

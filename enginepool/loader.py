@@ -67,11 +67,12 @@ def read_ahead(model: ModelSpec, files: list[Path], meter: Meter) -> None:
         StoreError: one cannot be read.
     """
     try:
-        for file in files:
-            with file.open("rb", buffering=0) as opened, ThreadPoolExecutor(threads(), "reading") as readers:
-                starts = range(0, os.fstat(opened.fileno()).st_size, READ_SIZE)
-                for count in readers.map(partial(_read, opened.fileno()), starts):
-                    meter.add(count)
+        with ThreadPoolExecutor(threads(), "reading") as readers:
+            for file in files:
+                with file.open("rb", buffering=0) as opened:
+                    starts = range(0, os.fstat(opened.fileno()).st_size, READ_SIZE)
+                    for count in readers.map(partial(_read, opened.fileno()), starts):
+                        meter.add(count)
     except OSError as error:
         raise StoreError(f"{model.name}: {error}") from error
 

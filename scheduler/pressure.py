@@ -85,9 +85,8 @@ def company_on(state: State, device: Device, now: float) -> Company:
     loads = _loads(state, device, now)
     together, pushed = sum(busy for _, busy in loads), 0.0
     for model, busy in loads:
-        limit, neighbours = _limit(state, model), together - busy
-        more = _share_missed((neighbours + NEWCOMER) / limit) - _share_missed(neighbours / limit)
-        pushed += _rate(model, now) * max(0.0, more)
+        before = share_missed(state, model, together - busy)
+        pushed += _rate(model, now) * (share_missed(state, model, together - busy + NEWCOMER) - before)
     return Company(together, pushed)
 
 
@@ -115,15 +114,8 @@ def share_missed(state: State, model: Model, neighbours: float) -> float:
 
     It comes near to all of them and never gets there, so that of two crowded devices the less crowded one is better.
     """
-    return _share_missed(neighbours / _limit(state, model))
-
-
-def _share_missed(crowding: float) -> float:
+    crowding = neighbours / max(0.1, tolerance(state, model))
     return 1.0 - math.exp(-crowding * crowding)
-
-
-def _limit(state: State, model: Model) -> float:
-    return max(0.1, tolerance(state, model))
 
 
 def tolerance(state: State, model: Model) -> float:

@@ -297,8 +297,9 @@ class Prism(OnDemand):
             return
         here = {worker.model for worker in mapped_on(state, device)}
         reliefs = self._memo.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
+        company = self._company(state, device, now)
         gains = [
-            (relief - misses_added(state, self._company(state, device, now), model, now), model, source)
+            (relief - misses_added(state, company, model, now), model, source)
             for model, relief, source in reliefs
             if model.name not in here and self._moves.settled(model, now, COOLDOWN)
         ]

@@ -25,6 +25,7 @@ LENGTHS = (1, 24, 100, 300, 1000)
 """Tokens of the prompts: which kernel is taken depends on how many there are."""
 TOKENS = 4
 """Of each answer."""
+SAMPLING = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
 SCHEMA = {"type": "object", "properties": {"ready": {"type": "boolean"}}, "required": ["ready"]}
 _NOBODY = -1
 """In place of a request's id, of which the gateway knows nothing."""
@@ -99,16 +100,12 @@ def _requests(manager: Any) -> Iterator[Submit]:
     for length in (length for length in LENGTHS if length < longest):
         prompt = [length % 7 + place % 97 for place in range(length)]
         if manager.is_generation:
-            yield _submit("/generate", {"input_ids": prompt, "sampling_params": _sampling()})
+            yield _submit("/generate", {"input_ids": prompt, "sampling_params": SAMPLING})
         else:
             yield _submit("/v1/embeddings", {"model": manager.served_model_name, "input": prompt})
     if manager.is_generation and manager.server_args.grammar_backend != "none":
         sampling = {"max_new_tokens": TOKENS, "json_schema": json.dumps(SCHEMA)}
         yield _submit("/generate", {"input_ids": [1], "sampling_params": sampling})
-
-
-def _sampling() -> dict[str, Any]:
-    return {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
 
 
 def _submit(path: str, body: dict[str, Any]) -> Submit:
