@@ -17,9 +17,10 @@ from enginepool.messages import (
     Reply,
     SegmentRef,
     Submit,
+    WorkerCopied,
 )
 
-Output = Counted | Reply | Head | Chunk | Done | KvLimitApplied
+Output = Counted | Reply | Head | Chunk | Done | KvLimitApplied | WorkerCopied
 Emit = Callable[[Output], None]
 """Sends one message to the gateway. Only to be called on the worker's event loop."""
 
@@ -96,8 +97,8 @@ class Engine(Protocol):
         """Give back the weights' memory, keep the skeleton. Returns the model's name."""
         ...
 
-    async def blank(self) -> None:
-        """Drop the skeleton."""
+    async def blank(self) -> dict[str, float]:
+        """Drop the skeleton, if there is one, and return the seconds by phase."""
         ...
 
     def submit(self, request: Submit) -> None:

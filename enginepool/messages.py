@@ -164,6 +164,10 @@ class WorkerReady(Message, frozen=True):
     held: int = 0
 
 
+class WorkerCopied(Message, frozen=True):
+    """The weights of the model that it activates are on the device; the rest of the activation needs no link."""
+
+
 class WorkerActivated(Message, frozen=True):
     model: str
     phases: dict[str, float]
@@ -188,6 +192,8 @@ class WorkerParked(Message, frozen=True):
 
 class WorkerBlanked(Message, frozen=True):
     held: int = 0
+    phases: dict[str, float] = {}
+    """Seconds by phase of the teardown, in order."""
 
 
 class Counted(Message, frozen=True):
@@ -325,6 +331,7 @@ class TemplateReady(Message, frozen=True):
 ToWorker = Activate | Park | Blank | Submit | Abort | SetKvLimit | Offer | Withdraw | Ping | Exit
 FromWorker = (
     WorkerReady
+    | WorkerCopied
     | WorkerActivated
     | WorkerFailed
     | WorkerParked

@@ -126,8 +126,8 @@ class _Worker:
                 model = await self._engine.park()
                 self._channel.send(WorkerParked(model, self._engine.held))
             case Blank():
-                await self._engine.blank()
-                self._channel.send(WorkerBlanked(self._engine.held))
+                phases = await self._engine.blank()
+                self._channel.send(WorkerBlanked(self._engine.held, phases))
 
     async def _activate(self, command: Activate) -> None:
         name = command.model.name

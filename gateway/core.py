@@ -177,7 +177,7 @@ class Gateway:
         limit = self.context.registry.pool.transition_timeout
         began = time.monotonic() - limit
         for worker in self.context.scheduler.state.workers:
-            if worker.phase in TRANSITIONS and worker.since < began:
+            if (worker.phase in TRANSITIONS or worker.tearing) and worker.since < began:
                 self.context.pool.kill(worker.number, f"{worker.phase} for more than {limit:g} s")
 
     # tasks

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from config.units import format_duration
-from enginepool.messages import WorkerActivated, WorkerStats
+from enginepool.messages import WorkerActivated, WorkerBlanked, WorkerStats
 from scheduler import actions
 from scheduler.state import State
 
@@ -28,6 +29,8 @@ class Journal:
         """Seconds by phase of each worker's last activation."""
         self.copies: dict[int, float] = {}
         """Seconds that its copy of the weights took, much of it beside the phases; 0 if there was none."""
+        self.teardowns: dict[int, dict[str, float]] = {}
+        """Seconds by phase of each worker's last teardown."""
 
     def decided(self, action: actions.Decision, state: State) -> None:
         if isinstance(action, actions.Recycle):
@@ -38,8 +41,12 @@ class Journal:
         """`seconds` are counted from the order, the message's phases are the worker's own."""
         model, phases = message.model, message.phases
         self.activations[worker], self.copies[worker] = phases, message.copy_seconds
-        parts = ", ".join(f"{phase} {format_duration(took)}" for phase, took in phases.items())
-        self._enter(f"{model} is active on worker {worker} after {format_duration(seconds)} ({parts})")
+        self._enter(f"{model} is active on worker {worker} after {format_duration(seconds)} ({_parts(phases)})")
+
+    def blanked(self, worker: int, message: WorkerBlanked) -> None:
+        self.teardowns[worker] = message.phases
+        seconds = format_duration(sum(message.phases.values()))
+        self._enter(f"worker {worker} is blank after {seconds} ({_parts(message.phases)})")
 
     def worker_dead(self, worker: int, reason: str) -> None:
         self._forget(worker)
@@ -49,11 +56,16 @@ class Journal:
         self.stats.pop(worker, None)
         self.activations.pop(worker, None)
         self.copies.pop(worker, None)
+        self.teardowns.pop(worker, None)
 
     def _enter(self, text: str) -> None:
         log.info("%s", text)
         now = datetime.fromtimestamp(time.time(), UTC)
         self.entries.append({"time": now.isoformat(timespec="milliseconds"), "text": text})
+
+
+def _parts(phases: Mapping[str, float]) -> str:
+    return ", ".join(f"{phase} {format_duration(took)}" for phase, took in phases.items())
 
 
 def _describe(action: actions.Decision, state: State) -> str:
@@ -66,7 +78,8 @@ def _describe(action: actions.Decision, state: State) -> str:
             return f"dropping {action.model} from host memory: {action.reason}"
         case actions.Recycle():
             return f"replacing worker {action.worker}: {action.reason}"
-    model = state.workers[action.worker].model
+    worker = state.workers[action.worker]
+    model = worker.pending.skeleton if worker.pending is not None else worker.model
     match action:
         case actions.Drain():
             return f"draining {model} on worker {action.worker}: {action.reason}"

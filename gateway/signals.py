@@ -31,6 +31,7 @@ class Signals:
             messages.Pong: self._pong,
             messages.WorkerStats: self._worker_stats,
             messages.WorkerReady: self._worker_ready,
+            messages.WorkerCopied: self._worker_copied,
             messages.WorkerActivated: self._worker_activated,
             messages.WorkerFailed: self._worker_failed,
             messages.WorkerParked: self._worker_parked,
@@ -116,6 +117,9 @@ class Signals:
         offers.offer_all(self._context, worker)
         self._context.feed(events.WorkerBlank(worker, message.held))
 
+    def _worker_copied(self, worker: int, message: messages.WorkerCopied) -> None:
+        self._context.feed(events.Copied(worker))
+
     def _worker_activated(self, worker: int, message: messages.WorkerActivated) -> None:
         seconds = time.monotonic() - self._context.activating.pop(worker)
         self._context.metrics.activated(message.model, seconds)
@@ -132,6 +136,7 @@ class Signals:
         self._context.feed(events.Parked(worker, message.model, message.held))
 
     def _worker_blanked(self, worker: int, message: messages.WorkerBlanked) -> None:
+        self._context.journal.blanked(worker, message)
         self._context.feed(events.WorkerBlank(worker, message.held))
 
     def _kv_limit_applied(self, worker: int, message: messages.KvLimitApplied) -> None:

@@ -106,4 +106,5 @@ def _worker(context: Context, worker: Worker) -> dict[str, Any]:
         "device_used_bytes": stats.device_used if stats else 0,
         "activation_phases_s": context.journal.activations.get(worker.number),
         "activation_copy_s": context.journal.copies.get(worker.number),
+        "teardown_phases_s": context.journal.teardowns.get(worker.number),
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from scheduler import memory
 from scheduler.look import look_at
-from scheduler.state import Device, Phase, State, Worker
+from scheduler.state import Device, State, Worker
 
 
 def next_to_begin(state: State, device: Device) -> Worker | None:
-    """The worker that may be told to activate now: it has its memory, and the device's link has room for its copy.
+    """The worker that may be told to activate now: nothing of another model is in it, it has its memory, and the
+    device's link has room for its copy.
 
     A group copies over the links of all of its devices at once. While it waits for another one, whoever comes after it
     waits too, else it might do so for ever; as turns are the same on all devices, none wait for each other.
@@ -16,7 +17,7 @@ def next_to_begin(state: State, device: Device) -> Worker | None:
     preparing = look_at(state, device).preparing
     if not preparing or not _has_link(state, device):
         return None
-    ready = (worker for worker in preparing if worker.pending is not None and _has_memory(state, worker))
+    ready = (worker for worker in preparing if not worker.tearing and _has_memory(state, worker))
     first = min(ready, key=lambda worker: memory.turn(state, worker), default=None)
     if first is None:
         return None
@@ -32,7 +33,7 @@ def overdue(state: State, device: Device, before: float) -> list[Worker]:
 def _has_link(state: State, device: Device) -> bool:
     if device.copies is None:
         return True
-    return sum(worker.phase is Phase.ACTIVATING for worker in state.on(device)) < device.copies
+    return sum(worker.copying for worker in state.on(device)) < device.copies
 
 
 def _has_memory(state: State, worker: Worker) -> bool:

@@ -63,6 +63,12 @@ class WorkerDead(Event, frozen=True):
     reason: str
 
 
+class Copied(Event, frozen=True):
+    """A worker that is activating has its weights, and goes on without the link. A worker may never say so."""
+
+    worker: int
+
+
 class Activated(Event, frozen=True):
     worker: int
     model: str
@@ -154,6 +160,7 @@ AnyEvent = (
     | Aborted
     | WorkerBlank
     | WorkerDead
+    | Copied
     | Activated
     | ActivationFailed
     | Parked

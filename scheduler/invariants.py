@@ -55,6 +55,7 @@ def _check_workers(state: State) -> None:
         _require((worker.model is not None) == (worker.phase in WITH_MODEL), f"{where}, has model {worker.model}")
         pending = worker.pending is not None
         _require(pending == (worker.phase is Phase.PREPARING), f"{where}, has an activation pending: {pending}")
+        _require(not worker.copying or worker.phase is Phase.ACTIVATING, f"{where}, copies weights")
         _require(not worker.evicting or worker.phase in MAPPED, f"{where}, has nothing to be evicted")
         _require(not worker.running or worker.phase in SERVING, f"{where}, runs {len(worker.running)} requests")
         for number in worker.running:
@@ -103,8 +104,8 @@ def _check_device(state: State, device: Device) -> None:
     _require(fits, f"{device.name}: {promised} bytes promised of {ledger.capacity}")
     for worker in here:
         _check_account(state, device, worker)
-    under_way = sum(worker.phase is Phase.ACTIVATING for worker in here)
-    _require(device.copies is None or under_way <= device.copies, f"{device.name}: {under_way} activations under way")
+    under_way = sum(worker.copying for worker in here)
+    _require(device.copies is None or under_way <= device.copies, f"{device.name}: {under_way} copies under way")
 
 
 def _check_look(state: State, device: Device) -> None:

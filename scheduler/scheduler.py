@@ -38,6 +38,7 @@ from scheduler.events import (
     ActivationFailed,
     AnyEvent,
     Arrived,
+    Copied,
     Counted,
     Finished,
     FirstToken,
@@ -124,6 +125,7 @@ class Scheduler:
             Aborted: self._aborted,
             WorkerBlank: self._worker_blank,
             WorkerDead: self._worker_dead,
+            Copied: self._copied,
             Activated: self._activated,
             ActivationFailed: self._activation_failed,
             Parked: self._parked,
@@ -369,8 +371,17 @@ class Scheduler:
         worker.reserved_for = None
         worker.evicting = False
         self._enter(worker, Phase.PREPARING)
+        self._tear_down_first(worker)
         for member in group:
             self._advance(self.state.devices[member.device])
+
+    def _tear_down_first(self, worker: Worker) -> None:
+        """Of another model's skeleton, while others still have the memory or the link. Groups do it when they begin."""
+        pending = worker.pending
+        if pending is None or pending.revives or pending.skeleton is None or worker.followers:
+            return
+        pending.tearing = True
+        self._actions.append(Blank(worker.number, f"{pending.decision.model} is to be there"))
 
     def _advance(self, device: Device) -> None:
         """See to the device's memory, and begin what waited for it or for the link."""
@@ -412,7 +423,7 @@ class Scheduler:
             self._disband(worker)
             for member in group:
                 assert member.pending is not None
-                self._enter(member, Phase.BLANK if member.pending.skeleton is None else Phase.PARKED)
+                self._enter(member, _before(member.pending))
                 member.model = member.pending.skeleton
         for member in group:
             if member.pending is not None and member.pending.granted:
@@ -434,6 +445,7 @@ class Scheduler:
         for member in self.state.group(worker):
             self.state.roster.enter(member, phase)
             member.since = self._now
+            member.copying = phase is Phase.ACTIVATING
             self.state.devices[member.device].look = None
         if worker.model is None:
             return
@@ -463,11 +475,25 @@ class Scheduler:
 
     def _worker_blank(self, event: WorkerBlank) -> None:
         worker = self.state.workers[event.worker]
+        if worker.pending is not None:
+            self._torn_down(worker, worker.pending, event.held)
+            return
         self._enter(worker, Phase.BLANK)
         for member in self.state.group(worker):
             self._is_blank(member, event.held)
         self._disband(worker)
         self._refuse_impossible()
+        self._plan()
+
+    def _torn_down(self, worker: Worker, pending: Pending, held: int) -> None:
+        """It goes on to the model for which that was done."""
+        pending.tearing = False
+        pending.skeleton, pending.held = None, held
+        worker.held_blank = held
+        device = self.state.devices[worker.device]
+        if not pending.granted:
+            device.ledger.measure(worker.number, held)
+        self._advance(device)
         self._plan()
 
     def _is_blank(self, worker: Worker, held: int) -> None:
@@ -480,6 +506,12 @@ class Scheduler:
             if other.held_blank is None:  # It still starts, and will hold about as much.
                 other.held_blank = held
                 device.ledger.measure(other.number, held)
+
+    def _copied(self, event: Copied) -> None:
+        """The rest of an activation needs no link."""
+        for member in self.state.group(self.state.workers[event.worker]):
+            member.copying = False
+            self._advance(self.state.devices[member.device])
 
     def _activated(self, event: Activated) -> None:
         worker, model = self.state.workers[event.worker], self.state.models[event.model]
@@ -718,3 +750,10 @@ class Scheduler:
                 self._dispatch(model)
         self._seen_to.clear()
         self._plan()
+
+
+def _before(pending: Pending) -> Phase:
+    """What a worker is again whose activation is not to be."""
+    if pending.tearing:
+        return Phase.BLANKING
+    return Phase.BLANK if pending.skeleton is None else Phase.PARKED

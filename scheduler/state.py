@@ -30,7 +30,8 @@ class Phase(StrEnum):
     STARTING = "starting"
     BLANK = "blank"
     PREPARING = "preparing"
-    """Chosen for a model: it is told to activate it once its device has the memory and the link free."""
+    """Chosen for a model: it is told to activate it once it has no other's skeleton, and its device has the memory and
+    the link free."""
     ACTIVATING = "activating"
     ACTIVE = "active"
     DRAINING = "draining"
@@ -72,15 +73,17 @@ class Request:
 
 @dataclass(slots=True)
 class Pending:
-    """An activation that waits for memory or for the link."""
+    """An activation that waits for memory, for the link, or for the end of another model's skeleton."""
 
     decision: Activate
     skeleton: str | None
-    """The model whose skeleton the worker keeps until then."""
+    """The model whose skeleton the worker still keeps."""
     held: int
     """Bytes that the worker holds until then, besides weights and KV cache."""
     granted: bool = False
     """Whether its memory is reserved."""
+    tearing: bool = False
+    """The skeleton is being torn down, which takes neither memory nor the link."""
 
     @property
     def revives(self) -> bool:
@@ -111,6 +114,8 @@ class Worker:
     """Of whether it runs requests."""
     decoded: int = 0
     """Tokens since its process began, as last heard."""
+    copying: bool = False
+    """While it is activating: its copy takes its device's link."""
     revived: bool = False
     """Its model's last activation found the skeleton there."""
     kv_promised: int = 0
@@ -129,6 +134,11 @@ class Worker:
     """Of a follower."""
     followers: tuple[int, ...] = ()
     """Of a leader."""
+
+    @property
+    def tearing(self) -> bool:
+        """While it is preparing: what it keeps of another model is being torn down."""
+        return self.pending is not None and self.pending.tearing
 
     @property
     def grouped(self) -> bool:
@@ -224,7 +234,7 @@ class Device:
     workspace: int
     """Bytes that a model is taken to hold beside weights and KV cache, until it was measured."""
     copies: int | None
-    """Activations that may be under way at a time: they share its link. None is any number."""
+    """Copies of weights that may be under way at a time: they share its link. None is any number."""
     look: Look | None = None
     """The last one; for `look.look_at` alone."""
 

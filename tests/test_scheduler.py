@@ -292,7 +292,7 @@ def test_a_drained_model_gets_nothing_new_is_parked_and_the_other_one_activated(
     assert bench.waits(held_back)
     bench.finish(running)
     bench.settle()
-    assert [type(action) for action in bench.decisions()[:2]] == [Park, Activate]
+    assert [type(action) for action in bench.decisions()[:3]] == [Park, Blank, Activate]
     assert bench.on(wanted) == 0
     assert bench.waits(held_back)
 

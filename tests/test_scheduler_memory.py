@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scheduler.actions import Activate, Blank, Drain, Park, Recycle, SetKvLimit
-from scheduler.events import Activated, LimitApplied, OperatorActivate, Stats, WorkerBlank
+from scheduler.events import Activated, Copied, LimitApplied, OperatorActivate, Stats, WorkerBlank
 from scheduler.state import Phase
 from tests.scheduling import GIB, Bench, model, only
 
@@ -183,19 +183,40 @@ def test_an_activation_whose_neighbours_do_not_answer_fails_and_they_have_their_
     assert bench.on(running) == 0
 
 
-def test_a_parked_worker_stays_parked_when_what_it_was_to_activate_lacks_memory() -> None:
+def beside_a_parked_b() -> Bench:
+    """Two workers: one serves a, which has all of the memory that is left, the other keeps b's skeleton."""
     bench = gpu({"a": 2, "b": 2, "c": 2}, memory=14, workers=2)
     bench.serve("a")
     bench.finish(bench.serve("b"))
     bench.evict("b")
     bench.settle()
+    return bench
+
+
+def no_memory_comes(bench: Bench) -> None:
+    for _ in range(2):
+        bench.take(SetKvLimit)
+        bench.wait(10)
+
+
+def test_a_parked_worker_stays_parked_when_its_own_model_lacks_memory() -> None:
+    bench = beside_a_parked_b()
+    bench.ask("b")
+    assert bench.phases()[1] == Phase.PREPARING
+    no_memory_comes(bench)
+    assert (bench.phases()[1], bench.scheduler.state.workers[1].model) == (Phase.PARKED, "b")
+
+
+@pytest.mark.parametrize(("torn_down", "then"), [(True, (Phase.BLANK, None)), (False, (Phase.BLANKING, "b"))])
+def test_for_another_model_that_lacks_memory_it_is_torn_down(torn_down: bool, then: tuple[Phase, str | None]) -> None:
+    bench = beside_a_parked_b()
     bench.ask("c")
     assert (bench.phases()[1], bench.scheduler.state.workers[1].model) == (Phase.PREPARING, "c")
-    bench.take(SetKvLimit)
-    bench.wait(10)
-    bench.take(SetKvLimit)
-    bench.wait(10)
-    assert (bench.phases()[1], bench.scheduler.state.workers[1].model) == (Phase.PARKED, "b")
+    bench.take(Blank)
+    if torn_down:
+        bench.tell(WorkerBlank(1))
+    no_memory_comes(bench)
+    assert (bench.phases()[1], bench.scheduler.state.workers[1].model) == then
 
 
 def test_a_neighbour_that_cannot_give_back_enough_fails_the_activation_at_once() -> None:
@@ -323,6 +344,32 @@ def test_activations_of_a_device_go_one_after_the_other_by_the_earliest_deadline
         begun.append(activation.model)
         bench.tell(Activated(activation.worker, activation.model, 0.1))
     assert begun == ["a", "c", "b"]
+
+
+def test_the_next_one_begins_when_the_weights_are_copied_although_the_first_is_not_active() -> None:
+    bench = Bench(["a", "b"], workers=2, copies=1)
+    bench.ask("a")
+    bench.ask("b")
+    first = bench.take(Activate)
+    assert bench.phases() == ["activating", "preparing"]
+    bench.tell(Copied(first.worker))
+    assert bench.phases() == ["activating", "activating"]
+
+
+def test_another_models_skeleton_is_torn_down_while_the_link_is_taken() -> None:
+    bench = Bench(["a", "b", "c"], workers=2, copies=1)
+    bench.finish(bench.serve("a"))
+    bench.evict("a")
+    bench.settle()
+    bench.ask("b")
+    copying = bench.take(Activate)
+    bench.ask("c")
+    torn_down = bench.take(Blank)
+    assert bench.phases()[torn_down.worker] == "preparing"
+    bench.tell(Activated(copying.worker, "b", 0.1))
+    assert not only(Activate, bench.pending), "the skeleton is still there"
+    bench.tell(WorkerBlank(torn_down.worker))
+    assert bench.take(Activate).model == "c"
 
 
 def test_a_gpus_link_takes_one_copy_at_a_time_and_a_cpu_any_number() -> None:

@@ -294,10 +294,14 @@ class Simulation:
         place, costs = self._places[action.worker], self._costs[action.model]
         place.join(tuple(self._places[worker] for worker in action.followers))
         seconds = costs.parked_activation if place.skeleton == action.model else costs.blank_activation
+        copied = costs.parked_activation  # it is little more than a copy
         if any(member.skeleton not in (None, action.model) for member in place.group):
             seconds += self._calibration.teardown.seconds
+            copied += self._calibration.teardown.seconds
         for member in place.group:
             member.skeleton = action.model
+        if copied < seconds:
+            self._at(self.now + copied, partial(self._feed, events.Copied(place.worker)))
         self._activations += 1
         self._migrations += any(p.engine is not None and p.skeleton == action.model for p in self._places)
         self._change(seconds, partial(self._activated, place, action, seconds))

@@ -129,9 +129,10 @@ class SimulatedEngine:
         self.held = self._held_parked
         return self._model
 
-    async def blank(self) -> None:
+    async def blank(self) -> dict[str, float]:
         self._model = ""
         self.held = self._held_blank
+        return {}
 
     def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
         """Nothing can be done in advance."""

@@ -98,6 +98,9 @@ class TornDown:
     """What of the model is still alive. The process must not be used any more unless this is empty."""
     held: int
     """Bytes of the device's memory."""
+    phases: dict[str, float]
+    """Seconds: `release` of what SGLang's Scheduler holds, `forget` of what SGLang keeps beside it, `memory` of the
+    device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,11 @@ class CommandFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsCopied:
+    """The copy that a Build began is done; the rest of the build goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class KvLimitSet:
     revision: int
     mapped: int
@@ -180,6 +188,6 @@ class RankLoad:
 
 
 Answer = RankReady | Prepared | Built | BuildFailed | TornDown | CommandDone | CommandFailed
-Event = KvLimitSet | RankLoad
+Event = WeightsCopied | KvLimitSet | RankLoad
 """What the rank says without being asked at that moment."""
 FromRank = Answer | Event

@@ -7,10 +7,11 @@ from functools import partial
 
 from config.errors import EngineError
 from enginepool.engine import Emit, EngineLoad, Output
+from enginepool.engines.phases import Phases
 from enginepool.engines.transformers.batch import Batch
 from enginepool.engines.transformers.slot import ModelSlot
 from enginepool.engines.transformers.thread import EngineThread
-from enginepool.messages import Done, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit
+from enginepool.messages import Done, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit, WorkerCopied
 
 
 class TransformersEngine:
@@ -51,8 +52,11 @@ class TransformersEngine:
     async def park(self) -> str:
         return await self._thread.call(self._slot.park)
 
-    async def blank(self) -> None:
+    async def blank(self) -> dict[str, float]:
+        phases = Phases()
         await self._thread.call(self._slot.blank)
+        phases.end("teardown")
+        return phases.seconds
 
     def submit(self, request: Submit) -> None:
         self._live.add(request.request)
@@ -87,7 +91,7 @@ class TransformersEngine:
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
-            if isinstance(output, KvLimitApplied):
+            if isinstance(output, (KvLimitApplied, WorkerCopied)):
                 self._emit(output)
             elif output.request in self._live:  # an abort may have come after the step
                 if isinstance(output, (Reply, Done)):

@@ -20,10 +20,10 @@ from enginepool.engines.sglang.front.rehearsal import Rehearsal, mark_for
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.skeleton import KvLimit, Skeleton
 from enginepool.engines.sglang.gpu.memory import GpuMemory
-from enginepool.engines.sglang.protocol import Event, KvLimitSet, Offer, StartRank, Weights, Withdraw
+from enginepool.engines.sglang.protocol import Event, KvLimitSet, Offer, StartRank, Weights, WeightsCopied, Withdraw
 from enginepool.engines.sglang.sockets import remove_kv_file, sweep
 from enginepool.engines.sglang.tokenizers import FRONT, read_ahead
-from enginepool.messages import Counted, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit
+from enginepool.messages import Counted, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit, WorkerCopied
 from enginepool.openai_answers import JSON
 from enginepool.openai_errors import error_body, server_error
 from enginepool.routes import INFERENCE_ROUTES
@@ -93,7 +93,7 @@ class SglangEngine:
         if self._skeleton is not None and (self._skeleton.spec, self._skeleton.manifest) == (model, weights.manifest):
             await self._revive(self._skeleton, weights, limit, phases)
         else:
-            await self._tear_down()
+            await self._tear_down(Phases())
             phases.end("teardown")
             self._skeleton = await Skeleton.build(model, weights, limit, self._rank, phases)
         self.held, self.copy_seconds = self._skeleton.held, self._skeleton.copy_seconds
@@ -122,15 +122,17 @@ class SglangEngine:
             self._active = False
             return self._skeleton.spec.name
 
-    async def blank(self) -> None:
+    async def blank(self) -> dict[str, float]:
+        phases = Phases()
         async with self._turn:
-            await self._tear_down()
+            await self._tear_down(phases)
+        return phases.seconds
 
-    async def _tear_down(self) -> None:
+    async def _tear_down(self, phases: Phases) -> None:
         self._active = False
         if self._skeleton is not None:
             skeleton, self._skeleton = self._skeleton, None
-            self.held = await skeleton.tear_down()
+            self.held = await skeleton.tear_down(phases)
             self._rest()
 
     def _rest(self) -> None:
@@ -203,7 +205,7 @@ class SglangEngine:
         try:
             await skeleton.revive(weights, limit, phases)
         except (EngineError, StoreError):
-            await self._tear_down()
+            await self._tear_down(phases)
             raise
 
     def _converse(self, conversation: Coroutine[Any, Any, None]) -> None:
@@ -232,6 +234,9 @@ class SglangEngine:
         await self._rank.tell(command, self._skeleton.layer.command_rank if self._skeleton is not None else None)
 
     def _on_rank_event(self, event: Event) -> None:
+        if isinstance(event, WeightsCopied):
+            self._emit(WorkerCopied())
+            return
         self.load.kv_mapped = event.mapped
         if isinstance(event, KvLimitSet):
             self._emit(KvLimitApplied(event.revision, event.mapped, event.applied))

@@ -21,8 +21,6 @@ from enginepool.engines.sglang.protocol import (
     CommandFailed,
     Event,
     FromRank,
-    KvLimitSet,
-    RankLoad,
     RankReady,
     StartRank,
 )
@@ -144,7 +142,7 @@ class RankProcess:
         except (EOFError, OSError):
             self._bury()
             return
-        if isinstance(message, (KvLimitSet, RankLoad)):
+        if isinstance(message, Event):
             self._on_event(message)
             return
         answer = self._answers.popleft()

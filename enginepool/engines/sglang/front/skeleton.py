@@ -148,7 +148,7 @@ class Skeleton:
         """
         return await self._rank.tell(command, self.layer.command_rank)
 
-    async def tear_down(self) -> int:
+    async def tear_down(self, phases: Phases) -> int:
         """Returns the bytes of the device's memory that the rank holds afterwards.
 
         Raises:
@@ -162,6 +162,8 @@ class Skeleton:
             await self.layer.close()
             self._folder.remove()
         assert isinstance(torn_down, TornDown)
+        phases.took(torn_down.phases)
+        phases.end("stop")
         _check_leak(self.spec, torn_down.leaked)
         return torn_down.held
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from enginepool.engines.sglang.protocol import (
     RankReady,
     StartRank,
     TornDown,
+    WeightsCopied,
 )
 from enginepool.engines.sglang.rank import commands
 from enginepool.engines.sglang.rank.device import Device, open_device
@@ -51,7 +55,7 @@ def run_rank(connection: Connection, start: StartRank) -> None:
 def _serve(command: Build, connection: Connection, start: StartRank, device: Device) -> BuildFailed | TornDown:
     """Build, run, tear down. In a frame of its own, so that nothing of the model outlives it."""
     from enginepool.engines.sglang.rank import scarcity
-    from enginepool.engines.sglang.rank.stored import StoredWeights
+    from enginepool.engines.sglang.rank.stored import StoredWeights, loading
 
     kv_memory = start.kv_memory or device.memory
     try:
@@ -65,8 +69,11 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     weights: StoredWeights | None = None
     try:
         weights = StoredWeights(command.weights.manifest, device)
-        scheduler = _build(command, server_args, weights, device, phases)
-        phases.end("kv_cache")
+        with device.building(), loading(weights, phases):
+            weights.fill(command.weights)
+            with _telling_when_copied(connection, device):
+                scheduler = _build(command, server_args, device)
+                phases.end("kv_cache")
         seconds = device.settle()
         phases.end("copy")
     except Exception as error:  # whatever a checkpoint makes SGLang raise
@@ -75,7 +82,8 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         reason = _describe_failure(command, error)
         del weights
         _clear(error)
-        _forget(device)
+        upstream.forget_model()
+        device.forget()
         return BuildFailed(reason, upstream.half_built())
     scarcity.install(scheduler)
     alive = upstream.watch(scheduler) | {"weights": weights.watch()}
@@ -85,36 +93,51 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     memory = min(device.memory, start.device_memory or device.memory)
     connection.send(_describe_built(serving, memory, seconds, limited is None or limited.applied, phases))
     scheduler.run_event_loop()
+    phases = Phases()
     upstream.release(scheduler)
     del scheduler, weights, serving
-    _forget(device)
-    return TornDown(_still_alive(alive), device.used())
+    phases.end("release")
+    upstream.forget_model()
+    phases.end("forget")
+    device.forget()
+    phases.end("memory")
+    return TornDown(_still_alive(alive), device.used(), phases.seconds)
 
 
-def _build(command: Build, server_args: Any, weights: StoredWeights, device: Device, phases: Phases) -> Any:
+def _build(command: Build, server_args: Any, device: Device) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
 
-    from enginepool.engines.sglang.rank.stored import StoredModelLoader, loading
+    from enginepool.engines.sglang.rank.stored import StoredModelLoader
 
     server_args.load_format = StoredModelLoader
-    with device.building(), loading(weights, phases):
-        weights.fill(command.weights)
-        return Scheduler(
-            server_args,
-            command.port_args,
-            gpu_id=device.gpu_id,
-            tp_rank=0,
-            moe_ep_rank=0,
-            pp_rank=0,
-            attn_cp_rank=0,
-            moe_dp_rank=0,
-            dp_rank=None,
-        )
+    return Scheduler(
+        server_args,
+        command.port_args,
+        gpu_id=device.gpu_id,
+        tp_rank=0,
+        moe_ep_rank=0,
+        pp_rank=0,
+        attn_cp_rank=0,
+        moe_dp_rank=0,
+        dp_rank=None,
+    )
 
 
-def _forget(device: Device) -> None:
-    upstream.forget_model()
-    device.forget()
+@contextmanager
+def _telling_when_copied(connection: Connection, device: Device) -> Iterator[None]:
+    """Tell the front when the copy under way is done, by a thread: nothing else may be sent meanwhile."""
+
+    def tell() -> None:
+        device.settle()
+        with suppress(OSError):  # the front is gone, and this process with it
+            connection.send(WeightsCopied())
+
+    thread = threading.Thread(target=tell, name="copied", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _describe_failure(command: Build, error: Exception) -> EngineError | StoreError:
