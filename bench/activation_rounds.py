@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from jinja2 import Template
 from tokenizers import Tokenizer
 
@@ -243,10 +244,17 @@ class Rounds:
         return sum(worker["kv_bytes"] for worker in await self._subject.workers() if worker["model"] == model)
 
     async def parked_bytes(self, model: str, all_blank: int, of_blank: float) -> int:
-        """Device memory of a worker that has the model parked while all others are blank."""
+        """Device memory of a worker that has the model parked while all others are blank.
+
+        By the driver's account of its processes; where there is none, by what is used above `all_blank`, in which the
+        others have what their own models left behind.
+        """
         assert self._memory is not None
         await self._park(model)
-        return int(self._memory.used - all_blank + of_blank)
+        (worker,) = (it for it in await self._subject.workers() if it["model"] == model)
+        mine = {child.pid for child in psutil.Process(worker["pid"]).children()}
+        held = sum(nbytes for pid, nbytes in self._memory.by_process().items() if pid in mine)
+        return held or int(self._memory.used - all_blank + of_blank)
 
 
 def until_weights(phases: Mapping[str, float], copy: float | None) -> float | None:

@@ -29,6 +29,11 @@ class DeviceMemory:
     def used(self) -> int:
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
+    def by_process(self) -> dict[int, int]:
+        """Bytes by process id; empty where the driver does not tell."""
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        return {it.pid: int(it.usedGpuMemory) for it in running if it.usedGpuMemory is not None}
+
     async def until_below(self, nbytes: float, within: float) -> float | None:
         """Seconds until less than `nbytes` are in use; None when they still are after `within` seconds."""
         began = time.perf_counter()

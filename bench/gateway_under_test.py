@@ -108,8 +108,12 @@ async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, 
 
 
 @asynccontextmanager
-async def serving(registry: Mapping[str, Any], ready_within: float) -> AsyncIterator[GatewayUnderTest]:
+async def serving(
+    registry: Mapping[str, Any], ready_within: float, record: Path | None = None
+) -> AsyncIterator[GatewayUnderTest]:
     """`prism serve` on `registry` with all its workers up; port and admin socket are set here.
+
+    `record` is where it writes down what its scheduler decides.
 
     Raises:
         BenchError: it does not start, or its workers are not up after `ready_within` seconds.
@@ -119,7 +123,8 @@ async def serving(registry: Mapping[str, Any], ready_within: float) -> AsyncIter
         admin_socket = folder / "admin.sock"
         gateway = {**registry.get("gateway", {}), "port": 0, "admin_socket": str(admin_socket)}
         (folder / "registry.yaml").write_text(yaml.safe_dump({**registry, "gateway": gateway}))
-        command = [sys.executable, "-m", "gateway.cli", "serve", folder / "registry.yaml"]
+        recorded = [] if record is None else ["--record", record]
+        command = [sys.executable, "-m", "gateway.cli", "serve", folder / "registry.yaml", *recorded]
         async with running("prism", command, folder) as server, session(None) as client:
             await server.until_ready(lambda: _workers_up(admin_socket), ready_within)
             yield GatewayUnderTest(await _url(server), admin_socket, client, server)

@@ -47,6 +47,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--random-swaps", type=int, default=0, metavar="N", help="commands of an operator meanwhile")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--record", type=absolute, metavar="FILE", help="the scheduler's decisions, for `prism replay`")
     parser.set_defaults(trace=None, burstiness=1.0, max_prompt_tokens=None, max_tokens=None)
     chosen = parser.parse_args(given)
     if (chosen.registry is None) != chosen.tiny:
@@ -55,6 +56,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         parser.error(f"--models: {', '.join(unknown)}: expected some of {', '.join(SHAPES)}")
     return chosen
+
+
+def absolute(text: str) -> Path:
+    return Path(text).absolute()
 
 
 @contextmanager

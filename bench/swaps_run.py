@@ -31,6 +31,7 @@ START_TIMEOUT = 600.0
 WATCH_EVERY = 0.02
 """Seconds between two looks at where every model is."""
 MIB = 2**20
+WORKER_FACTS = ("worker", "pid", "state", "model", "restarts", "held_bytes", "gpu_bytes")
 
 Sight = tuple[float, dict[str, str]]
 """Seconds on the performance counter, and from which state each model would have been activated then."""
@@ -46,7 +47,7 @@ class Soak:
 
     async def run(self) -> dict[str, Any]:
         """All figures. Raises: BenchError."""
-        async with serving(self._registry, START_TIMEOUT) as subject:
+        async with serving(self._registry, START_TIMEOUT, self._chosen.record) as subject:
             for name in self._names:
                 say(f"first activation of {name}")
                 await subject.ask(name, "Are you there?", 8)
@@ -108,10 +109,14 @@ class Soak:
             await subject.command("activate", model=smallest, worker=worker["worker"])
         await subject.settled()
         await subject.evict(smallest)
-        await subject.settled()
+        workers = await subject.settled()
+        host = host_bytes(subject.pid, workers)
         return {
             "device": self._memory.used if self._memory is not None else None,
-            "host": host_bytes(subject.pid),
+            "device_by_process": self._memory.by_process() if self._memory is not None else {},
+            "host": sum(host.values()),
+            "host_by_process": host,
+            "workers": [{key: worker[key] for key in WORKER_FACTS} for worker in workers],
         }
 
     async def _smallest(self, subject: GatewayUnderTest) -> str:
@@ -172,10 +177,25 @@ async def _counters(subject: GatewayUnderTest) -> Counter[str]:
     return sums
 
 
-def host_bytes(gateway: int) -> int:
-    """Memory that only the gateway and its children hold; weights, which they share, are not in it."""
-    family = [psutil.Process(gateway), *psutil.Process(gateway).children(recursive=True)]
-    return sum(_private_bytes(process) for process in family)
+def host_bytes(gateway: int, workers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes that only the gateway and its children hold, by what they are; weights, which they share, are not in it."""
+    fronts = {worker["pid"]: worker["worker"] for worker in workers}
+    found: Counter[str] = Counter()
+    for process in [psutil.Process(gateway), *psutil.Process(gateway).children(recursive=True)]:
+        found[_role(process, gateway, fronts)] += _private_bytes(process)
+    return dict(found)
+
+
+def _role(process: psutil.Process, gateway: int, fronts: Mapping[int, int]) -> str:
+    if process.pid == gateway:
+        return "gateway"
+    if process.pid in fronts:
+        return f"worker {fronts[process.pid]}"
+    try:
+        parent = process.ppid()
+    except psutil.NoSuchProcess:
+        parent = 0
+    return f"rank of worker {fronts[parent]}" if parent in fronts else "template"
 
 
 def _private_bytes(process: psutil.Process) -> int:

@@ -75,7 +75,7 @@ def prism(
         processes = prism.descendants()
         prism.close()
     assert not psutil.wait_procs(processes, timeout=PATIENCE)[1]
-    assert not list(Path("/dev/shm").glob("prism-kv-*"))
+    assert not [file for process in processes for file in Path("/dev/shm").glob(f"prism-kv-{process.pid}-*")]
     assert memory.used <= before + SLACK
 
 
