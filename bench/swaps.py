@@ -2,8 +2,9 @@
 
 It starts a gateway on the registry and sends chats for its models, the first of them the most popular by Zipf's law.
 Evictions happen by themselves where there are more models than workers; `--random-swaps` adds an operator who activates
-and evicts models at random meanwhile. Before and after, all workers are brought into the same state of rest, and the
-memory that is in use then is compared.
+and evicts models at random meanwhile. Before, every worker has every model once, since the first time leaves code and
+buffers in its process. Then, and after the load, all workers are brought into the same state of rest, and the memory
+that is in use is compared.
 """
 
 from __future__ import annotations

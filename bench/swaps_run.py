@@ -51,8 +51,10 @@ class Soak:
             for name in self._names:
                 say(f"first activation of {name}")
                 await subject.ask(name, "Are you there?", 8)
+            say("every model once on every worker: what a process needs for the first time stays with it")
+            await self._everywhere(subject)
             before = await self._at_rest(subject)
-            say("all models have been served once; the load begins")
+            say("the load begins")
             figures = await self._under_load(subject)
             after = await self._at_rest(subject)
         return {**figures, **self._memory_figures(before, after), "machine": describe_machine(), "versions": versions()}
@@ -98,6 +100,12 @@ class Soak:
                 self._refused[str(error).splitlines()[0]] += 1
 
     # rest
+
+    async def _everywhere(self, subject: GatewayUnderTest) -> None:
+        for name in self._names:
+            for worker in await subject.workers():
+                await subject.command("activate", model=name, worker=worker["worker"])
+            await subject.ask(name, "Are you there?", 8)
 
     async def _at_rest(self, subject: GatewayUnderTest) -> dict[str, Any]:
         """Park the smallest model on every worker, so that both times the same skeletons are there; then measure."""

@@ -38,6 +38,12 @@ def reset_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def give_back_heap() -> None:
+    """Give freed memory back to the system. glibc keeps what lies below anything in use: some MiB with each model."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
 def kill_group(pid: int) -> None:
     """SIGKILL for a worker's whole process group. A process that is already gone is no error."""
     try:

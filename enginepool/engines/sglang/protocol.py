@@ -100,7 +100,7 @@ class TornDown:
     """Bytes of the device's memory."""
     phases: dict[str, float]
     """Seconds: `release` of what SGLang's Scheduler holds, `forget` of what SGLang keeps beside it, `memory` of the
-    device."""
+    device, `heap` of the process."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from enginepool.engines.sglang.protocol import (
 )
 from enginepool.engines.sglang.rank import commands
 from enginepool.engines.sglang.rank.device import Device, open_device
+from enginepool.process import give_back_heap
 
 if TYPE_CHECKING:  # it imports SGLang
     from enginepool.engines.sglang.rank.stored import StoredWeights
@@ -84,6 +85,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         _clear(error)
         upstream.forget_model()
         device.forget()
+        give_back_heap()
         return BuildFailed(reason, upstream.half_built())
     scarcity.install(scheduler)
     alive = upstream.watch(scheduler) | {"weights": weights.watch()}
@@ -101,6 +103,8 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     phases.end("forget")
     device.forget()
     phases.end("memory")
+    give_back_heap()
+    phases.end("heap")
     return TornDown(_still_alive(alive), device.used(), phases.seconds)
 
 
