@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import pytest
 
 from bench.device_memory import DeviceMemory
 from bench.shapes import make_models
+from config.errors import PoolError
+from config.gpus import nvml_handle, visible_name
 from tests import asking, serving
-from tests.gpu.settings import COMPARED, GPU, MODELS, PATIENCE, SLACK, registry
+from tests.gpu.settings import COMPARED, DEVICE, MODELS, PATIENCE, SLACK, registry
 from tests.serving import Prism
 
 Answers = dict[str, list[list[int]]]
@@ -31,8 +34,8 @@ def memory() -> Iterator[DeviceMemory]:
             pytest.skip(f"{package} is not installed: pip install -e '.[gpu]'")
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(GPU)
-    except pynvml.NVMLError as error:
+        handle = nvml_handle(visible_name(DEVICE, os.environ))
+    except (pynvml.NVMLError, PoolError) as error:
         pytest.skip(f"there is no GPU: {error}")
     yield DeviceMemory(handle)
     pynvml.nvmlShutdown()

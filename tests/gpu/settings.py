@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pynvml
 
+from config.gpus import VISIBLE
 from tests.asking import ask
 from tests.serving import Prism
 
@@ -18,6 +20,8 @@ COMPARED = ("qwen3-0.6b", "llama-3b")
 
 def _last_gpu() -> int:
     """Where there are several, not the first: that is where threads begin that nobody has told where to work."""
+    if visible := os.environ.get(VISIBLE):
+        return visible.count(",")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
