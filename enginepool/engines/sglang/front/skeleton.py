@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,8 +94,11 @@ class Skeleton:
         first, second = rank.send(command), rank.next_answer()
         prepared = await first
         phases.end("arguments")
-        # While the rank builds its half. Should this fail, the rank has bound nothing and is told to stop.
-        layer = _build_layer(spec, prepared.server_args, port_args) if isinstance(prepared, Prepared) else None
+        # While the rank builds its half. Should this fail, the rank has bound nothing and is told to stop. In a thread,
+        # for what the rank says meanwhile.
+        layer = None
+        if isinstance(prepared, Prepared):
+            layer = await asyncio.to_thread(_build_layer, spec, prepared.server_args, port_args)
         built = await second
         if isinstance(built, Built):
             phases.took(built.phases)

@@ -52,8 +52,14 @@ class Gpu:
         self.settle()
         self._copies.withdraw(model)
 
-    def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
+    def copy(self, model: str, segment: SegmentRef, flat: Tensor, *, in_order: bool) -> None:
         self._copying = self._link.copy(self._copies.offer(model, segment), flat)
+        if in_order:
+            self._copying.hold_back()
+
+    def hold_back(self) -> None:
+        if self._copying is not None and not torch.cuda.is_current_stream_capturing():
+            self._copying.hold_back()
 
     def nearly_settle(self) -> float:
         return self._copying.expected_seconds() if self._copying is not None else 0.0
@@ -69,6 +75,7 @@ class Gpu:
 
     def improve(self, scheduler: Any) -> bool:
         """Captures one more decode graph."""
+        self.settle()  # a capture cannot wait
         return late_graphs.capture_next(scheduler)
 
     def pause(self) -> None:

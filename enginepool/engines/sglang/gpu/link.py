@@ -25,12 +25,19 @@ class CopyTimer:
     nearly: torch.cuda.Event = field(default_factory=lambda: _event(timing=True))
     ended: torch.cuda.Event = field(default_factory=lambda: _event(timing=True))
     share: float = 0.0
+    _over: bool = False
 
     def mark(self, share: float) -> None:
         """Here it is nearly done, unless that has been said before."""
         if not self.share:
             self.nearly.record()
             self.share = share
+
+    def hold_back(self) -> None:
+        """What is put on the current stream from now on waits for the end, on the GPU. Cheap once that has come."""
+        if not self._over:
+            self._over = self.ended.query()  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream().wait_event(self.ended)
 
     def seconds(self) -> float:
         """Waits until the copy is done."""
@@ -51,10 +58,10 @@ class Link:
         self._stages: list[_Stage] | None = None
 
     def copy(self, source: HostCopy, target: Tensor) -> CopyTimer:
-        """Fill `target` (uint8, on the GPU, of the source's size).
+        """Fill `target` (uint8, on the GPU, of the source's size), after what is on the current stream now.
 
-        Returns at once when all of the source is registered, and else when the rest has been staged. What runs on the
-        current stream after this call sees the filled tensor.
+        Returns at once when all of the source is registered, and else when the rest has been staged. Only what is held
+        back by the timer sees the filled tensor.
         """
         timer = CopyTimer()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -72,7 +79,6 @@ class Link:
         with torch.cuda.stream(self._stream):
             timer.mark(1.0)
             timer.ended.record()
-        torch.cuda.current_stream().wait_stream(self._stream)
         return timer
 
     def _stage(self, source: Tensor, target: Tensor) -> None:

@@ -8,6 +8,7 @@ To be imported after `warm` only.
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections.abc import Iterator
@@ -59,13 +60,26 @@ class StoredWeights:
             walk.place(name).put(unpack(value))
         self._check(model, stored)
 
-    def fill(self, source: Weights) -> None:
+    def hold_back(self, model: nn.Module) -> None:
+        """Have each of the model's steps wait for the copy under way, and nothing that goes before a step."""
+        forward, device = model.forward, self._device
+
+        @functools.wraps(forward)
+        def forward_once_copied(*args: Any, **kwargs: Any) -> Any:
+            device.hold_back()
+            return forward(*args, **kwargs)
+
+        model.forward = forward_once_copied
+
+    def fill(self, source: Weights, *, in_order: bool = True) -> None:
         """Begin to copy the segment; with `verify`, read everything back afterwards and compare its checksums.
+
+        Unless it is `in_order`, only the steps of a model that is held back see what was copied.
 
         Raises:
             StoreError: the segment is gone, or a checksum is wrong.
         """
-        self._device.copy(self._manifest.model, source.segment, self.flat)
+        self._device.copy(self._manifest.model, source.segment, self.flat, in_order=in_order)
         if source.verify:
             self._device.settle()
             self._verify()
@@ -97,6 +111,7 @@ class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
         phases.end("scheduler")
         model = self._initialise(model_config, torch.device(device_config.device))
         weights.attach(model)
+        weights.hold_back(model)
         phases.end("model")
         return model.eval()
 
