@@ -29,6 +29,8 @@ from enginepool.messages import (
     Pong,
     Reply,
     SetKvLimit,
+    WorkerActivated,
+    WorkerCopied,
     WorkerStats,
 )
 from gateway.demo_models import CONTEXT, NAMES
@@ -73,6 +75,9 @@ async def test_one_worker_serves_three_models_in_turn(
     for name in (*NAMES, *NAMES):
         phases = await worker.activate(sglang_stored[name])
         assert list(phases) == ["teardown", "arguments", "scheduler", "model", "kv_cache", "copy", "tokenizer"]
+        copied, activated = [it for it in worker.log if isinstance(it, (WorkerCopied, WorkerActivated))][-2:]
+        assert isinstance(copied, WorkerCopied), "the link was free before all was built"
+        assert isinstance(activated, WorkerActivated)
         assert await worker.complete() == sglang_answers[name]
         assert len(model_folders(worker, sglang_run_dir)) == 1
         await worker.park()

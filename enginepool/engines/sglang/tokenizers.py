@@ -1,6 +1,7 @@
 """Tokenizers, kept: SGLang would read each up to five times per activation, half a second each.
 
-What grammars need of a tokenizer takes as long again, so it is made at the first request with a grammar.
+What grammars need of a tokenizer takes as long again, so it is made at the first request with a grammar. And SGLang
+looks for signs of reasoning and tools in a template and all through a vocabulary, 0.2 s for a large one: once for each.
 
 For SGLang 0.5.15.post1. What it is asked for differs by the model's folder only, since Prism lets no registry change
 the other arguments.
@@ -67,23 +68,57 @@ def keep() -> None:
         vars(importlib.import_module(name))["get_tokenizer"] = getter(user)
 
 
+class ByTokenizer:
+    """What was made of a tokenizer and something else: made once for each pair."""
+
+    def __init__(self, make: Callable[[Any, Any], Any]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: OrderedDict[tuple[int, Any], tuple[Any, Any]] = OrderedDict()
+        """With the tokenizers, so that no other one gets their ids."""
+
+    def get(self, tokenizer: Any, other: Any) -> Any:
+        with self._lock:
+            key = (id(tokenizer), other)
+            if key not in self._made:
+                self._made[key] = (tokenizer, self._make(tokenizer, other))
+                if len(self._made) > MOST:
+                    self._made.popitem(last=False)
+            return self._made[key][1]
+
+
+_detected: ByTokenizer | None = None
+
+
+def detect_once() -> None:
+    """Have SGLang look for signs of reasoning and tools once for each tokenizer and template."""
+    global _detected
+    from sglang.srt.managers.template_manager import TemplateManager
+
+    detect = TemplateManager._run_template_detection
+
+    def findings(tokenizer: Any, template: Any) -> dict[str, Any]:
+        manager = TemplateManager()
+        before = dict(vars(manager))
+        detect(manager, template, tokenizer)
+        return {name: value for name, value in vars(manager).items() if value != before[name]}
+
+    detected = _detected = ByTokenizer(findings)
+
+    def detect_or_remember(manager: Any, template: Any, tokenizer: Any) -> None:
+        if isinstance(template, str):
+            vars(manager).update(detected.get(tokenizer, template))
+        else:
+            detect(manager, template, tokenizer)
+
+    TemplateManager._run_template_detection = detect_or_remember
+
+
 def make_grammars_late() -> None:
     """Have llguidance look through a tokenizer when a grammar needs it first, in SGLang's thread for that."""
     from sglang.srt.constrained import llguidance_backend
 
-    build = llguidance_backend.from_tokenizer
-    made: OrderedDict[tuple[int, int | None], tuple[Any, Any]] = OrderedDict()
-    lock = threading.Lock()
-
-    def make(tokenizer: Any, vocabulary: int | None) -> Any:
-        with lock:
-            key = (id(tokenizer), vocabulary)
-            if key not in made:
-                made[key] = (tokenizer, build(tokenizer, vocabulary))
-                if len(made) > MOST:
-                    made.popitem(last=False)
-            return made[key][1]
-
+    make = ByTokenizer(llguidance_backend.from_tokenizer).get
     llguidance_backend.from_tokenizer = lambda tokenizer, vocabulary: partial(make, tokenizer, vocabulary)
     llguidance_backend.GuidanceBackend.llguidance_tokenizer = property(
         lambda backend: backend._late_tokenizer(), lambda backend, late: setattr(backend, "_late_tokenizer", late)
@@ -95,6 +130,9 @@ def read_ahead(path: str, users: tuple[User, ...]) -> None:
     assert _kept is not None
     for user in users:
         try:
-            _kept.get(user, path)
+            tokenizer = _kept.get(user, path)
+            template = getattr(tokenizer, "chat_template", None)
+            if user == "manager" and isinstance(template, str) and _detected is not None:
+                _detected.get(tokenizer, template)
         except Exception:  # whatever a broken tokenizer raises
             return

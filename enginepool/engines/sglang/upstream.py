@@ -46,6 +46,7 @@ def prepare(gpu: bool) -> None:
         _compile_nothing()
     _replace_watchdog()
     tokenizers.keep()
+    tokenizers.detect_once()
     tokenizers.make_grammars_late()
     _leave_at_once()
     _share_gloo_loop()
