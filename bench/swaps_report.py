@@ -47,6 +47,9 @@ def outcome(figures: Mapping[str, Any]) -> str:
         f"{_mib(figures['at_rest_after']['host'])} ({figures['host_grown_percent']:+.2f}%); "
         + ("no device memory to watch" if lost is None else f"device memory {lost:+.0f} MiB"),
     ]
+    if figures["teardowns"]["count"]:
+        took = figures["teardowns"]["seconds"]
+        lines.append(f"{figures['teardowns']['count']} teardowns, p50 {took['p50']:.3f} s, p95 {took['p95']:.3f} s")
     refused = sum(figures["commands_refused"].values())
     return "\n".join([*lines, *([f"{refused} commands came too late for their model's state"] if refused else [])])
 

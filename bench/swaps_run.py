@@ -9,6 +9,7 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,9 +31,12 @@ from bench.summary import summarize
 START_TIMEOUT = 600.0
 WATCH_EVERY = 0.02
 """Seconds between two looks at where every model is."""
+KIB = 2**10
 MIB = 2**20
 WORKER_FACTS = ("worker", "pid", "state", "model", "restarts", "held_bytes", "gpu_bytes")
 
+Phases = Mapping[str, float]
+"""Seconds by phase."""
 Sight = tuple[float, dict[str, str]]
 """Seconds on the performance counter, and from which state each model would have been activated then."""
 
@@ -66,8 +70,12 @@ class Soak:
         plan = make_plan(self._chosen, self._names)
         replay = Replay(subject.client, subject.url, plan, PromptWriter(self._chosen.seed), PATIENCE)
         sights: list[Sight] = []
+        teardowns: list[Phases] = []
         counted = await _counters(subject)
-        helpers = [asyncio.create_task(_watch(subject, sights)), asyncio.create_task(self._swap_at_random(subject))]
+        helpers = [
+            asyncio.create_task(_watch(subject, sights, teardowns)),
+            asyncio.create_task(self._swap_at_random(subject)),
+        ]
         try:
             took = await replay.run()
             for helper in helpers:
@@ -83,6 +91,7 @@ class Soak:
             "swaps": int(now["prism_activation_seconds_count"] - counted["prism_activation_seconds_count"]),
             "evictions": int(now["prism_evictions_total"] - counted["prism_evictions_total"]),
             "worker_deaths": int(now["prism_worker_deaths_total"] - counted["prism_worker_deaths_total"]),
+            "teardowns": teardown_figures(teardowns),
             "waited": waited(replay.outcomes, replay.began, sights),
             "commands_refused": dict(self._refused),
         }
@@ -141,11 +150,26 @@ class Soak:
         }
 
 
-async def _watch(subject: GatewayUnderTest, sights: list[Sight]) -> None:
+async def _watch(subject: GatewayUnderTest, sights: list[Sight], teardowns: list[Phases]) -> None:
+    last = {worker["worker"]: worker["teardown_phases_s"] for worker in await subject.workers()}
     while True:
-        at = time.perf_counter()
-        sights.append((at, sources(await subject.models(), await subject.workers())))
+        at, workers = time.perf_counter(), await subject.workers()
+        sights.append((at, sources(await subject.models(), workers)))
+        now = {worker["worker"]: worker["teardown_phases_s"] for worker in workers}
+        teardowns += [phases for number, phases in now.items() if phases and phases != last[number]]
+        last = now
         await asyncio.sleep(WATCH_EVERY)
+
+
+def teardown_figures(teardowns: Sequence[Phases]) -> dict[str, Any]:
+    """Seconds, whole and by phase."""
+    wholes = [sum(phases.values()) for phases in teardowns]
+    names = dict.fromkeys(name for phases in teardowns for name in phases)
+    return {
+        "count": len(wholes),
+        "seconds": spread(wholes),
+        "phases": {name: spread([phases.get(name, 0.0) for phases in teardowns]) for name in names},
+    }
 
 
 def sources(models: Mapping[str, Mapping[str, Any]], workers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -186,11 +210,11 @@ async def _counters(subject: GatewayUnderTest) -> Counter[str]:
 
 
 def host_bytes(gateway: int, workers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Bytes that only the gateway and its children hold, by what they are; weights, which they share, are not in it."""
+    """Bytes of the gateway and its children, by what they are; weights and other shared memory are not in it."""
     fronts = {worker["pid"]: worker["worker"] for worker in workers}
     found: Counter[str] = Counter()
     for process in [psutil.Process(gateway), *psutil.Process(gateway).children(recursive=True)]:
-        found[_role(process, gateway, fronts)] += _private_bytes(process)
+        found[_role(process, gateway, fronts)] += _own_bytes(process)
     return dict(found)
 
 
@@ -206,8 +230,11 @@ def _role(process: psutil.Process, gateway: int, fronts: Mapping[int, int]) -> s
     return f"rank of worker {fronts[parent]}" if parent in fronts else "template"
 
 
-def _private_bytes(process: psutil.Process) -> int:
+def _own_bytes(process: psutil.Process) -> int:
+    """Its anonymous memory; of pages that it shares with others since a fork, its part."""
     try:
-        return int(process.memory_full_info().uss)
-    except psutil.NoSuchProcess:
+        rollup = Path("/proc", str(process.pid), "smaps_rollup").read_text()
+    except OSError:  # it has ended
         return 0
+    values = dict(line.split(":", 1) for line in rollup.splitlines() if line.startswith("Pss_Anon:"))
+    return KIB * int(values.get("Pss_Anon", "0 kB").split()[0])

@@ -207,7 +207,7 @@ def test_activations_are_taken_as_the_calibration_has_them_now() -> None:
 
 def test_activations_of_one_model_give_no_line(tmp_path: Path) -> None:
     path = tmp_path / "activation.json"
-    path.write_text(json.dumps({"rows": [{"model": "m", "bytes": 1, "state": "parked", "ready_s": 1.0}]}))
+    path.write_text(json.dumps({"rows": [{"model": "m", "bytes": 1, "state": "parked", "weights_s": 1.0}]}))
     with pytest.raises(BenchError, match="two models of different sizes"):
         activation_entries(path)
     path.write_text("[]")

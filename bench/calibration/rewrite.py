@@ -66,7 +66,8 @@ def step_entries(measured: Measurements, fits: Fits, raw: str) -> Entries:
 
 def activation_entries(path: Path) -> Entries:
     """`parked`, `blank`, `disk` and `park`, from what bench.activation wrote: a line through its smallest and its
-    largest model that were measured from each state.
+    largest model that were measured from each state. A parked model is ready before it has all of its weights, for
+    which its first step waits.
 
     Raises:
         BenchError: it cannot be read, or lacks two models of different sizes from one of the states.
@@ -74,7 +75,7 @@ def activation_entries(path: Path) -> Entries:
     try:
         rows = json.loads(path.read_bytes())["rows"]
         times = {
-            "parked": ("`ready_s` from parked", _times(rows, "parked", "ready_s")),
+            "parked": ("`weights_s` from parked", _times(rows, "parked", "weights_s")),
             "blank": ("`ready_s` from blank", _times(rows, "blank", "ready_s")),
             "disk": ("phase `load` from disk", _times(rows, "disk", "phases_s", "load")),
             "park": ("`evict_s` from parked", _times(rows, "parked", "evict_s")),

@@ -19,6 +19,12 @@ class Phases:
         self._last = now
 
     def took(self, others: Mapping[str, float]) -> None:
-        """These came next, in another process; what is left until the next `end` is that phase's."""
+        """These came next, in another process; what is left until the next `end` is that phase's. They may have begun
+        before this process heard of it: then the last phase was as much shorter.
+        """
+        end = self._last + sum(others.values())
+        early = max(0.0, end - time.perf_counter())
+        if self.seconds:
+            self.seconds[next(reversed(self.seconds))] -= early
         self.seconds.update(others)
-        self._last += sum(others.values())
+        self._last = end - early
