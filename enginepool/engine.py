@@ -14,13 +14,14 @@ from enginepool.messages import (
     KvLimitApplied,
     Manifest,
     ModelSpec,
+    Rehearsing,
     Reply,
     SegmentRef,
     Submit,
     WorkerCopied,
 )
 
-Output = Counted | Reply | Head | Chunk | Done | KvLimitApplied | WorkerCopied
+Output = Counted | Reply | Head | Chunk | Done | KvLimitApplied | WorkerCopied | Rehearsing
 Emit = Callable[[Output], None]
 """Sends one message to the gateway. Only to be called on the worker's event loop."""
 

@@ -177,6 +177,14 @@ class WorkerActivated(Message, frozen=True):
     """Of the weights, if they were copied; much of it may lie beside the phases."""
 
 
+class Rehearsing(Message, frozen=True):
+    """A worker begins or ends to ask its new model what nobody on this machine has asked it yet. Meanwhile it may
+    compile, and answer nothing else for many seconds. Parking ends it too.
+    """
+
+    begins: bool
+
+
 class WorkerFailed(Message, frozen=True):
     """An Activate failed; the worker is blank again."""
 
@@ -332,6 +340,7 @@ ToWorker = Activate | Park | Blank | Submit | Abort | SetKvLimit | Offer | Withd
 FromWorker = (
     WorkerReady
     | WorkerCopied
+    | Rehearsing
     | WorkerActivated
     | WorkerFailed
     | WorkerParked

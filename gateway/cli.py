@@ -121,6 +121,12 @@ def _admin(options: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
+def _warm(options: argparse.Namespace) -> int:
+    from gateway.warm_command import warm
+
+    return 0 if warm(options.admin_socket, options.models, lambda line: print(line, flush=True)) else 1
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -146,11 +152,15 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(simulate)
     simulate.set_defaults(run=_simulate)
 
-    def admin(name: str, text: str) -> argparse.ArgumentParser:
+    def talks(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         default = os.environ.get(SOCKET_VARIABLE) or default_admin_socket()
         text = f"default: ${SOCKET_VARIABLE} or {default}"
         command.add_argument("--admin-socket", type=Path, default=Path(default), metavar="PATH", help=text)
+        return command
+
+    def admin(name: str, text: str) -> argparse.ArgumentParser:
+        command = talks(name, text)
         command.add_argument("--json", action="store_true", help="for programs")
         command.set_defaults(run=_admin)
         return command
@@ -164,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     evict = admin("evict", "take a model from its workers, after its running requests")
     evict.add_argument("model", metavar="MODEL")
     evict.add_argument("--now", action="store_true", help="abort its running requests")
+    warm = talks("warm", "have every model make its first requests on this machine, which compile kernels")
+    warm.add_argument("models", nargs="*", metavar="MODEL", help="only these")
+    warm.set_defaults(run=_warm)
     admin("drain", "refuse new requests and wait until none is in flight")
     admin("resume", "take new requests again after a drain")
     admin("stop", "let requests in flight finish within the grace time, and end")

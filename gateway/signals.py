@@ -32,6 +32,7 @@ class Signals:
             messages.WorkerStats: self._worker_stats,
             messages.WorkerReady: self._worker_ready,
             messages.WorkerCopied: self._worker_copied,
+            messages.Rehearsing: self._rehearsing,
             messages.WorkerActivated: self._worker_activated,
             messages.WorkerFailed: self._worker_failed,
             messages.WorkerParked: self._worker_parked,
@@ -119,6 +120,9 @@ class Signals:
 
     def _worker_copied(self, worker: int, message: messages.WorkerCopied) -> None:
         self._context.feed(events.Copied(worker))
+
+    def _rehearsing(self, worker: int, message: messages.Rehearsing) -> None:
+        self._context.feed(events.Rehearsing(worker, message.begins))
 
     def _worker_activated(self, worker: int, message: messages.WorkerActivated) -> None:
         seconds = time.monotonic() - self._context.activating.pop(worker)

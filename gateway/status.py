@@ -91,6 +91,7 @@ def _worker(context: Context, worker: Worker) -> dict[str, Any]:
         "state": worker.phase.value,
         "model": worker.model,
         "running": len(worker.running),
+        "rehearsing": worker.rehearsing,
         "in_state_s": time.monotonic() - worker.since if worker.since else None,
         "restarts": place.restarts,
         "held_bytes": account.held,

@@ -69,6 +69,13 @@ class Copied(Event, frozen=True):
     worker: int
 
 
+class Rehearsing(Event, frozen=True):
+    """A worker begins or ends to try out a model that is new to the machine: it may not listen for many seconds."""
+
+    worker: int
+    begins: bool
+
+
 class Activated(Event, frozen=True):
     worker: int
     model: str
@@ -161,6 +168,7 @@ AnyEvent = (
     | WorkerBlank
     | WorkerDead
     | Copied
+    | Rehearsing
     | Activated
     | ActivationFailed
     | Parked

@@ -118,12 +118,20 @@ class KvLimits:
         """What each should have of what weights and workers leave: equal parts, or by what it has use for."""
         least = device.kv_minimum
         room = device.ledger.free + sum(device.ledger[worker.number].kv for worker in serving)
-        if not self._elastic or room <= least * len(serving):
-            return dict.fromkeys((worker.number for worker in serving), max(least, room // len(serving)))
+        if room <= least * len(serving):
+            return dict.fromkeys((worker.number for worker in serving), least)
         uses = {worker.number: IDLE_USE + kv_needed(self._state, worker) for worker in serving}
         spare = room - least * len(serving)
+        shares = {}
+        for worker in serving:
+            if worker.rehearsing:  # what it had beyond its need could not be had back when a neighbour wants it
+                more = int(min(spare, max(0, uses.pop(worker.number) - least)))
+                shares[worker.number] = least + more
+                spare -= more
         total = sum(uses.values())
-        return {number: least + int(spare * use / total) for number, use in uses.items()}
+        for number, use in uses.items():
+            shares[number] = least + (int(spare * use / total) if self._elastic else spare // len(uses))
+        return shares
 
     def _all_have_enough(self, device: Device, serving: list[Worker]) -> bool:
         """A change costs a neighbour its prefix cache: none without need, or memory that is given to nobody."""

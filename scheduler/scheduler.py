@@ -47,6 +47,7 @@ from scheduler.events import (
     OperatorEvict,
     OperatorGone,
     Parked,
+    Rehearsing,
     Staged,
     StageFailed,
     Stats,
@@ -65,7 +66,7 @@ from scheduler.operator import Commands
 from scheduler.policies import policy_of
 from scheduler.policies.policy import Policy
 from scheduler.profile import Profile
-from scheduler.state import TAKEN, Device, Model, Pending, Phase, Request, Worker
+from scheduler.state import SERVING, TAKEN, Device, Model, Pending, Phase, Request, Worker
 
 MAX_DEATHS = 2
 """Workers that may die under a request before it is refused: it may be what kills them."""
@@ -73,6 +74,7 @@ TRIES = 2
 """Activations of a model that may fail in a row, each on another worker, before its requests are refused."""
 BACKOFF_MAX = 60.0
 """Seconds."""
+CAN_REHEARSE = SERVING | {Phase.ACTIVATING}
 SMOOTHING = 0.3
 """Weight of the newest value in a moving average."""
 
@@ -126,6 +128,7 @@ class Scheduler:
             WorkerBlank: self._worker_blank,
             WorkerDead: self._worker_dead,
             Copied: self._copied,
+            Rehearsing: self._rehearsing,
             Activated: self._activated,
             ActivationFailed: self._activation_failed,
             Parked: self._parked,
@@ -446,6 +449,7 @@ class Scheduler:
             self.state.roster.enter(member, phase)
             member.since = self._now
             member.copying = phase is Phase.ACTIVATING
+            member.rehearsing &= phase in SERVING
             self.state.devices[member.device].look = None
         if worker.model is None:
             return
@@ -511,6 +515,12 @@ class Scheduler:
         """The rest of an activation needs no link."""
         for member in self.state.group(self.state.workers[event.worker]):
             member.copying = False
+            self._advance(self.state.devices[member.device])
+
+    def _rehearsing(self, event: Rehearsing) -> None:
+        worker = self.state.workers[event.worker]
+        for member in self.state.group(worker):
+            member.rehearsing = event.begins and member.phase in CAN_REHEARSE
             self._advance(self.state.devices[member.device])
 
     def _activated(self, event: Activated) -> None:

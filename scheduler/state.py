@@ -116,6 +116,8 @@ class Worker:
     """Tokens since its process began, as last heard."""
     copying: bool = False
     """While it is activating: its copy takes its device's link."""
+    rehearsing: bool = False
+    """It tries its model out, which is new to the machine, and may not give back KV cache for many seconds."""
     revived: bool = False
     """Its model's last activation found the skeleton there."""
     kv_promised: int = 0

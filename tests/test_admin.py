@@ -13,8 +13,10 @@ import aiohttp
 import psutil
 import pytest
 
+from config.errors import OperatorError
 from enginepool.channel import encode_frame
 from enginepool.messages import Command, CommandResult
+from gateway.warm_command import warm
 from tests.asking import CHAT, ENDLESS, HELLO, ask, chat, events_of, session, streaming
 from tests.serving import PATIENCE, Prism, ServePrism, simulated
 
@@ -328,3 +330,21 @@ async def test_an_activate_that_nobody_waits_for_any_more_is_forgotten(
         await asyncio.to_thread(prism.wait_until, lambda s: s["workers"][0]["state"] == "active", "a serves on")
     await asyncio.to_thread(prism.wait_until, lambda s: s["in_flight"] == 0, "the stream is gone")
     assert prism.model("b")["state"] == "on disk"
+
+
+# --- making models' first requests ----------------------------------------------------------------------------
+
+
+def test_warm_activates_every_model_and_leaves_those_active_that_were(prism: Prism) -> None:
+    assert prism.command("activate", model="a").ok
+    said: list[str] = []
+    assert warm(prism.admin_socket, [], said.append)
+    assert [line.partition(":")[0] for line in said] == ["pinned", "a", "b"]
+    assert all("rehearsed after" in line for line in said)
+    assert prism.model("pinned")["state"] == "active"
+    assert prism.model("b")["state"] != "active"
+
+
+def test_warm_names_the_models_that_it_does_not_know(prism: Prism) -> None:
+    with pytest.raises(OperatorError, match="there is no model c, d; there are pinned, a, b"):
+        warm(prism.admin_socket, ["a", "c", "d"], lambda line: None)

@@ -16,7 +16,7 @@ from bench.activation_rounds import PROMPT_TOKENS, Eviction, Prompts, Round, unt
 from bench.checkpoints import tensors_of
 from bench.outcomes import Outcome
 from bench.shapes import SHAPES, config_of, make_models
-from bench.swaps_run import sources, waited
+from bench.swaps_run import sources, teardown_figures, waited
 from bench.workload import Arrival
 
 PUBLISHED_GB = {"llama-1b": 2.47, "llama-3b": 6.43, "llama-8b": 16.06, "qwen3-0.6b": 1.19, "qwen3-8b-fp8": 9.44}
@@ -181,7 +181,9 @@ async def test_a_soak_counts_swaps_and_compares_memory_at_rest(
     assert figures["load"]["all"]["requests"] == figures["load"]["all"]["completed"] > 0
     assert figures["swaps"] > 0
     assert figures["worker_deaths"] == 0
-    assert figures["at_rest_before"]["host"] > 0
+    held = figures["at_rest_before"]["host_by_process"]
+    assert {"gateway", "worker 0", "worker 1"} <= held.keys()
+    assert figures["at_rest_before"]["host"] == sum(held.values()) > 0
     assert "activations" in capsys.readouterr().out
 
 
@@ -191,6 +193,15 @@ def test_a_request_waited_from_the_state_that_its_model_was_in_when_it_was_sent(
     found = waited(sent, 10.0, sights)
     assert {model: list(states) for model, states in found.items()} == {"a": ["parked"], "all": ["parked"]}
     assert found["a"]["parked"]["p50"] == pytest.approx(0.5)
+
+
+def test_teardowns_are_told_whole_and_by_phase() -> None:
+    figures = teardown_figures([{"forget": 0.1, "memory": 0.2}, {"forget": 0.3, "memory": 0.2}])
+    assert figures["count"] == 2
+    assert figures["seconds"]["p50"] == pytest.approx(0.4)
+    assert {name: spread["p50"] for name, spread in figures["phases"].items()} == pytest.approx(
+        {"forget": 0.2, "memory": 0.2}
+    )
 
 
 def test_other_is_when_no_more_than_the_reserve_is_blank() -> None:

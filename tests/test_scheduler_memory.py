@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scheduler.actions import Activate, Blank, Drain, Park, Recycle, SetKvLimit
-from scheduler.events import Activated, Copied, LimitApplied, OperatorActivate, Stats, WorkerBlank
+from scheduler.events import Activated, Copied, LimitApplied, OperatorActivate, Rehearsing, Stats, WorkerBlank
 from scheduler.state import Phase
 from tests.scheduling import GIB, Bench, model, only
 
@@ -49,6 +49,22 @@ def test_what_a_worker_comes_to_hold_while_it_serves_is_taken_from_kv_limits() -
     bench.wait(1.0)
     bench.settle()
     assert bench.kv_limits() == {0: 20 - 1 - 5 - 6}
+
+
+def test_who_rehearses_keeps_the_least_for_it_may_not_give_back_more_in_time() -> None:
+    bench = gpu({"a": 6, "b": 6}, memory=20)
+    bench.ask("a")
+    bench.take(Activate)
+    bench.tell(Rehearsing(0, begins=True))
+    bench.tell(Activated(0, "a", 0.1, 2 * GIB))
+    bench.settle()
+    assert bench.kv_limits() == {0: 1}
+    bench.serve("b")
+    assert bench.kv_limits() == {0: 1, 1: 20 - (2 + 6 + 1) - (2 + 6)}
+    bench.tell(Rehearsing(0, begins=False))
+    bench.wait(1.0)
+    bench.settle()
+    assert bench.kv_limits() == {0: 2, 1: 2}
 
 
 def test_its_next_activation_counts_on_the_most_that_a_model_has_held() -> None:

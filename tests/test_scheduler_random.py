@@ -42,6 +42,7 @@ from scheduler.events import (
     OperatorEvict,
     OperatorGone,
     Parked,
+    Rehearsing,
     Staged,
     StageFailed,
     Tick,
@@ -353,6 +354,11 @@ class Pool(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(self.workers_that("activating")))
         self.copied |= self.group(worker)
         self.tell(Copied(worker))
+
+    @precondition(lambda self: self.workers_that("activating", "active"))
+    @rule(data=st.data(), begins=st.booleans())
+    def a_model_is_rehearsed(self, data: st.DataObject, begins: bool) -> None:
+        self.tell(Rehearsing(data.draw(st.sampled_from(self.workers_that("activating", "active"))), begins))
 
     @rule()
     def all_workers_are_done(self) -> None:

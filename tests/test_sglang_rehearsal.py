@@ -4,6 +4,7 @@ need not wait for kernels to be compiled. There are none on a CPU: the folder fo
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from enginepool.messages import Chunk, Counted, Done, Head, Reply, WorkerStats
+from enginepool.messages import Chunk, Counted, Done, Head, Rehearsing, Reply, WorkerActivated, WorkerStats
+from gateway.warm_command import warm
 from tests.models import Stored
-from tests.serving import PATIENCE
+from tests.serving import PATIENCE, Prism
 from tests.sglang import NEEDS_SGLANG, Worker
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
@@ -76,7 +78,17 @@ async def test_a_model_is_rehearsed_once_on_a_machine(
     assert await wait_for(mark_of(llama, kernels)) == at_first
 
 
-async def test_nobody_hears_of_it(sglang_worker: Worker, llama: Stored, kernels: Path) -> None:
+async def test_the_gateway_knows_when_it_begins_and_ends(sglang_worker: Worker, llama: Stored, kernels: Path) -> None:
+    worker = sglang_worker
+    await worker.activate(llama)
+    await wait_for(mark_of(llama, kernels))
+    await worker.park()
+    told = [it for it in worker.log if isinstance(it, (Rehearsing, WorkerActivated))]
+    assert [type(it) for it in told] == [Rehearsing, WorkerActivated, Rehearsing]
+    assert [it.begins for it in told if isinstance(it, Rehearsing)] == [True, False]
+
+
+async def test_no_client_hears_of_it(sglang_worker: Worker, llama: Stored, kernels: Path) -> None:
     worker = sglang_worker
     await worker.activate(llama)
     await wait_for(mark_of(llama, kernels))
@@ -112,3 +124,27 @@ async def test_a_model_for_embeddings_is_asked_for_some(sglang_worker: Worker, l
     await wait_for(mark_of(llama, kernels))
     reply = await sglang_worker.ask("/v1/embeddings", input="Once")
     assert reply.status == 200, reply.body
+
+
+async def test_prism_warm_has_every_model_rehearsed_and_goes_on_after_one_that_fails(
+    tmp_path_factory: pytest.TempPathFactory, sglang_models: dict[str, Path], kernels: Path
+) -> None:
+    folder = tmp_path_factory.mktemp("warm")
+    broken = folder / "broken"
+    shutil.copytree(sglang_models["llama-tiny"], broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    models = [{"name": path.name, "path": str(path)} for path in (broken, sglang_models["qwen3-tiny"])]
+    pool = {"engine": "sglang", "kv_memory": "64MiB", "workers_per_device": 1}
+    prism = await asyncio.to_thread(Prism.start, folder / "gateway", {"pool": pool, "models": models})
+    said: list[str] = []
+    try:
+        assert not await asyncio.to_thread(warm, prism.admin_socket, [], said.append)
+        failed, rehearsed = said
+        assert failed.startswith("broken cannot be activated")
+        assert rehearsed.startswith("qwen3-tiny: active after")
+        assert len(marks(kernels)) == 1
+        assert prism.model("qwen3-tiny")["state"] != "active"
+    finally:
+        await asyncio.to_thread(prism.close)
+        for mark in marks(kernels):
+            mark.unlink()

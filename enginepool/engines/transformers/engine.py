@@ -11,7 +11,17 @@ from enginepool.engines.phases import Phases
 from enginepool.engines.transformers.batch import Batch
 from enginepool.engines.transformers.slot import ModelSlot
 from enginepool.engines.transformers.thread import EngineThread
-from enginepool.messages import Done, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit, WorkerCopied
+from enginepool.messages import (
+    Chunk,
+    Counted,
+    Done,
+    Head,
+    Manifest,
+    ModelSpec,
+    Reply,
+    SegmentRef,
+    Submit,
+)
 
 
 class TransformersEngine:
@@ -91,7 +101,7 @@ class TransformersEngine:
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
-            if isinstance(output, (KvLimitApplied, WorkerCopied)):
+            if not isinstance(output, (Counted, Reply, Head, Chunk, Done)):  # of no request
                 self._emit(output)
             elif output.request in self._live:  # an abort may have come after the step
                 if isinstance(output, (Reply, Done)):

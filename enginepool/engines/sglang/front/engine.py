@@ -23,7 +23,17 @@ from enginepool.engines.sglang.gpu.memory import GpuMemory
 from enginepool.engines.sglang.protocol import Event, KvLimitSet, Offer, StartRank, Weights, WeightsCopied, Withdraw
 from enginepool.engines.sglang.sockets import remove_kv_file, sweep
 from enginepool.engines.sglang.tokenizers import FRONT, read_ahead
-from enginepool.messages import Counted, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit, WorkerCopied
+from enginepool.messages import (
+    Counted,
+    KvLimitApplied,
+    Manifest,
+    ModelSpec,
+    Rehearsing,
+    Reply,
+    SegmentRef,
+    Submit,
+    WorkerCopied,
+)
 from enginepool.openai_answers import JSON
 from enginepool.openai_errors import error_body, server_error
 from enginepool.routes import INFERENCE_ROUTES
@@ -107,7 +117,14 @@ class SglangEngine:
         if mark is None or mark.exists():
             return
         self._rehearsal = Rehearsal(mark, self._run, skeleton.layer.manager, self._unasked)
-        self._begin(self._rehearsal.perform())
+        self._emit(Rehearsing(begins=True))  # before it is said that the model is active
+        self._begin(self._perform(self._rehearsal))
+
+    async def _perform(self, rehearsal: Rehearsal) -> None:
+        try:
+            await rehearsal.perform()
+        finally:
+            self._emit(Rehearsing(begins=False))
 
     async def park(self) -> str:
         if self._skeleton is None:
