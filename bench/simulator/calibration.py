@@ -80,8 +80,9 @@ class Held(Entry, frozen=True):
     """What a worker has on its device besides weights and elastic KV cache."""
 
     blank_bytes: Annotated[int, Meta(ge=0)]
+    parked_bytes: Annotated[int, Meta(ge=0)]
     bytes: NotNegative
-    """Once it has a model, active or parked."""
+    """The most while a model is active, which is what the ledger counts on from then on."""
     bytes_per_weight_byte: NotNegative
 
     def with_model(self, weight_bytes: int) -> int:

@@ -19,6 +19,7 @@ class Costs:
         self.page_bytes = calibration.kv_pages.bytes * 2 * shape.layers
         self.chunk = calibration.chunk.tokens
         self.held = calibration.held.with_model(self.shard_bytes)
+        self.held_parked = calibration.held.parked_bytes
         self.parked_activation = calibration.parked.duration(self.shard_bytes)
         # Building goes on beside the copy: of a small model it takes longer, of a large one the copy does.
         self.blank_activation = max(calibration.blank.duration(self.shard_bytes), self.parked_activation)

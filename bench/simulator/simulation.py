@@ -318,7 +318,7 @@ class Simulation:
         self._change(self._costs[place.skeleton].park, partial(self._parked, place, place.skeleton))
 
     def _parked(self, place: Place, model: str) -> None:
-        self._feed(events.Parked(place.worker, model, self._costs[model].held))
+        self._feed(events.Parked(place.worker, model, self._costs[model].held_parked))
 
     def _blank(self, action: actions.Blank) -> None:
         self._change(self._calibration.teardown.seconds, partial(self._blanked, self._places[action.worker]))
