@@ -83,9 +83,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         reason = _describe_failure(command, error)
         del weights
         _clear(error)
-        upstream.forget_model()
-        device.forget()
-        give_back_heap()
+        _forget(device, Phases())
         return BuildFailed(reason, upstream.half_built())
     scarcity.install(scheduler)
     alive = upstream.watch(scheduler) | {"weights": weights.watch()}
@@ -99,12 +97,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     upstream.release(scheduler)
     del scheduler, weights, serving
     phases.end("release")
-    upstream.forget_model()
-    phases.end("forget")
-    device.forget()
-    phases.end("memory")
-    give_back_heap()
-    phases.end("heap")
+    _forget(device, phases)
     return TornDown(_still_alive(alive), device.used(), phases.seconds)
 
 
@@ -125,6 +118,15 @@ def _build(command: Build, server_args: Any, device: Device) -> Any:
         moe_dp_rank=0,
         dp_rank=None,
     )
+
+
+def _forget(device: Device, phases: Phases) -> None:
+    upstream.forget_model()
+    phases.end("forget")
+    device.forget()
+    phases.end("memory")
+    give_back_heap()
+    phases.end("heap")
 
 
 @contextmanager
