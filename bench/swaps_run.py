@@ -31,6 +31,8 @@ from bench.summary import summarize
 START_TIMEOUT = 600.0
 WATCH_EVERY = 0.02
 """Seconds between two looks at where every model is."""
+AT_ONCE = 8
+"""Chats for each worker that a model begins with there."""
 KIB = 2**10
 MIB = 2**20
 WORKER_FACTS = ("worker", "pid", "state", "model", "restarts", "held_bytes", "gpu_bytes")
@@ -111,10 +113,12 @@ class Soak:
     # rest
 
     async def _everywhere(self, subject: GatewayUnderTest) -> None:
+        writer = PromptWriter(self._chosen.seed + 1)
         for name in self._names:
             for worker in await subject.workers():
                 await subject.command("activate", model=name, worker=worker["worker"])
-            await subject.ask(name, "Are you there?", 8)
+            at_once = AT_ONCE * len(await subject.workers())
+            await asyncio.gather(*(subject.ask(name, writer.write(16 * 2 ** (n % 6)), 16) for n in range(at_once)))
 
     async def _at_rest(self, subject: GatewayUnderTest) -> dict[str, Any]:
         """Park the smallest model on every worker, so that both times the same skeletons are there; then measure."""

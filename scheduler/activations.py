@@ -27,7 +27,7 @@ def next_to_begin(state: State, device: Device) -> Worker | None:
 
 def overdue(state: State, device: Device, before: float) -> list[Worker]:
     """Workers that have waited for their neighbours' memory since `before` or longer."""
-    return [worker for worker in memory.claims(state, device) if device.accounted and worker.since <= before]
+    return [worker for worker in memory.claims(state, device) if worker.since <= before]
 
 
 def _has_link(state: State, device: Device) -> bool:

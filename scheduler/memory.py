@@ -18,7 +18,9 @@ def need(state: State, worker: Worker, model: Model) -> int:
 
 
 def claims(state: State, device: Device) -> list[Worker]:
-    """Workers whose activation waits for memory, in the order in which they shall have it."""
+    """Workers whose activation waits for memory, in their order; none where memory is not accounted."""
+    if not device.accounted:
+        return []
     waiting = (w for w in look_at(state, device).preparing if w.pending is not None and not w.pending.granted)
     return sorted(waiting, key=lambda worker: turn(state, worker))
 

@@ -388,6 +388,22 @@ def test_another_models_skeleton_is_torn_down_while_the_link_is_taken() -> None:
     assert bench.take(Activate).model == "c"
 
 
+def test_where_memory_is_not_accounted_a_limit_that_is_not_kept_fails_nobody() -> None:
+    """A CPU's KV cache has a fixed size: its worker answers to any limit that it does not hold."""
+    bench = Bench(["a", "b", "c"], workers=2)
+    bench.finish(bench.serve("a"))
+    bench.evict("a")
+    bench.settle()
+    bench.serve("b")
+    command = bench.activate("c", 0)
+    bench.take(Blank)
+    revision = bench.scheduler.state.account(bench.scheduler.state.workers[1]).revision
+    bench.tell(LimitApplied(1, revision, 5 * GIB, applied=False))
+    bench.tell(WorkerBlank(0))
+    bench.settle()
+    assert bench.answers()[command]
+
+
 def test_a_gpus_link_takes_one_copy_at_a_time_and_a_cpu_any_number() -> None:
     for devices, at_once in ((("cpu",), 2), (("cuda:0",), 1), (("cuda:0", "cuda:1"), 2)):
         bench = Bench(["a", "b"], workers=2, devices=devices)
