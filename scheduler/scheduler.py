@@ -374,17 +374,10 @@ class Scheduler:
         worker.reserved_for = None
         worker.evicting = False
         self._enter(worker, Phase.PREPARING)
-        self._tear_down_first(worker)
+        if worker.tearing:
+            self._actions.append(Blank(worker.number, f"{decision.model} is to be there"))
         for member in group:
             self._advance(self.state.devices[member.device])
-
-    def _tear_down_first(self, worker: Worker) -> None:
-        """Of another model's skeleton, while others still have the memory or the link. Groups do it when they begin."""
-        pending = worker.pending
-        if pending is None or pending.revives or pending.skeleton is None or worker.followers:
-            return
-        pending.tearing = True
-        self._actions.append(Blank(worker.number, f"{pending.decision.model} is to be there"))
 
     def _advance(self, device: Device) -> None:
         """See to the device's memory, and begin what waited for it or for the link."""
@@ -491,7 +484,6 @@ class Scheduler:
 
     def _torn_down(self, worker: Worker, pending: Pending, held: int) -> None:
         """It goes on to the model for which that was done."""
-        pending.tearing = False
         pending.skeleton, pending.held = None, held
         worker.held_blank = held
         device = self.state.devices[worker.device]

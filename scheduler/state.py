@@ -82,12 +82,17 @@ class Pending:
     """Bytes that the worker holds until then, besides weights and KV cache."""
     granted: bool = False
     """Whether its memory is reserved."""
-    tearing: bool = False
-    """The skeleton is being torn down, which takes neither memory nor the link."""
 
     @property
     def revives(self) -> bool:
         return self.skeleton == self.decision.model
+
+    @property
+    def tearing(self) -> bool:
+        """Another model's skeleton is being torn down, which takes neither memory nor the link. Groups do that when
+        they begin.
+        """
+        return self.skeleton is not None and not self.revives and not self.decision.followers
 
 
 @dataclass(slots=True)

@@ -87,12 +87,8 @@ class ByTokenizer:
             return self._made[key][1]
 
 
-_detected: ByTokenizer | None = None
-
-
 def detect_once() -> None:
     """Have SGLang look for signs of reasoning and tools once for each tokenizer and template."""
-    global _detected
     from sglang.srt.managers.template_manager import TemplateManager
 
     detect = TemplateManager._run_template_detection
@@ -103,7 +99,7 @@ def detect_once() -> None:
         detect(manager, template, tokenizer)
         return {name: value for name, value in vars(manager).items() if value != before[name]}
 
-    detected = _detected = ByTokenizer(findings)
+    detected = ByTokenizer(findings)
 
     def detect_or_remember(manager: Any, template: Any, tokenizer: Any) -> None:
         if isinstance(template, str):
@@ -127,12 +123,13 @@ def make_grammars_late() -> None:
 
 def read_ahead(path: str, users: tuple[User, ...]) -> None:
     """Read them now, before they are needed. One that cannot be read will be told of by the activation."""
+    from sglang.srt.managers.template_manager import TemplateManager
+
     assert _kept is not None
     for user in users:
         try:
             tokenizer = _kept.get(user, path)
-            template = getattr(tokenizer, "chat_template", None)
-            if user == "manager" and isinstance(template, str) and _detected is not None:
-                _detected.get(tokenizer, template)
+            if user == "manager":
+                TemplateManager()._run_template_detection(getattr(tokenizer, "chat_template", None), tokenizer)
         except Exception:  # whatever a broken tokenizer raises
             return

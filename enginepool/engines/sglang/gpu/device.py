@@ -52,13 +52,11 @@ class Gpu:
         self.settle()
         self._copies.withdraw(model)
 
-    def copy(self, model: str, segment: SegmentRef, flat: Tensor, *, in_order: bool) -> None:
+    def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
         self._copying = self._link.copy(self._copies.offer(model, segment), flat)
-        if in_order:
-            self._copying.hold_back()
 
     def hold_back(self) -> None:
-        if self._copying is not None and not torch.cuda.is_current_stream_capturing():
+        if self._copying is not None:
             self._copying.hold_back()
 
     def nearly_settle(self) -> float:
@@ -75,7 +73,6 @@ class Gpu:
 
     def improve(self, scheduler: Any) -> bool:
         """Captures one more decode graph."""
-        self.settle()  # a capture cannot wait
         return late_graphs.capture_next(scheduler)
 
     def pause(self) -> None:

@@ -34,8 +34,11 @@ class CopyTimer:
             self.share = share
 
     def hold_back(self) -> None:
-        """What is put on the current stream from now on waits for the end, on the GPU. Cheap once that has come."""
-        if not self._over:
+        """What is put on the current stream from now on waits for the end, on the GPU. Cheap once that has come.
+
+        A capture cannot wait: whoever captures has waited before.
+        """
+        if not self._over and not torch.cuda.is_current_stream_capturing():
             self._over = self.ended.query()  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().wait_event(self.ended)
 

@@ -156,7 +156,7 @@ def _fill_weights(serving: Serving, command: FillWeights) -> Filled:
         serving.kv.resume()
         serving.paused = False
     phases.end("resume")
-    serving.weights.fill(command.weights, in_order=False)
+    serving.weights.fill(command.weights)
     seconds = serving.device.nearly_settle()
     phases.end("copy")
     return Filled(phases.seconds, seconds)

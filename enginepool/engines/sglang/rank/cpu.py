@@ -34,7 +34,7 @@ class Cpu:
     def withdraw(self, model: str) -> None:
         """Nothing is held."""
 
-    def copy(self, model: str, segment: SegmentRef, flat: Tensor, *, in_order: bool) -> None:
+    def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
         """In pieces. The segment is read-only, and SGLang may write to what it holds; so views of it will not do."""
         began = time.monotonic()
         mapped = open_segment(segment)

@@ -68,9 +68,9 @@ class Device(Protocol):
         """Let go of a segment."""
         ...
 
-    def copy(self, model: str, segment: SegmentRef, flat: Tensor, *, in_order: bool) -> None:
-        """Begin to make `flat` (uint8, as long as the segment) equal to it. If that is to be `in_order`, what is put on
-        the current stream from now on sees the whole of it. Raises StoreError if the segment is gone."""
+    def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
+        """Begin to make `flat` (uint8, as long as the segment) equal to it. Who needs the whole of it holds back or
+        settles. Raises StoreError if the segment is gone."""
         ...
 
     def hold_back(self) -> None:

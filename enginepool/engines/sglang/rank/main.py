@@ -72,6 +72,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         weights = StoredWeights(command.weights.manifest, device)
         with device.building(), loading(weights, phases):
             weights.fill(command.weights)
+            device.hold_back()  # building may read what is there, such as rotary tables
             with _telling_when_copied(connection, device):
                 scheduler = _build(command, server_args, device)
                 phases.end("kv_cache")

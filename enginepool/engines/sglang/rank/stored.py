@@ -71,15 +71,13 @@ class StoredWeights:
 
         model.forward = forward_once_copied
 
-    def fill(self, source: Weights, *, in_order: bool = True) -> None:
+    def fill(self, source: Weights) -> None:
         """Begin to copy the segment; with `verify`, read everything back afterwards and compare its checksums.
-
-        Unless it is `in_order`, only the steps of a model that is held back see what was copied.
 
         Raises:
             StoreError: the segment is gone, or a checksum is wrong.
         """
-        self._device.copy(self._manifest.model, source.segment, self.flat, in_order=in_order)
+        self._device.copy(self._manifest.model, source.segment, self.flat)
         if source.verify:
             self._device.settle()
             self._verify()
