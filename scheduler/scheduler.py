@@ -487,6 +487,7 @@ class Scheduler:
         pending.skeleton, pending.held = None, held
         worker.held_blank = held
         device = self.state.devices[worker.device]
+        device.look = None
         if not pending.granted:
             device.ledger.measure(worker.number, held)
         self._advance(device)

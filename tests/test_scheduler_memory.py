@@ -10,6 +10,7 @@ import pytest
 
 from scheduler.actions import Activate, Blank, Drain, Park, Recycle, SetKvLimit
 from scheduler.events import Activated, Copied, LimitApplied, OperatorActivate, Rehearsing, Stats, WorkerBlank
+from scheduler.look import look_at
 from scheduler.state import Phase
 from tests.scheduling import GIB, Bench, model, only
 
@@ -386,6 +387,22 @@ def test_another_models_skeleton_is_torn_down_while_the_link_is_taken() -> None:
     assert not only(Activate, bench.pending), "the skeleton is still there"
     bench.tell(WorkerBlank(torn_down.worker))
     assert bench.take(Activate).model == "c"
+
+
+def test_what_a_worker_holds_without_its_skeleton_counts_while_the_link_is_taken() -> None:
+    """Nothing else in its device's books changes at that moment."""
+    bench = gpu({"a": 2, "b": 2, "c": 2}, memory=30, workers=2, copies=1)
+    bench.finish(bench.serve("a"))
+    bench.evict("a")
+    bench.settle()
+    bench.ask("b")
+    bench.take(Activate)
+    bench.ask("c")
+    torn_down = bench.take(Blank)
+    bench.settle()
+    bench.tell(WorkerBlank(torn_down.worker, GIB // 2))
+    assert bench.phases()[torn_down.worker] == Phase.PREPARING
+    assert look_at(bench.scheduler.state, bench.scheduler.state.devices["cpu"]).kept == GIB // 2
 
 
 def test_where_memory_is_not_accounted_a_limit_that_is_not_kept_fails_nobody() -> None:
