@@ -24,7 +24,7 @@ PROMPT_TOKENS = 256
 ANSWER_TOKENS = 8
 WEIGHT_PHASES = frozenset({"copy", "weights", "assign"})
 """Phases of an activation after the last of which the weights are in place."""
-BEFORE_COPY = frozenset({"resume", "arguments"})
+BEFORE_COPY = frozenset({"resume", "teardown"})
 """After the last of these begins a copy whose duration is told apart from the phases."""
 FREED = 0.9
 """Share of the weights' bytes that must be gone for a device's memory to count as free."""

@@ -136,7 +136,7 @@ def test_a_goal_is_judged_by_what_was_measured() -> None:
     ("phases", "copy", "weights"),
     [
         ({"waiting": 1, "kv_limit": 2, "resume": 3, "copy": 4, "prefill": 5}, 4.5, 10.5),
-        ({"waiting": 1, "arguments": 2, "scheduler": 3, "model": 4, "kv_cache": 5, "copy": 0}, 6.0, 9.0),
+        ({"waiting": 1, "teardown": 2, "arguments": 3, "model": 4, "kv_cache": 5, "copy": 0}, 6.0, 9.0),
         ({"load": 1, "weights": 2, "tokenizer": 3}, None, 3),
         ({"waiting": 1, "prefill": 2}, None, None),
     ],

@@ -58,22 +58,17 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     from enginepool.engines.sglang.rank import scarcity
     from enginepool.engines.sglang.rank.stored import StoredWeights, loading
 
-    kv_memory = start.kv_memory or device.memory
-    try:
-        server_args = arguments.server_args(command.model, start.max_running, kv_memory, start.device)
-    except EngineError as error:
-        connection.send(failed := BuildFailed(error, ()))
-        return failed
-    connection.send(Prepared(server_args))
-    upstream.init_distributed_by(command.rendezvous)
-    phases = Phases()
     weights: StoredWeights | None = None
+    prepared = False
     try:
         weights = StoredWeights(command.weights.manifest, device)
-        with device.building(), loading(weights, phases):
-            weights.fill(command.weights)
+        with device.building():
+            weights.fill(command.weights)  # first of all: nothing else takes as long
+            server_args = _arguments(command, start, device)
+            connection.send(Prepared(server_args))
+            prepared, phases = True, Phases()
             device.hold_back()  # building may read what is there, such as rotary tables
-            with _telling_when_copied(connection, device):
+            with loading(weights, phases), _telling_when_copied(connection, device):
                 scheduler = _build(command, server_args, device)
                 phases.end("kv_cache")
         seconds = device.settle()
@@ -85,7 +80,10 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         del weights
         _clear(error)
         _forget(device, Phases())
-        return BuildFailed(reason, upstream.half_built())
+        failed = BuildFailed(reason, upstream.half_built())
+        if not prepared:
+            connection.send(failed)
+        return failed
     scarcity.install(scheduler)
     alive = upstream.watch(scheduler) | {"weights": weights.watch()}
     serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
@@ -102,11 +100,17 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     return TornDown(_still_alive(alive), device.used(), phases.seconds)
 
 
+def _arguments(command: Build, start: StartRank, device: Device) -> Any:
+    kv_memory = start.kv_memory or device.memory
+    return arguments.server_args(command.model, start.max_running, kv_memory, start.device)
+
+
 def _build(command: Build, server_args: Any, device: Device) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
 
     from enginepool.engines.sglang.rank.stored import StoredModelLoader
 
+    upstream.init_distributed_by(command.rendezvous)
     server_args.load_format = StoredModelLoader
     return Scheduler(
         server_args,
