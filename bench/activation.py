@@ -15,6 +15,7 @@ Everything is seen from outside, by HTTP and the admin socket; the phases within
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from bench.activation_run import Run
 from bench.arguments import Parser, positive_int
 from bench.device_memory import device_memory
 from bench.errors import BenchError, UsageError
-from bench.processes import cancel_on_signals, run_to_its_end
+from bench.processes import STOPPED, cancel_on_signals, run_to_its_end
 from bench.shapes import SHAPES
 from config.registry import EngineName
 from config.units import parse_size
@@ -140,12 +141,22 @@ async def command(chosen: argparse.Namespace) -> int:
     try:
         with models_folder(chosen) as folder, device_memory(chosen.device) as memory:
             run = Run(chosen, folder, memory)
-            await run.measure()
+            await until_stopped(run)
         print(write_report(chosen, run.measured))
     except (BenchError, OSError) as error:
         print(f"bench.activation: {error}", file=sys.stderr)
         return 1
-    return 0
+    return STOPPED if run.measured.stopped else 0
+
+
+async def until_stopped(run: Run) -> None:
+    """By a signal; what has been measured is reported all the same, unless that is nothing."""
+    try:
+        await run.measure()
+    except asyncio.CancelledError:
+        if not run.measured.rounds:
+            raise
+        run.measured.stopped = True
 
 
 def main() -> None:

@@ -19,6 +19,9 @@ Row = dict[str, Any]
 """The medians of all rounds of one model from one state; times in seconds, None for what was not measured."""
 
 
+STOPPED_EARLY = "Stopped before its end: what is missing here was not reached."
+
+
 @dataclass
 class Measured:
     rounds: list[Round] = field(default_factory=list)
@@ -35,6 +38,8 @@ class Measured:
     """Tokens/s by streams at a time."""
     stock_decode: dict[int, float] = field(default_factory=dict)
     """Likewise of SGLang's own server."""
+    stopped: bool = False
+    """Before its end."""
 
 
 def write_report(chosen: argparse.Namespace, measured: Measured) -> str:
@@ -49,7 +54,8 @@ def write_report(chosen: argparse.Namespace, measured: Measured) -> str:
         _write(chosen.out, ".json", json.dumps({**figures, "arguments": given}, indent=2, default=str) + "\n")
         _write(chosen.out, ".md", markdown(figures, command_of(chosen)))
         draw(chosen.out.with_name(chosen.out.name + ".png"), figures)
-    return f"\n{table(figures['rows'])}\n\n{goal_table(figures['goals'])}"
+    parts = [table(figures["rows"]), goal_table(figures["goals"]), *([STOPPED_EARLY] if measured.stopped else [])]
+    return "\n" + "\n\n".join(parts)
 
 
 def _write(prefix: Path, suffix: str, content: str) -> None:
@@ -87,6 +93,7 @@ def summarize(measured: Measured, swaps: Mapping[str, Any] | None, note: str, *,
         "stock_decode_tokens_per_s": measured.stock_decode,
         "machine": describe_machine(),
         "versions": versions(),
+        "stopped": measured.stopped,
         "note": note,
     }
     return {**figures, "goals": judge(figures, swaps, real=real)}
@@ -167,7 +174,7 @@ def markdown(figures: Mapping[str, Any], how: str) -> str:
         "Models of real shapes with random weights, one streamed chat of 256 tokens at a time. "
         f"Link: {link['gbps']:.1f} GB/s ({link['what']}). "
         "Times are medians in seconds from sending the request, as its client sees them; "
-        "`evict` is from the command until the memory is free.",
+        "`evict` is from the command until the memory is free." + (f" {STOPPED_EARLY}" if figures["stopped"] else ""),
         "",
         *_rows(("figure", "goal", "measured"), [[g["name"], g["text"], _verdict(g)] for g in figures["goals"]]),
     ]

@@ -21,6 +21,8 @@ STOP_GRACE = 15.0
 """Seconds between SIGTERM and SIGKILL."""
 LOG_TAIL = 1500
 """Bytes of a server's output that its error quotes."""
+STOPPED = 130
+"""Exit code of a benchmark that a signal has ended."""
 
 
 class Server:
@@ -120,10 +122,10 @@ def cancel_on_signals() -> None:
 
 
 def run_to_its_end(name: str, command: Coroutine[Any, Any, int]) -> NoReturn:
-    """Exit with what the benchmark's `command` returns, or with 130 if `cancel_on_signals` has ended it."""
+    """Exit with what the benchmark's `command` returns, or with STOPPED if `cancel_on_signals` has ended it."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(command))
     except asyncio.CancelledError:
         print(f"{name}: stopped before its end; no figures", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,26 @@ async def test_every_state_is_measured_and_reported(tmp_path: Path, capsys: pyte
     assert "| 8B parked, first token | ≤ 0.36 s |" in (tmp_path / "activation.md").read_text()
     assert (tmp_path / "activation.png").read_bytes().startswith(b"\x89PNG")
     assert "qwen3-moe" in capsys.readouterr().out
+
+
+async def test_a_run_that_is_stopped_reports_what_it_has_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.activation", "--tiny", "--device", "cpu", "--engine", "simulated"]
+    command += ["--models", "llama-1b,llama-8b", "--states", "parked,blank", "--workers", "2", "--rounds", "1000"]
+    command += ["--set", "pool.engine_args.activation=5ms", "--out", str(tmp_path / "activation")]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    while b"parked: first token" not in await process.stderr.readline():
+        assert process.returncode is None
+    process.send_signal(signal.SIGTERM)
+    table, _ = await process.communicate()
+
+    assert process.returncode == 130
+    assert b"Stopped before its end" in table
+    figures = json.loads((tmp_path / "activation.json").read_text())
+    assert [(row["model"], row["state"]) for row in figures["rows"]] == [("llama-1b", "parked")]
+    assert figures["stopped"]
 
 
 @pytest.mark.parametrize(
