@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 
 from config.device_memory import bytes_needed, oversize
 from config.devices import is_accounted, is_gpu
@@ -126,15 +128,16 @@ def _check_pinned(registry: Registry, problems: Problems) -> None:
     pool = registry.pool
     workers = len(pool.devices) * pool.workers_per_device
     pinned = [index for index, model in enumerate(registry.models) if model.pinned]
-    if len(pinned) < workers or problems.spoilt(("pool", "devices"), ("pool", "workers_per_device")):
+    taken = list(accumulate(registry.models[index].tensor_parallel for index in pinned))
+    if not taken or taken[-1] < workers or problems.spoilt(("pool", "devices"), ("pool", "workers_per_device")):
         return
-    if len(pinned) > workers:
-        key = ("models", pinned[workers], "pinned")
-        problems.add(key, f"at most {workers} pinned models, one per worker", f"{len(pinned)}")
-    elif len(pinned) < len(registry.models):
+    others = len(registry.models) - len(pinned)
+    if taken[-1] > workers:
+        key = ("models", pinned[bisect_right(taken, workers)], "pinned")
+        problems.add(key, f"pinned models on at most {workers} workers", f"{taken[-1]}")
+    elif others:
         key = ("models", pinned[-1], "pinned")
-        others = len(registry.models) - len(pinned)
-        problems.add(key, f"a worker left for the {others} not pinned", f"{len(pinned)} pinned on {workers} workers")
+        problems.add(key, f"a worker left for the {others} not pinned", f"pinned models on all {workers} workers")
 
 
 def _check_host_memory(registry: Registry, problems: Problems) -> None:

@@ -24,7 +24,6 @@ _SGLANG: dict[str, Any] = {
     "max_running_requests": Count,
     "max_total_tokens": Count,
     "mem_fraction_static": Share,
-    "page_size": Count,
     "quantization": Word,
     "reasoning_parser": Word,
     "tool_call_parser": Word,

@@ -482,7 +482,7 @@ def test_more_pinned_models_than_workers(problems: Problems) -> None:
           - {name: c, pinned: true}
         """
     )
-    assert found == ["5: models[2].pinned: expected at most 2 pinned models, one per worker, got 3"]
+    assert found == ["5: models[2].pinned: expected pinned models on at most 2 workers, got 3"]
 
 
 def test_pinned_models_that_leave_no_worker_for_the_others(problems: Problems) -> None:
@@ -495,7 +495,21 @@ def test_pinned_models_that_leave_no_worker_for_the_others(problems: Problems) -
           - {name: c}
         """
     )
-    assert found == ["4: models[1].pinned: expected a worker left for the 1 not pinned, got 2 pinned on 2 workers"]
+    assert found == [
+        "4: models[1].pinned: expected a worker left for the 1 not pinned, got pinned models on all 2 workers"
+    ]
+
+
+def test_a_pinned_model_takes_a_worker_of_each_of_its_devices(problems: Problems) -> None:
+    found = problems(
+        """
+        pool: {engine: simulated, devices: [d0, d1], workers_per_device: 1}
+        models:
+          - {name: a, pinned: true, tensor_parallel: 2}
+          - {name: b, pinned: true}
+        """
+    )
+    assert found == ["4: models[1].pinned: expected pinned models on at most 2 workers, got 3"]
 
 
 def test_every_model_pinned_is_fine(write: Write) -> None:

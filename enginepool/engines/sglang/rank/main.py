@@ -55,7 +55,6 @@ def run_rank(connection: Connection, start: StartRank) -> None:
 
 def _serve(command: Build, connection: Connection, start: StartRank, device: Device) -> BuildFailed | TornDown:
     """Build, run, tear down. In a frame of its own, so that nothing of the model outlives it."""
-    from enginepool.engines.sglang.rank import scarcity
     from enginepool.engines.sglang.rank.stored import StoredWeights, loading
 
     weights: StoredWeights | None = None
@@ -84,7 +83,6 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         if not prepared:
             connection.send(failed)
         return failed
-    scarcity.install(scheduler)
     alive = upstream.watch(scheduler) | {"weights": weights.watch()}
     serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
@@ -108,11 +106,12 @@ def _arguments(command: Build, start: StartRank, device: Device) -> Any:
 def _build(command: Build, server_args: Any, device: Device) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
 
+    from enginepool.engines.sglang.rank import scarcity
     from enginepool.engines.sglang.rank.stored import StoredModelLoader
 
     upstream.init_distributed_by(command.rendezvous)
     server_args.load_format = StoredModelLoader
-    return Scheduler(
+    scheduler = Scheduler(
         server_args,
         command.port_args,
         gpu_id=device.gpu_id,
@@ -123,6 +122,8 @@ def _build(command: Build, server_args: Any, device: Device) -> Any:
         moe_dp_rank=0,
         dp_rank=None,
     )
+    scarcity.install(scheduler)
+    return scheduler
 
 
 def _forget(device: Device, phases: Phases) -> None:

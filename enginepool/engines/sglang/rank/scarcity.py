@@ -9,7 +9,8 @@ lowered the pages of evicted prefix-cache entries are gone and not free.
 So a request joins a batch, and a batch decodes, only with its slots in hand. Who gets none waits, and decoding requests
 go back to wait until the others fit, which is what SGLang does when its count says so.
 
-Not guarded: pages of more than one token (`page_size`) and speculative decoding. To be imported after `warm` only.
+For pages of one token: a model that needs larger ones is refused. No registry can ask for speculative decoding, which
+is not guarded either. To be imported after `warm` only.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams, EvictParams
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 from torch import Tensor
 
+from config.errors import EngineError
 from enginepool.engines.sglang.rank.prefix_cache import evictable
 
 LEAST_ROOM = 128
@@ -39,10 +41,19 @@ def adapt() -> None:
 
 
 def install(scheduler: Any) -> None:
-    """For one built Scheduler, before its first request."""
+    """For one built Scheduler, before its first request.
+
+    Raises:
+        EngineError: its KV cache has pages of more than one token.
+    """
     allocator = scheduler.token_to_kv_pool_allocator
-    if allocator.page_size == 1:
-        allocator.reserve = Reserve(allocator)
+    if allocator.page_size != 1:
+        backend = scheduler.server_args.attention_backend
+        pages = f"{allocator.page_size} tokens"
+        raise EngineError(
+            f"{scheduler.server_args.served_model_name}: {backend} keeps KV in pages of {pages}, not of one"
+        )
+    allocator.reserve = Reserve(allocator)
 
 
 class Reserve:
