@@ -10,6 +10,7 @@ import fcntl
 import gc
 import mmap
 import os
+from contextlib import suppress
 from types import TracebackType
 
 import psutil
@@ -70,9 +71,10 @@ class WritableSegment:
         return HeldSegment(fd, self.nbytes)
 
     def close(self) -> None:
-        """Drop a segment that was not sealed; after `seal` this does nothing."""
+        """Drop a segment that was not sealed, as soon as its last view is gone; after `seal` this does nothing."""
         if self._fd >= 0:
-            _unmap(self._map)
+            with suppress(BufferError):  # the error for which it is dropped has frames with views
+                self._map.close()
             os.close(self._fd)
             self._fd = -1
 

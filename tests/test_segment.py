@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -96,6 +97,24 @@ def test_unmapping_tells_when_a_view_is_still_in_use() -> None:
         view.release()
         mapped.close()
         mapped.close()
+
+
+def test_an_error_while_it_is_written_is_what_its_writer_sees() -> None:
+    """The error's own frames may hold a view."""
+
+    def write() -> None:
+        segment = create("half", len(CONTENT))
+        try:
+            view = segment.view()
+            view[: len(CONTENT)] = b"too short"
+        finally:
+            segment.close()
+
+    with pytest.raises(ValueError, match="different structures"):
+        write()
+    gc.collect()
+    assert mappings("half") == []
+    assert holders("half") == set()
 
 
 def test_a_segment_has_no_name_in_any_file_system() -> None:
