@@ -22,6 +22,7 @@ from gateway import device_memory, tables
 from gateway.admin_client import run_command
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 SOCKET_VARIABLE = "PRISM_ADMIN_SOCKET"
 
 _RENDERERS: dict[str, Callable[[dict[str, object]], str]] = {
@@ -32,7 +33,7 @@ _RENDERERS: dict[str, Callable[[dict[str, object]], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, 1 for what failed, 2 for what was asked wrongly."""
+    """Entry point. Exits with 0, 1 for what failed, 2 for what was asked wrongly, and 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         sys.exit(options.run(options))
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PrismError as error:
         print(f"prism {options.command}: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

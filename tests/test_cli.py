@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -270,6 +271,30 @@ def test_a_reader_that_stops_reading_is_no_reason_for_a_traceback(prism: Prism) 
 
 
 # --- doing ----------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_a_command_that_waits_without_a_traceback(short_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(short_path / "admin.sock"))
+        mute.listen()
+        mute.settimeout(PATIENCE)
+        command = [
+            sys.executable,
+            "-m",
+            "gateway.cli",
+            "activate",
+            "a",
+            "--admin-socket",
+            str(short_path / "admin.sock"),
+        ]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        connection, _ = mute.accept()
+        with connection:
+            assert connection.recv(1)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+    (short_path / "admin.sock").unlink()
+    assert (process.returncode, said) == (130, "")
 
 
 def test_what_was_done_is_said_with_the_time_it_took(cli: RunCli, prism: Prism) -> None:

@@ -33,7 +33,7 @@ from enginepool.messages import (
     WorkerCopied,
     WorkerStats,
 )
-from gateway.demo_models import CONTEXT, NAMES
+from gateway.demo_models import CONTEXT, NAMES, VOCABULARY
 from tests.models import Stored
 from tests.serving import PATIENCE
 from tests.sglang import COMPLETIONS, LENGTH, MAX_RUNNING, NEEDS_SGLANG, PROMPT, Worker
@@ -291,6 +291,58 @@ async def test_bad_requests_are_refused_by_sglang_itself(llama: Worker) -> None:
     assert (await llama.ask(prompt=None)).status == 400
     assert (await llama.ask(max_tokens="many")).status == 400
     assert (await llama.ask(temperature=-1)).status == 400
+
+
+GENERATE, CHAT_PATH = "/generate", "/v1/chat/completions"
+HUGE = 10**9
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        (COMPLETIONS, {"prompt": [VOCABULARY, 1]}, "input_ids"),
+        (GENERATE, {"input_ids": [1, -1]}, "input_ids"),
+        (GENERATE, {"input_ids": [[1, 2], [HUGE]]}, "input_ids"),
+        (COMPLETIONS, {"logprobs": 100_000}, "top_logprobs_num"),
+        (CHAT_PATH, {"logprobs": True, "top_logprobs": 10_000}, "top_logprobs_num"),
+        (CHAT_PATH, {"logit_bias": {"5": 1e308}}, "logit_bias"),
+        (CHAT_PATH, {"top_k": 2**70}, "top_k"),
+        (CHAT_PATH, {"seed": 2**70}, "sampling_seed"),
+        (CHAT_PATH, {"stop_token_ids": [HUGE], "min_tokens": 2}, "stop_token_ids"),
+        (CHAT_PATH, {"stop_regex": "(a+)+c"}, "stop_regex"),
+        (CHAT_PATH, {"n": -1}, "n must be"),
+        (GENERATE, {"return_logprob": True, "logprob_start_len": -2}, "logprob_start_len"),
+        (GENERATE, {"input_embeds": [[1.0, 2.0]]}, "input_embeds"),
+        (GENERATE, {"sampling_params": {"max_new_tokens": 2.5}}, "max_new_tokens"),
+        (GENERATE, {"sampling_params": {"json_schema": {}}}, "json_schema"),
+        (GENERATE, {"sampling_params": {"logit_bias": [1]}}, "logit_bias"),
+        (GENERATE, {"sampling_params": {"stream_interval": "x"}}, "stream_interval"),
+        (GENERATE, {"sampling_params": {"skip_special_tokens": "y"}}, "skip_special_tokens"),
+        (GENERATE, {"sampling_params": {"is_normalized": True}}, "is_normalized"),
+        (GENERATE, {"sampling_params": [{"max_new_tokens": 2}]}, "malformed"),
+    ],
+)
+async def test_what_would_end_the_rank_is_refused_before(
+    llama: Worker, sglang_answers: dict[str, str], path: str, fields: dict[str, Any], named: str
+) -> None:
+    rank = llama.rank.pid
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": PROMPT}]} if path == CHAT_PATH else {}
+    asked |= {"text": PROMPT} if path == GENERATE and not {"input_ids", "input_embeds"} & {*fields} else {}
+    reply = await llama.ask(path, **asked, **fields)
+    assert (reply.status, named in reply.body.decode()) == (400, True), reply
+    assert await llama.complete() == sglang_answers["llama-tiny"]
+    assert llama.rank.pid == rank
+
+
+@pytest.mark.parametrize("grammar", [{"json_schema": '{"$ref": "#"}'}, {"regex": "(a{1000}){1000}"}])
+async def test_a_grammar_that_fails_late_ends_its_own_request_only(
+    llama: Worker, sglang_answers: dict[str, str], grammar: dict[str, str]
+) -> None:
+    rank, beside = llama.rank.pid, asyncio.create_task(llama.complete())
+    reply = await llama.ask(GENERATE, text=PROMPT, sampling_params={"max_new_tokens": LENGTH, **grammar})
+    assert b'"abort"' in reply.body
+    assert await beside == sglang_answers["llama-tiny"]
+    assert llama.rank.pid == rank
 
 
 async def test_a_kv_limit_is_answered(llama: Worker) -> None:

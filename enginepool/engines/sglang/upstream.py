@@ -23,6 +23,12 @@ from config.errors import EngineError
 from enginepool.engines.sglang import tokenizers
 
 TESTED = ("0.5.15", "0.5.15.post1")
+_USUAL = (
+    "but the state was deleted in TokenizerManager",
+    "Request is disconnected from the client side",
+    "[http_server] Error: ",
+)
+"""Parts of what SGLang and asyncio log as errors when a client leaves, or is answered with status 400."""
 
 
 def prepare(gpu: bool) -> None:
@@ -104,10 +110,18 @@ class _StandInForTorchvision(MetaPathFinder, Loader):
 def _quieten() -> None:
     """It warns of what it cannot do without a GPU, and draws progress bars into the log."""
     logging.getLogger("sglang").setLevel(logging.ERROR)
+    for name in ("sglang.srt.managers.tokenizer_manager", "sglang.srt.entrypoints.http_server", "asyncio"):
+        logging.getLogger(name).addFilter(_is_not_usual)
     warnings.filterwarnings("ignore", module="sglang")
     from sglang.srt.model_loader import weight_utils
 
     weight_utils.tqdm = weight_utils.DisabledTqdm
+
+
+def _is_not_usual(record: logging.LogRecord) -> bool:
+    """A filter: that clients leave, or ask for what they cannot have, is nobody's error."""
+    text = record.getMessage()
+    return not any(sign in text for sign in _USUAL)
 
 
 def _compile_nothing() -> None:

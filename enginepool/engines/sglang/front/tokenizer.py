@@ -10,6 +10,7 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 from config.errors import RequestError
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
+from enginepool.engines.sglang.front.validation import check, check_answers
 
 _NOT_A_CLIENTS = (
     "rid",
@@ -37,6 +38,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
     def __init__(self, server_args: Any, port_args: Any) -> None:
         self._live: dict[str, LiveRequest] = {}
         super().__init__(server_args, port_args)
+        self.model_path = self.served_model_name  # what answers call the model
 
     def auto_create_handle_loop(self) -> None:
         """Only the task: SGLang's own would take the process's signal handlers, which are the worker's."""
@@ -65,15 +67,24 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         if live is not None:
             _take_from_client(obj)
             obj.priority = live.priority
+        began = False
         try:
+            check_answers(obj)
             async for output in super().generate_request(obj, request):
+                began = True
                 if live is not None and live.refusal is None:
                     live.refusal = _refusal(output)
                 yield output
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+            if isinstance(error, ValueError):
+                refused = error
+            elif not began:  # SGLang looks into a request without asking what its parts are
+                refused = ValueError(f"The request is malformed: {error}")
+            else:
+                raise
             if live is not None:
-                live.refusal = RequestError(400, str(error))
-            raise
+                live.refusal = RequestError(400, str(refused))
+            raise refused from error
 
     def _init_req_state(self, obj: Any, request: Any = None) -> None:
         live = CURRENT.get()
@@ -89,6 +100,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         tokens, limit = len(input_ids or ()), self.max_req_input_len
         if tokens >= limit:
             raise ValueError(f"The input ({tokens} tokens) is longer than this worker can take ({limit - 1} tokens).")
+        check(obj, input_ids, self.model_config, is_generation=self.is_generation)
         super()._validate_one_request(obj, input_ids)
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
