@@ -17,11 +17,14 @@ import pytest
 import pytest_asyncio
 
 from config.errors import EngineError
+from config.registry import Pool
 from enginepool.engines.sglang import upstream
+from enginepool.forks import Child, ForkServer
 from enginepool.messages import (
     Chunk,
     Counted,
     Done,
+    FromWorker,
     Head,
     KvLimitApplied,
     ModelSpec,
@@ -31,6 +34,7 @@ from enginepool.messages import (
     SetKvLimit,
     WorkerActivated,
     WorkerCopied,
+    WorkerReady,
     WorkerStats,
 )
 from gateway.demo_models import CONTEXT, NAMES, VOCABULARY
@@ -394,6 +398,26 @@ async def test_a_rank_dies_with_its_worker(llama: Worker) -> None:
     assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
     async with asyncio.timeout(PATIENCE):
         await asyncio.shield(llama.child.exited)
+
+
+async def test_a_rank_that_hangs_ends_with_its_worker(sglang_run_dir: Path, sglang_stored: dict[str, Stored]) -> None:
+    """The front answers, so that nobody but itself can tell."""
+    forks = ForkServer(Pool(engine="sglang", silence=0.1, heartbeat=0.05, kv_memory=2**26), sglang_run_dir)
+    await forks.start()
+    try:
+        child: Child[FromWorker] = await forks.fork("worker", "worker", "cpu", FromWorker)
+        worker = Worker(child)
+        await worker.until(lambda: any(isinstance(it, WorkerReady) for it in worker.log))
+        rank = worker.rank
+        await worker.activate(sglang_stored["llama-tiny"])
+        assert await worker.complete()
+        rank.suspend()
+        worker.submit(max_tokens=ENDLESS)
+        async with asyncio.timeout(PATIENCE):
+            await child.exited
+        assert not rank.is_running()
+    finally:
+        await forks.stop()
 
 
 async def test_sglang_takes_no_signal_handler_of_the_worker(llama: Worker) -> None:

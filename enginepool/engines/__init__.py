@@ -70,6 +70,10 @@ def weight_loader(pool: Pool) -> LoadWeights:
     return load
 
 
+RANK_SILENCE = 30
+"""Times `pool.silence` for which a rank may say nothing: while it compiles kernels, that is a minute or two."""
+
+
 def create(pool: Pool, device: str, emit: Emit) -> Engine:
     """The engine of a worker on `device`; call it on the worker's event loop."""
     if pool.engine == "transformers":
@@ -82,7 +86,8 @@ def create(pool: Pool, device: str, emit: Emit) -> Engine:
 
         kv_memory, memory = _kv_memory(pool, device), pool.device_memory or 0
         gpu = visible_name(device, os.environ) if is_gpu(device) else ""
-        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu))
+        patience = RANK_SILENCE * pool.silence
+        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu, patience))
     from enginepool.engines.simulated import SimulatedEngine
 
     return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)

@@ -24,6 +24,8 @@ class StartRank:
     """Bytes of the device that all its workers together may use; 0 for all that it has."""
     gpu: str = ""
     """The device as CUDA_VISIBLE_DEVICES calls it; "" for cpu."""
+    patience: float = 300.0
+    """Seconds without a word from a rank that has a model, after which the front takes it for hung."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class KvLimitSet:
 
 @dataclass(frozen=True, slots=True)
 class RankLoad:
-    """What a rank that serves does, when that has changed."""
+    """What a rank that has a model does, when that has changed, and now and then as a sign of life."""
 
     mapped: int
     """Bytes that the KV cache holds now."""

@@ -40,6 +40,8 @@ from enginepool.routes import INFERENCE_ROUTES
 
 log = logging.getLogger("prism.sglang")
 
+LOOKS = 10
+"""At whether the rank has said something, within the patience that there is with it."""
 MEASURE_INTERVAL = 1.0
 """Seconds between two looks at the GPU's memory."""
 
@@ -74,7 +76,10 @@ class SglangEngine:
         self._reading = asyncio.Event()
         self._reading.set()
         self.load = EngineLoad()
-        self._measuring = asyncio.get_running_loop().create_task(self._measure(start.gpu))
+        self._words = 0
+        """Said by the rank without being asked."""
+        loop = asyncio.get_running_loop()
+        self._watching = [loop.create_task(self._measure(start.gpu)), loop.create_task(self._watch(start.patience))]
 
     async def start(self) -> None:
         self.held = await self._rank.ready()
@@ -157,7 +162,8 @@ class SglangEngine:
         self.load.batch = 0.0
 
     async def close(self) -> None:
-        self._measuring.cancel()
+        for task in self._watching:
+            task.cancel()
         for conversation in self._conversations:
             conversation.cancel()
         for live in list(self._live.values()):
@@ -251,6 +257,7 @@ class SglangEngine:
         await self._rank.tell(command, self._skeleton.layer.command_rank if self._skeleton is not None else None)
 
     def _on_rank_event(self, event: Event) -> None:
+        self._words += 1
         if isinstance(event, WeightsCopied):
             self._emit(WorkerCopied())
             return
@@ -295,6 +302,19 @@ class SglangEngine:
                 await asyncio.sleep(MEASURE_INTERVAL)
         except pynvml.NVMLError as error:
             log.warning("NVML does not tell what is used of GPU %s: %s", gpu, error)
+
+    async def _watch(self, patience: float) -> None:
+        """Root of the task that ends a rank which hangs, for the gateway watches this process only.
+
+        By looks and not by the clock, so that nothing happens to it after this process itself was stopped for a while.
+        """
+        silent, words = 0, 0
+        while silent < LOOKS:
+            await asyncio.sleep(patience / LOOKS)
+            silent = silent + 1 if self._words == words and self._skeleton is not None else 0
+            words = self._words
+        log.error("the rank has not said anything for %g s, and is taken for hung", patience)
+        self._rank.kill()
 
     async def _let_tasks_end(self) -> None:
         """Those of aborted requests may still be on their way out."""

@@ -136,6 +136,10 @@ class RankProcess:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 
+    def kill(self) -> None:
+        """It has died, as far as anybody else can see."""
+        os.kill(self.pid, signal.SIGKILL)
+
     def _on_readable(self) -> None:
         try:
             message: FromRank = self._connection.recv()

@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # it imports SGLang
 
 IMPROVE_AFTER = 0.5
 """Seconds for which a rank has had nothing to do before it improves itself: whoever comes meanwhile has to wait."""
+SIGNS_OF_LIFE = 30
+"""Within the front's patience, at least."""
 REPORT_INTERVAL = 0.5
 """Seconds between two looks at what the rank does; a change is reported."""
 
@@ -51,6 +53,8 @@ class Serving:
     device: Device
     kv: KvCache
     connection: Connection
+    patience: float
+    """The front's, in seconds."""
     paused: bool = False
     starved: Starved = field(init=False)
     _unreserved: int = field(init=False)
@@ -58,6 +62,7 @@ class Serving:
     batches: list[int] = field(default_factory=list)
     """Sizes of those that decoded since the last report."""
     reported: RankLoad | None = None
+    reported_at: float = 0.0
     looked_at: float = 0.0
     busy_at: float = field(default_factory=time.monotonic)
     """When it last had anything to do."""
@@ -86,8 +91,8 @@ class Serving:
         if now - self.looked_at < REPORT_INTERVAL:
             return
         self.looked_at = now
-        if (load := self._load()) != self.reported:
-            self.reported = load
+        if (load := self._load()) != self.reported or now - self.reported_at >= self.patience / SIGNS_OF_LIFE:
+            self.reported, self.reported_at = load, now
             self.connection.send(load)
 
     def improve(self) -> bool:

@@ -84,7 +84,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
             connection.send(failed)
         return failed
     alive = upstream.watch(scheduler) | {"weights": weights.watch()}
-    serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection)
+    serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection, start.patience)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
     commands.install(serving)
     memory = min(device.memory, start.device_memory or device.memory)
