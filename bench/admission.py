@@ -20,11 +20,10 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench.arguments import Parser, positive_int
+from bench.arguments import Parser, new_file, positive_int
 from bench.machine import describe_machine
 from bench.percentiles import spread
 from bench.progress import say_again
@@ -105,7 +104,7 @@ def table(figures: dict[str, dict[int, dict[str, dict[str, float | None]]]]) -> 
 def arguments() -> argparse.Namespace:
     parser = Parser(prog="bench.admission", description="What the admission queue costs for each request.")
     parser.add_argument("--rounds", type=positive_int, default=2000, help="at each length")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=new_file, help="write the figures to this file")
     return parser.parse_args()
 
 

@@ -16,9 +16,8 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from bench.arguments import Parser, positive_int
+from bench.arguments import Parser, new_file, positive_int
 from bench.decision_pool import CrowdedPool
 from bench.machine import describe_machine
 from bench.percentiles import percentile
@@ -76,15 +75,23 @@ def _policies(text: str) -> list[str]:
     return given
 
 
+MOST_GPUS = 1000
+
+
 def arguments() -> argparse.Namespace:
     parser = Parser(prog="bench.decision", description="What one decision of the scheduler costs in a large pool.")
     parser.add_argument("--models", type=positive_int, default=2000)
-    parser.add_argument("--gpus", type=positive_int, default=1000, help="1000 at most")
-    parser.add_argument("--workers-per-gpu", type=positive_int, default=4)
+    parser.add_argument("--gpus", type=positive_int, default=MOST_GPUS, help=f"{MOST_GPUS} at most")
+    parser.add_argument("--workers-per-gpu", type=positive_int, default=4, help="2 at least")
     parser.add_argument("--policies", type=_policies, default=["prism"], metavar="P[,P...]", help=", ".join(POLICIES))
     parser.add_argument("--events", type=positive_int, default=20_000, help="that are timed, under each policy")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    return parser.parse_args()
+    parser.add_argument("--json", type=new_file, help="write the figures to this file")
+    chosen = parser.parse_args()
+    if chosen.gpus > MOST_GPUS:
+        parser.error(f"--gpus: expected at most {MOST_GPUS}")
+    if chosen.workers_per_gpu < 2:
+        parser.error("--workers-per-gpu: expected 2 or more: one is left free for what is timed")
+    return chosen
 
 
 def main() -> None:

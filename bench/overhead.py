@@ -11,11 +11,10 @@ import argparse
 import json
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 from bench import peers
-from bench.arguments import Parser
+from bench.arguments import Parser, new_file
 from bench.comparison import FULL, PEERS, QUICK, SOAK, Run
 from bench.errors import BenchError
 from bench.goals import comparison_table, goal_table
@@ -24,7 +23,7 @@ from bench.processes import cancel_on_signals, run_to_its_end
 
 def arguments() -> argparse.Namespace:
     parser = Parser(prog="bench.overhead", description="Measure what the gateway adds, beside its peers.")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--json", type=new_file, help="write all figures to this file")
     parser.add_argument("--no-peers", action="store_true", help="leave LiteLLM and sglang-router out")
     parser.add_argument("--soak", action="store_true", help=f"measure memory growth over {SOAK[1]:,} requests")
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean little")

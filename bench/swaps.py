@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from bench.activation_run import make_models
-from bench.arguments import Parser, positive_float, positive_int
+from bench.arguments import Parser, new_file, positive_float, positive_int
 from bench.device_memory import device_memory
 from bench.errors import BenchError
 from bench.load import LENGTHS_HELP, duration, lengths, popularity
@@ -47,7 +47,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output-tokens", type=lengths, default="lognormal:64,256", help=LENGTHS_HELP)
     parser.add_argument("--random-swaps", type=int, default=0, metavar="N", help="commands of an operator meanwhile")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--json", type=new_file, help="write all figures to this file")
     parser.add_argument("--record", type=absolute, metavar="FILE", help="the scheduler's decisions, for `prism replay`")
     parser.set_defaults(trace=None, burstiness=1.0, max_prompt_tokens=None, max_tokens=None)
     chosen = parser.parse_args(given)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import Parser
+from bench.arguments import Parser, new_file
 from bench.errors import BenchError
 from bench.gateway_under_test import GatewayUnderTest, serving
 from bench.percentiles import spread
@@ -120,7 +120,7 @@ async def command(chosen: argparse.Namespace) -> int:
 def main() -> None:
     parser = Parser(prog="bench.wake", description="From a request for a model that sleeps to its first token.")
     parser.add_argument("--rounds", type=int, default=30, help="from each state but disk, which gets a tenth")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=new_file, help="write the figures to this file")
     try:
         sys.exit(asyncio.run(command(parser.parse_args())))
     except KeyboardInterrupt:

@@ -80,7 +80,7 @@ class _Routes:
         await stream.finished
         try:
             await asyncio.wait_for(response.write_eof(), FINISH_TIMEOUT)
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):  # a client may close as soon as it has the last event
             stream.drop()
         return response
 

@@ -38,11 +38,11 @@ def _of_host(state: State, model: Model) -> str:
     kept = state.host.kept
     if model.kept and (model.staged or model.name == state.host.staging):
         kept -= model.weight_bytes
-    if model.weight_bytes > state.host.capacity:
-        return f"{model.name} does not fit into host memory"
-    if model.weight_bytes > state.host.capacity - kept:
-        return f"{model.name} does not fit into host memory beside the models that are kept there"
-    return ""
+    if model.weight_bytes <= state.host.capacity - kept:
+        return ""
+    size, room = format_size(model.weight_bytes), format_size(state.host.capacity)
+    beside = "" if model.weight_bytes > state.host.capacity else f" beside {format_size(kept)} that are kept there"
+    return f"{model.name} does not fit into host memory{beside}: it has {size}, weight_store.host_memory is {room}"
 
 
 def _of_workers(state: State, model: Model) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -275,6 +278,20 @@ async def test_what_is_not_http_is_refused(prism: Prism) -> None:
 
 
 # --- connections ----------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_is_gone_after_the_last_event_is_no_error(prism: Prism) -> None:
+    body = json.dumps({"model": "alpha", "messages": HELLO, "max_tokens": 2, "stream": True}).encode()
+    request = f"POST {CHAT} HTTP/1.1\r\nHost: prism\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    url = urlsplit(prism.url)
+    for _ in range(20):
+        with socket.create_connection((url.hostname or "", url.port or 0)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close is a reset
+            connection.sendall(request)
+            got = b""
+            while b"[DONE]" not in got:
+                got += connection.recv(4096)
+    assert not [line for line in prism.log if "Traceback" in line]
 
 
 async def test_a_client_of_http_1_0_gets_a_stream_too(prism: Prism) -> None:

@@ -423,6 +423,7 @@ def test_a_model_that_does_not_fit_into_host_memory_is_refused_with_the_reason(b
     answer = chat(broken_prism, "widened", max_tokens=3)
     assert answer.status == 503
     assert "does not fit into host memory" in answer.error["message"]
+    assert "weight_store.host_memory is" in answer.error["message"]
     assert int(answer.headers["Retry-After"]) >= 1
     assert chat(broken_prism, "good", max_tokens=3).status == 200
 

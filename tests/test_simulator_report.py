@@ -176,11 +176,28 @@ def test_a_series_is_drawn(tmp_path: Path) -> None:
     assert np.mean(drawn.min(axis=2) < 0.9) > 0.01
 
 
-def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("--png", "nowhere/page.png", "there is no folder"),
+        ("--png", "page.txt", "ends in .png"),
+        ("--json", "", "a file"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_anything_is_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, name: str, said: str
+) -> None:
     path = write_registry(tmp_path, {"a": "llama-1b"})
 
-    assert simulate("--registry", path, *SYNTHETIC, "--png", tmp_path / "nowhere" / "page.png") == 1
-    assert "page.png: cannot be written" in capsys.readouterr().err
+    assert simulate("--registry", path, *SYNTHETIC, option, tmp_path / name if name else "") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_a_policy_the_registrys_is_simulated(tmp_path: Path) -> None:
+    path = write_registry(tmp_path, {"a": "llama-1b"}, scheduler={"policy": "swap"})
+
+    assert simulate("--registry", path, *SYNTHETIC, "--json", tmp_path / "runs.json") == 0
+    assert [run["policy"] for run in json.loads((tmp_path / "runs.json").read_text())] == ["swap"]
 
 
 def test_one_run_of_each_policy_stands_for_the_series() -> None:

@@ -17,6 +17,8 @@ LEAST, MOST = 1 / 32, 32.0
 """Between these times the fixed rate the highest that is held is looked for,"""
 JUDGED = 100
 """and not where fewer requests would be judged: there one that misses is already too many."""
+SECOND_LOOK = 0.75
+"""Times the fixed rate: where placements are chosen once more if it is not known what `static` holds."""
 MOST_GPUS = 4
 """Times those of the scenario: no more are tried."""
 
@@ -125,10 +127,13 @@ def measure(case: Case, policy: str, effort: Effort, report: Report) -> Found:
     goodput = trials.goodput() if "goodput" in measures else {}
     scale = _highest_scale(trials, case, policy) if "rate" in measures else None
     runs = trials.runs
-    if policy == STATIC and scale is not None:
+    if policy == STATIC and {"rate", "gpus"} & {*measures}:
         # a placement that is best far above what it can hold need not be best where it just holds: another try
-        again = Trials(case, policy, effort, report, placed_at=scale)
-        scale = max(scale, again.highest_scale() or 0.0)
+        again = Trials(case, policy, effort, report, placed_at=scale or SECOND_LOOK * placed_at)
+        if "rate" in measures:
+            scale = max(scale or 0.0, again.highest_scale() or 0.0) or None
+        if "gpus" in measures:
+            gpus = min((number for number in (gpus, again.fewest_gpus()) if number is not None), default=None)
         runs += again.runs
     return Found(case.name, policy, scale, gpus, goodput, runs)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
-from bench.arguments import positive_float, positive_int
+from bench.arguments import new_file, new_png, positive_float, positive_int
 from config.registry import SchedulerConfig
 from config.units import parse_duration, parse_size
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--trace", type=Path, metavar="FILE", help="requests, or ServeGen's rates, CSV(.gz)")
     source.add_argument("--synthetic", metavar="TEXT", help="such as zipf:models=58,rate=20; see bench.traces")
     add("--duration", type=_above_zero(parse_duration), help="how much of the trace, such as 10m")
-    add("--policy", type=_listed(_policy), default=["lru"], metavar="P[,P...]", help=f"one of {', '.join(POLICIES)}")
+    add("--policy", type=_listed(_policy), metavar="P[,P...]", help=f"else the registry's; of {', '.join(POLICIES)}")
     add("--gpus", type=_listed(positive_int), metavar="N[,N...]", help="else as many as the registry has devices")
     add(
         "--gpu-memory",
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_seed, metavar="N", help="of what is drawn of a trace")
     add("--calibration", type=Path, metavar="FILE", help="what steps and activations cost; else an H200's")
     add("--jobs", type=positive_int, default=1, metavar="N", help="processes that simulate at a time")
-    add("--png", type=Path, metavar="FILE", help="a page of plots of all runs")
-    add("--json", type=Path, metavar="FILE", help="a list with an entry for each run")
+    add("--png", type=new_png, metavar="FILE", help="a page of plots of all runs")
+    add("--json", type=new_file, metavar="FILE", help="a list with an entry for each run")
     add("--validate", action="store_true", help="check the scheduler's invariants after every event")
 
 

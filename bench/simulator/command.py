@@ -78,9 +78,10 @@ def _series(options: argparse.Namespace) -> tuple[Series, list[Setting]]:
         validate=options.validate,
     )
     gpus = options.gpus or [len(registry.pool.devices)]
+    policies = options.policy or [registry.scheduler.policy]
     settings = [
         Setting(policy, number, rate, slo, options.seed or 0)
-        for policy, number, rate, slo in product(options.policy, gpus, options.rate_scale, options.slo_scale)
+        for policy, number, rate, slo in product(policies, gpus, options.rate_scale, options.slo_scale)
     ]
     _say_machine(series, gpus, set_up(series, settings[0]))
     return (_with_base(series) if options.slo_base == "alone" else series), settings

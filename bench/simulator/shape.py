@@ -67,6 +67,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         raise BenchError(f"its architecture is {architecture}; known are {', '.join(DENSE + EXPERTS)}")
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     heads = config["num_attention_heads"]
+    if min(layers, hidden, heads) < 1:
+        raise BenchError(f"it has {layers} layers, {heads} heads and a hidden size of {hidden}")
     head_dim = config.get("head_dim") or hidden // heads
     kv_heads = config.get("num_key_value_heads") or heads
     width, linear_width = _widths(config)
