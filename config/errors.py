@@ -96,6 +96,7 @@ class RecordingError(PrismError):
 
 
 def describe(error: BaseException) -> str:
-    """The first line of a foreign error, with its type, for the message of one of ours."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The first line of a foreign error, with its type, for the message of one of ours; two if it announces more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -26,7 +26,7 @@ def server_args(model: ModelSpec, max_running: int, kv_bytes: int, device: str =
         if arguments.max_total_tokens is None:
             arguments.max_total_tokens = _pool_tokens(arguments, kv_bytes)
     except Exception as error:  # SGLang's checks and transformers' raise whatever they like
-        raise EngineError(f"{model.name}: SGLang cannot serve it: {describe(error)}") from error
+        raise EngineError(f"{model.name}: SGLang cannot serve {model.path}: {describe(error)}") from error
     return arguments
 
 

@@ -188,7 +188,7 @@ def _build_layer(spec: ModelSpec, server_args: object, port_args: object) -> Ope
     except Exception as error:  # a tokenizer or template may be broken in any way
         log.debug("the front half of %s failed", spec.name, exc_info=True)
         upstream.close_all_sockets()
-        return EngineError(f"{spec.name}: SGLang cannot serve it: {describe(error)}")
+        return EngineError(f"{spec.name}: SGLang cannot serve {spec.path}: {describe(error)}")
 
 
 async def _abandon(rank: RankProcess, built: Answer, port_args: object) -> None:

@@ -155,7 +155,7 @@ def _telling_when_copied(connection: Connection, device: Device) -> Iterator[Non
 def _describe_failure(command: Build, error: Exception) -> EngineError | StoreError:
     if isinstance(error, (EngineError, StoreError)):
         return type(error)(str(error))  # without its frames
-    return EngineError(f"{command.model.name}: SGLang cannot serve it: {describe(error)}")
+    return EngineError(f"{command.model.name}: SGLang cannot serve {command.model.path}: {describe(error)}")
 
 
 def _describe_built(
