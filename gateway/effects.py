@@ -57,6 +57,8 @@ class Effects:
         status, kind, code = _REFUSALS[action.kind]
         live = self._context.live[action.request]
         self._context.metrics.refused(live, action.kind)
+        if action.kind == "unavailable":
+            self._context.journal.refused(live.model, action.reason)
         live.done(RequestError(status, f"{action.reason}.", kind=kind, code=code, retry_after=action.retry_after))
 
     def _abort(self, action: actions.Abort) -> None:

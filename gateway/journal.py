@@ -31,6 +31,8 @@ class Journal:
         """Seconds that its copy of the weights took, much of it beside the phases; 0 if there was none."""
         self.teardowns: dict[int, dict[str, float]] = {}
         """Seconds by phase of each worker's last teardown."""
+        self._refusals: dict[str, str] = {}
+        """Why each model's requests were refused last."""
 
     def decided(self, action: actions.Decision, state: State) -> None:
         if isinstance(action, actions.Recycle):
@@ -47,6 +49,12 @@ class Journal:
         self.teardowns[worker] = message.phases
         seconds = format_duration(sum(message.phases.values()))
         self._enter(f"worker {worker} is blank after {seconds} ({_parts(message.phases)})")
+
+    def refused(self, model: str, reason: str) -> None:
+        """Its requests cannot be served; told once for each reason, and not for each request."""
+        if self._refusals.get(model) != reason:
+            self._refusals[model] = reason
+            self._enter(f"refusing requests for {model}: {reason}")
 
     def worker_dead(self, worker: int, reason: str) -> None:
         self._forget(worker)

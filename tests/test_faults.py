@@ -424,6 +424,7 @@ def test_a_model_that_does_not_fit_into_host_memory_is_refused_with_the_reason(b
     assert answer.status == 503
     assert "does not fit into host memory" in answer.error["message"]
     assert "weight_store.host_memory is" in answer.error["message"]
+    broken_prism.wait_for_log("refusing requests for widened: ")
     assert int(answer.headers["Retry-After"]) >= 1
     assert chat(broken_prism, "good", max_tokens=3).status == 200
 
