@@ -58,8 +58,6 @@ def _serve(options: argparse.Namespace) -> int:
     registry = demo.registry(options.demo_dir) if options.demo else read_registry(options.registry)
     if options.port is not None:
         registry = replace(registry, gateway=replace(registry.gateway, port=options.port))
-    if options.record is not None and not options.record.absolute().parent.is_dir():
-        raise ConfigError(f"--record: there is no folder {options.record.absolute().parent}")
     set_up_logging(options.log_level)
     serve(
         registry,
