@@ -9,7 +9,13 @@ from itertools import accumulate
 
 from config.device_memory import bytes_needed, oversize
 from config.devices import is_accounted, is_gpu
-from config.model_files import fault_of_config, fault_of_folder, weight_bytes
+from config.model_files import (
+    fault_of_config,
+    fault_of_folder,
+    fault_of_tokenizer,
+    fault_of_weights,
+    weight_bytes,
+)
 from config.problems import Key, Problems
 from config.registry import Model, Registry
 from config.units import format_duration, format_size
@@ -178,6 +184,11 @@ def _source_faults(model: Model, simulated: bool, serving: bool) -> Iterator[tup
         yield "path", "a folder", fault
     elif model.path and (fault := fault_of_config(model.path / "config.json")):
         yield "path", "a folder with a model's config.json", fault
+    elif model.path and serving and not simulated:
+        if fault := fault_of_weights(model.path):
+            yield "path", "a folder with a model's weights", fault
+        if fault := fault_of_tokenizer(model.path):
+            yield "path", "a folder with a model's tokenizer", fault
     if model.shape and (fault := fault_of_config(model.shape)):
         yield "shape", "a model's config.json", fault
     if model.shape and not model.path and serving and not simulated:

@@ -8,6 +8,12 @@ from pathlib import Path
 
 from config.registry import Model
 
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""The files with a model's weights, the form that is read first before the older one."""
+_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Which file each tensor is in, of weights in several, in the order of `WEIGHTS`."""
+_TOKENIZER = ("tokenizer*", "tokenization_*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
 
 def weight_bytes(model: Model) -> int:
     """Bytes of the model's safetensors; 0 where there are none to read."""
@@ -49,3 +55,28 @@ def fault_of_config(file: Path) -> str:
     except (ValueError, RecursionError) as error:
         return f"{file} ({error})"
     return "" if isinstance(content, dict) else f"{file} (not a JSON object)"
+
+
+def fault_of_weights(folder: Path) -> str:
+    """What `folder` lacks of a model's weights, such as a file that was not downloaded; empty if nothing."""
+    for pattern, index in zip(WEIGHTS, _INDEX, strict=True):
+        there = {file.name for file in folder.glob(pattern)}
+        if there:
+            missing = sorted(_indexed(folder / index) - there)
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return f"{folder} without {missing[0]}{more}, which {index} names" if missing else ""
+    return f"{folder} without {' or '.join(WEIGHTS)}"
+
+
+def _indexed(index: Path) -> set[str]:
+    """Names of files; none where there is no index, or none that can be read, which is for who loads it to say."""
+    try:
+        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set()
+
+
+def fault_of_tokenizer(folder: Path) -> str:
+    """Empty if `folder` has something that a tokenizer is made of."""
+    there = any(next(folder.glob(pattern), None) for pattern in _TOKENIZER)
+    return "" if there else f"{folder} without tokenizer.json or the like"

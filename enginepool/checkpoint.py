@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from config.errors import StoreError
+from config.model_files import WEIGHTS
 from enginepool.messages import ModelSpec
 
 
@@ -16,7 +17,7 @@ def weight_files(model: ModelSpec) -> list[Path]:
         StoreError: there are none.
     """
     folder = Path(model.path)
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+    for pattern in WEIGHTS:
         files = sorted(folder.glob(pattern))
         if files:
             return files

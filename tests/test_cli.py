@@ -151,7 +151,8 @@ def test_check_says_what_each_device_has(cli: RunCli, tmp_path: Path) -> None:
 
 
 def test_check_says_that_a_gpu_is_not_there_to_be_asked(cli: RunCli, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
     registry = {"pool": {"engine": "sglang", "devices": ["cuda:99"]}, "models": [{"name": "a", "path": str(tmp_path)}]}
     done = cli("check", str(write_registry(tmp_path / "registry.yaml", registry)))
     assert done.status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -54,6 +55,7 @@ def make_model(folder: Path, weights: int = 64) -> Path:
     """A folder with all that the registry looks at; the weights' file has `weights` bytes, none of them on disk."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
     with (folder / "model.safetensors").open("wb") as file:
         file.truncate(weights)
     return folder
@@ -680,6 +682,32 @@ def test_a_path_without_a_config_that_can_be_read(
         f"3: models[0].path: expected a folder with a model's config.json, got {tmp_path}/a/config.json ("
     )
     assert reason in problem
+
+
+def test_a_folder_without_weights_and_tokenizer(problems: Problems, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    text = "models:\n  - name: a\n    path: a"
+    where = "3: models[0].path: expected a folder with a model's"
+    assert problems(text) == [
+        f"{where} weights, got {tmp_path}/a without *.safetensors or pytorch_model*.bin",
+        f"{where} tokenizer, got {tmp_path}/a without tokenizer.json or the like",
+    ]
+
+
+def test_a_folder_of_which_not_all_was_downloaded(problems: Problems, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "a")
+    parts = {"w1": "model.safetensors", "w2": "model-2.safetensors", "w3": "model-3.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    assert problems("models:\n  - name: a\n    path: a") == [
+        f"3: models[0].path: expected a folder with a model's weights, got {folder} without model-2.safetensors "
+        "and 1 more, which model.safetensors.index.json names"
+    ]
+
+
+def test_a_config_is_enough_of_a_folder_to_simulate(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert read_registry(write("models: [{name: a, path: .}]"), serving=False).models[0].path == tmp_path
 
 
 def test_a_shape_is_enough_to_simulate_and_not_to_serve(write: Write, problems: Problems, tmp_path: Path) -> None:
