@@ -61,7 +61,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reserve", type=int, default=1, help="workers kept blank in the state `other`")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help=SETTING_HELP)
     parser.add_argument("--fill-kv", type=size, metavar="SIZE", help="evict the largest model with that much KV, too")
-    parser.add_argument("--decode", action="store_true", help="decode rates of the largest model; with cold of both")
+    parser.add_argument("--decode", action="store_true", help="tokens/s, TTFT of the largest model; with cold of both")
+    parser.add_argument("--neighbour", action="store_true", help="TPOT of the smallest while the largest is copied")
+    parser.add_argument("--idle", action="store_true", help="what workers take of a core when nobody asks")
+    parser.add_argument("--kill", action="store_true", help="until a worker that is killed is replaced")
     parser.add_argument("--cold-models", type=names, default=None, help="only these from cold; otherwise all")
     parser.add_argument("--cold-args", default=COLD_ON_GPU, metavar="ARGS", help="for SGLang's own server")
     parser.add_argument("--swaps", type=Path, metavar="FILE", help="what bench.swaps wrote, for its goals")
@@ -109,6 +112,8 @@ def size(text: str) -> int:
 
 def check(chosen: argparse.Namespace) -> None:
     """Raises: UsageError for what cannot be measured."""
+    if chosen.neighbour and len(chosen.models) < 2:
+        raise UsageError("--neighbour needs two models")
     if "blank" in chosen.states and (chosen.workers < 2 or len(chosen.models) < 2):
         raise UsageError("the state blank needs two workers and two models")
     others = chosen.workers - chosen.reserve

@@ -100,6 +100,20 @@ def _gib(find: Callable[[Figures], float | None]) -> Callable[[Figures], float |
     return scaled
 
 
+def _replaced(key: str) -> Callable[[Figures], float | None]:
+    """Of the slowest."""
+
+    def find(figures: Figures) -> float | None:
+        return max((found[key] for found in figures["replacements_s"] if found[key] is not None), default=None)
+
+    return find
+
+
+def _busiest_idle(figures: Figures) -> float | None:
+    """Percent of a core, of the workers that a model is not active on."""
+    return max((100 * share for state, share in figures["idle_core_share"].items() if state != "active"), default=None)
+
+
 GOALS = (
     Goal("8B parked, first token", 0.36, "s", _row(LARGE, "parked", "first_token_s")),
     Goal("8B blank, first token", 0.60, "s", _row(LARGE, "blank", "first_token_s")),
@@ -111,6 +125,9 @@ GOALS = (
     Goal("8B evicted, 20 GiB of KV", 0.2, "s", _full_eviction, note=_full_note),
     Goal("decode, 1 stream, of stock SGLang", 0.97, "", _decode(1), at_least=True),
     Goal("decode, 32 streams, of stock SGLang", 0.97, "", _decode(32), at_least=True),
+    Goal("worker killed, another is blank", 5, "s", _replaced("blank")),
+    Goal("worker killed, its GPU memory is back", 5, "s", _replaced("memory")),
+    Goal("CPU of a blank or parked worker", 1, "% of a core", _busiest_idle),
     Goal("swaps under load", SWAPS, "", _swaps("swaps"), at_least=True, note=_from_swaps),
     Goal("failed requests over them", 0, "", _swaps("load", "all", "failed"), note=_from_swaps),
     Goal("GPU memory lost over them", 100, "MiB", _swaps("device_lost_mib"), note=_from_swaps),

@@ -13,6 +13,7 @@ from bench.activation_goals import judge
 from bench.activation_rounds import Eviction, Round
 from bench.machine import describe_machine, in_words, versions
 from bench.percentiles import percentile
+from bench.replacement import Replacement
 from config.units import format_size
 
 Row = dict[str, Any]
@@ -38,6 +39,15 @@ class Measured:
     """Tokens/s by streams at a time."""
     stock_decode: dict[int, float] = field(default_factory=dict)
     """Likewise of SGLang's own server."""
+    ttft: dict[int, float] = field(default_factory=dict)
+    """Seconds to the first token of a model that is active, by a prompt's length in tokens."""
+    stock_ttft: dict[int, float] = field(default_factory=dict)
+    """Likewise of SGLang's own server."""
+    neighbour: dict[str, Any] | None = None
+    """What `beside_copies` found."""
+    idle: dict[str, float] = field(default_factory=dict)
+    """Share of a core by a worker's state."""
+    replacements: list[Replacement] = field(default_factory=list)
     stopped: bool = False
     """Before its end."""
 
@@ -69,7 +79,7 @@ def command_of(chosen: argparse.Namespace) -> str:
     parts += [f"--set {key}={value}" for key, value in chosen.set]
     parts += [f"--fill-kv {format_size(chosen.fill_kv).replace(' ', '')}"] if chosen.fill_kv else []
     parts += [f"--cold-models {','.join(chosen.cold_models)}"] if chosen.cold_models else []
-    flags = [f"--{name}" for name in ("tiny", "decode") if getattr(chosen, name)]
+    flags = [f"--{name}" for name in ("tiny", "decode", "neighbour", "idle", "kill") if getattr(chosen, name)]
     return " ".join(["python -m bench.activation", *flags, *parts])
 
 
@@ -91,6 +101,11 @@ def summarize(measured: Measured, swaps: Mapping[str, Any] | None, note: str, *,
         "full_eviction": {"kv_bytes": measured.full_bytes, "evict_s": full.freed} if full is not None else None,
         "decode_tokens_per_s": measured.decode,
         "stock_decode_tokens_per_s": measured.stock_decode,
+        "ttft_s": measured.ttft,
+        "stock_ttft_s": measured.stock_ttft,
+        "neighbour": measured.neighbour,
+        "idle_core_share": measured.idle,
+        "replacements_s": [found._asdict() for found in measured.replacements],
         "machine": describe_machine(),
         "versions": versions(),
         "stopped": measured.stopped,
@@ -178,12 +193,30 @@ def markdown(figures: Mapping[str, Any], how: str) -> str:
         "",
         *_rows(("figure", "goal", "measured"), [[g["name"], g["text"], _verdict(g)] for g in figures["goals"]]),
     ]
+    if beside := _beside(figures):
+        lines += ["", *_rows(("beside these", "measured"), beside)]
     if figures["note"]:
         lines += ["", figures["note"]]
     lines += ["", *_rows(COLUMNS, [cells(row) for row in figures["rows"]])]
     phases = [[row["model"], row["state"], _phases(row)] for row in figures["rows"]]
     lines += ["", "What the first token waited for, in order:", "", *_rows(("model", "state", "phases, ms"), phases)]
     return "\n".join(lines) + "\n"
+
+
+def _beside(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What no goal is about."""
+    found = []
+    for tokens, took in figures["ttft_s"].items():
+        stock = figures["stock_ttft_s"].get(tokens)
+        than = "" if stock is None else f", SGLang's own server {1000 * stock:.0f} ms"
+        found.append((f"first token of an active model, prompt of {tokens} tokens", f"{1000 * took:.0f} ms{than}"))
+    if it := figures["neighbour"]:
+        tpot = f"TPOT {1000 * it['tpot_beside_s']:.2f} ms, {1000 * it['tpot_s']:.2f} ms without"
+        gap = f"longest gap {1000 * it['longest_gap_beside_s']:.0f} ms, {1000 * it['longest_gap_s']:.0f} ms without"
+        found.append((f"{it['model']} while {it['copied']} is copied, {it['copies']} times", f"{tpot}; {gap}"))
+    for state, share in figures["idle_core_share"].items():
+        found.append((f"of a core, a worker that is {state} and has nothing to do", f"{100 * share:.1f}%"))
+    return found
 
 
 def _phases(row: Row) -> str:

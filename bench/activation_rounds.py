@@ -154,6 +154,12 @@ class Rounds:
             await self._subject.evict(model)
         await self._until_held({model})
 
+    async def active_and_parked(self, active: str, parked: str) -> None:
+        """Have nothing else on a worker, if the reserve leaves room for both."""
+        await self._only([active, parked])
+        await self._subject.evict(parked)
+        await self._subject.settled()
+
     async def _only(self, others: Sequence[str]) -> None:
         """Have exactly `others` active."""
         for name, entry in (await self._subject.models()).items():
@@ -194,7 +200,7 @@ class Rounds:
 
     async def _round(self, model: str, state: str, ready: float, outcome: Outcome) -> Round:
         assert outcome.first_token is not None
-        (worker,) = (it for it in await self._subject.workers() if it["model"] == model and it["state"] == "active")
+        worker = await self._subject.active_worker(model)
         inside: dict[str, float] = worker["activation_phases_s"] or {}
         ready = min(max(ready, sum(inside.values())), outcome.first_token)
         before = max(0.0, ready - sum(inside.values()))

@@ -11,13 +11,16 @@ from typing import Any
 
 from bench.activation_report import Measured
 from bench.activation_rounds import Prompts, Round, Rounds
-from bench.decode import decode_rates
+from bench.decode import decode_rates, first_tokens
 from bench.device_memory import DeviceMemory
 from bench.errors import BenchError
 from bench.gateway_under_test import GatewayUnderTest, serving
+from bench.idle import idle_shares
 from bench.link import link_rate
+from bench.neighbour import beside_copies
 from bench.processes import PROJECT
 from bench.progress import say
+from bench.replacement import kill
 from bench.stock_server import stock_server
 
 START_TIMEOUT = 600.0
@@ -48,7 +51,7 @@ class Run:
                 await self._cold(model)
         if {"disk", "blank", "parked"} & {*chosen.states} or chosen.fill_kv or chosen.decode:
             await self._one_at_a_time()
-        if "other" in chosen.states:
+        if "other" in chosen.states or chosen.neighbour or chosen.idle or chosen.kill:
             await self._among_others()
 
     async def _cold(self, model: str) -> None:
@@ -60,6 +63,7 @@ class Run:
             if self._chosen.decode and model == self._largest():
                 prompts = [self._prompts.write(model) for _ in range(32)]
                 self.measured.stock_decode = await decode_rates(stock.client, stock.url, model, prompts)
+                self.measured.stock_ttft = await first_tokens(stock.client, stock.url, model, self._prompts.write)
 
     async def _one_at_a_time(self) -> None:
         """The states in which no other model serves. All workers but one are the reserve: what is parked there soon
@@ -95,6 +99,7 @@ class Run:
             say(f"decoding with {model}")
             prompts = [self._prompts.write(model) for _ in range(32)]
             self.measured.decode = await decode_rates(subject.client, subject.url, model, prompts)
+            self.measured.ttft = await first_tokens(subject.client, subject.url, model, self._prompts.write)
 
     async def _among_others(self) -> None:
         chosen = self._chosen
@@ -103,10 +108,34 @@ class Run:
             for model in chosen.models:
                 say(f"bringing {model} into host memory")
                 await rounds.disk(model)
-            for model in chosen.models:
+            for model in chosen.models if "other" in chosen.states else ():
                 for _ in range(chosen.rounds):
                     self._take(await rounds.other(model))
+            await self._beside(subject, rounds)
             await subject.check_workers()
+            if chosen.kill:
+                await self._kill(subject)
+
+    async def _beside(self, subject: GatewayUnderTest, rounds: Rounds) -> None:
+        """What the largest model's activations do to the smallest, and what both take of a CPU when nobody asks."""
+        chosen, copied = self._chosen, self._largest()
+        neighbour = min((it for it in chosen.models if it != copied), key=self._file_bytes, default=copied)
+        if chosen.neighbour:
+            say(f"copying {copied} beside {neighbour}")
+            await rounds.active_and_parked(neighbour, copied)
+            found = await beside_copies(subject, self._prompts, copied, neighbour, chosen.rounds)
+            self.measured.neighbour = found
+        if chosen.idle:
+            say("doing nothing")
+            await rounds.active_and_parked(neighbour, copied)
+            self.measured.idle = await idle_shares(subject)
+
+    async def _kill(self, subject: GatewayUnderTest) -> None:
+        model = self._largest()
+        for _ in range(self._chosen.rounds):
+            found = await kill(subject, self._memory, model)
+            say(f"{model}'s worker killed: another is blank after {1000 * found.blank:.0f} ms")
+            self.measured.replacements.append(found)
 
     def _take(self, taken: Round) -> None:
         self.measured.rounds.append(taken)
@@ -115,7 +144,10 @@ class Run:
 
     def _largest(self) -> str:
         chosen: list[str] = self._chosen.models
-        return max(chosen, key=lambda model: _file_bytes(self._folder / model))
+        return max(chosen, key=self._file_bytes)
+
+    def _file_bytes(self, model: str) -> int:
+        return _file_bytes(self._folder / model)
 
     def _registry(self, reserve: int) -> dict[str, Any]:
         chosen = self._chosen

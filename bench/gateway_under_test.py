@@ -59,6 +59,13 @@ class GatewayUnderTest:
         found: list[dict[str, Any]] = (await self.command("workers")).data["workers"]
         return found
 
+    async def active_worker(self, model: str) -> dict[str, Any]:
+        """The one that serves `model`. Raises: BenchError."""
+        found = [it for it in await self.workers() if it["model"] == model and it["state"] == "active"]
+        if len(found) != 1:
+            raise BenchError(f"{model} is active on {len(found)} workers{self._server.last_words()}")
+        return found[0]
+
     async def check_workers(self) -> None:
         """Raises: BenchError if one has died: requests are served all the same, but no figure counts then."""
         if deaths := sum(worker["restarts"] for worker in await self.workers()):

@@ -12,11 +12,12 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from bench import activation, swaps
+from bench import activation, idle, neighbour, swaps
 from bench.activation_goals import judge
 from bench.activation_report import Measured, command_of, summarize
 from bench.activation_rounds import PROMPT_TOKENS, Eviction, Prompts, Round, until_weights
 from bench.checkpoints import tensors_of
+from bench.neighbour import Gap, Span
 from bench.outcomes import Outcome
 from bench.shapes import SHAPES, config_of, make_models
 from bench.swaps_run import sources, teardown_figures, waited
@@ -96,6 +97,40 @@ async def test_every_state_is_measured_and_reported(tmp_path: Path, capsys: pyte
     assert "qwen3-moe" in capsys.readouterr().out
 
 
+async def test_neighbours_idle_workers_and_kills_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(neighbour, "QUIET", 0.5)
+    monkeypatch.setattr(neighbour, "REST", 0.0)
+    monkeypatch.setattr(idle, "BEFORE", 0.0)
+    monkeypatch.setattr(idle, "WINDOW", 0.5)
+    given = ["--tiny", "--device", "cpu", "--engine", "simulated", "--models", "llama-1b,llama-8b"]
+    given += ["--set", "pool.engine_args.activation=50ms", "--workers", "3", "--rounds", "2", "--states", "parked"]
+    given += ["--neighbour", "--idle", "--kill", "--out", str(tmp_path / "activation")]
+
+    assert await activation.command(activation.arguments(given)) == 0
+
+    figures = json.loads((tmp_path / "activation.json").read_text())
+    found = figures["neighbour"]
+    assert {found["model"], found["copied"]} == {"llama-1b", "llama-8b"}
+    assert 0 < found["tpot_s"] <= found["longest_gap_s"]
+    assert 0 < found["tpot_beside_s"] <= found["longest_gap_beside_s"]
+    assert figures["idle_core_share"].keys() == {"active", "parked", "blank"}
+    assert [(it["blank"] > 0, it["memory"]) for it in figures["replacements_s"]] == [(True, None)] * 2
+    assert "another is blank after" in capsys.readouterr().err
+
+
+def test_a_token_that_a_copy_held_up_counts_as_beside_it() -> None:
+    gaps = [Gap(1.0, 0.5), Gap(1.5, 0.5), Gap(2.0, 0.5), Gap(4.0, 2.0), Gap(4.5, 0.5), Gap(5.1, 0.6)]
+    found = neighbour.figures(gaps, Span(0.9, 2.0), [Span(2.1, 3.0), Span(4.6, 4.7)])
+    assert found == {
+        "tpot_s": 0.5,
+        "longest_gap_s": 0.5,
+        "tpot_beside_s": pytest.approx(1.3),
+        "longest_gap_beside_s": 2.0,
+    }
+
+
 async def test_a_run_that_is_stopped_reports_what_it_has_measured(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.activation", "--tiny", "--device", "cpu", "--engine", "simulated"]
     command += ["--models", "llama-1b,llama-8b", "--states", "parked,blank", "--workers", "2", "--rounds", "1000"]
@@ -124,6 +159,7 @@ async def test_a_run_that_is_stopped_reports_what_it_has_measured(tmp_path: Path
         (["--models", "llama-1b", "--states", "blank"], "needs two workers and two models"),
         (["--models", "llama-1b,llama-8b", "--states", "other"], "needs 4 models for 4 workers"),
         (["--states", "cold", "--device", "cpu"], "needs a GPU"),
+        (["--models", "llama-1b", "--states", "parked", "--neighbour"], "needs two models"),
         (["--set", "pool"], "expected KEY=VALUE"),
     ],
 )
@@ -172,7 +208,8 @@ def test_weights_are_in_place_when_their_copy_ends(
 
 def test_the_command_in_a_report_can_be_run_again() -> None:
     given = ["--models", "llama-1b,llama-8b", "--states", "disk,parked", "--set", "pool.max_running=32"]
-    given += ["--fill-kv", "20GiB", "--decode", "--device", "cuda:1", "--rounds", "3"]
+    given += ["--fill-kv", "20GiB", "--decode", "--neighbour", "--idle", "--kill"]
+    given += ["--device", "cuda:1", "--rounds", "3"]
     program, *again = command_of(activation.arguments(given)).removeprefix("python -m ").split()
     assert program == "bench.activation"
     assert activation.arguments(again) == activation.arguments(given)
