@@ -325,6 +325,16 @@ def test_who_makes_way_gets_the_place_that_is_left(seed: int) -> None:
     assert len(only(Activate, bench.said)) == 2
 
 
+def test_models_part_as_well_when_all_workers_beside_the_reserve_are_parked() -> None:
+    bench = gpus({"a": 12, "b": 12, "c": 12, "d": 12}, blank_reserve=1)
+    for pair in list(combinations("abcd", 2)) * 2:
+        Load(bench, dict.fromkeys(pair, 1.5)).run(60)
+        assert {device for name in pair for device in homes(bench)[name]} == set(GPUS), pair
+    phases = [worker.phase for worker in bench.scheduler.state.workers]
+    assert phases.count(Phase.BLANK) == len(GPUS)
+    assert phases.count(Phase.PARKED) > 0
+
+
 def test_who_suffers_gets_one_more_place_at_a_time() -> None:
     devices = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
     bench = gpus(dict.fromkeys("abcdefgh", 12), workers=3, devices=devices)

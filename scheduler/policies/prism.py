@@ -53,7 +53,7 @@ CHOICE = 8
 """Of so many models that fit on a device, it gets a copy of the one that its own are beside least elsewhere."""
 BEGIN = 0.5
 """Requests that are expected to miss because a worker that was idle is busy: whoever comes next finds it so."""
-LEAST_GAIN = 12.0
+LEAST_GAIN = 18.0
 """Requests that an exchange must save within the horizon; and times what it loses."""
 COOLDOWN = 5.0
 """Seconds between two exchanges on a device, or for a model: what one has brought is to be seen first."""
@@ -264,8 +264,10 @@ class Prism(OnDemand):
         return {worker.model or "" for device in bad for worker in mapped_on(state, device)}
 
     def _takes_copies(self, state: State, device: Device) -> bool:
+        """Whether it has a worker beyond the reserve. A parked one counts: if a blank one goes, it takes its place."""
         coming = any(worker.phase in COMING for worker in state.on(device))
-        return not coming and self._upkeep.missing(state, device) < 0
+        parked = sum(it.phase is Phase.PARKED and it.reserved_for is None for it in look_at(state, device).free)
+        return not coming and self._upkeep.missing(state, device) < parked
 
     def _free_group(self, state: State, device: Device, model: Model) -> list[Worker]:
         """Where a copy of `model` could be: here, or on any devices that take copies. One on several has no second."""
@@ -292,9 +294,6 @@ class Prism(OnDemand):
         """Have idle models make way for one that would miss less there, if that is worth it."""
         if now - self._exchanged_at.get(device.name, -COOLDOWN) < COOLDOWN:
             return
-        free = next((w for w in state.on(device) if w.phase is Phase.BLANK and w.reserved_for is None), None)
-        if free is None:
-            return
         here = {worker.model for worker in mapped_on(state, device)}
         reliefs = self._memo.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
         company = self._company(state, device, now)
@@ -305,6 +304,9 @@ class Prism(OnDemand):
         ]
         gain, model, source = max(gains, key=lambda it: (it[0], -it[1].index), default=(0.0, None, None))
         if model is None or source is None or gain * HORIZON <= LEAST_GAIN:
+            return
+        free = self._free_for(state, device, model)
+        if free is None:
             return
         victims = self._victims_for(state, free, model, now, RESIDENCE)
         if victims is None:
