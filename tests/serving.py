@@ -59,7 +59,12 @@ class Prism:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         prism = cls(process, folder)
-        line = prism.wait_for_log("listening on ")
+        try:
+            line = prism.wait_for_log("listening on ")
+        except AssertionError:  # No later test is to trip over it.
+            prism.kill()
+            prism.close()
+            raise
         prism.url = line.partition("listening on ")[2]
         return prism
 
