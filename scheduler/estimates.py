@@ -8,7 +8,7 @@ from scheduler.averages import Line, Rate
 from scheduler.profile import Fit, ModelProfile, Profile
 from scheduler.recurrence import Recurrence
 
-RECENT = 10.0
+RECENT = 5.0
 """Seconds of half-life of how busy a worker is."""
 SMOOTHING = 0.1
 """Weight of the newest value in a moving average of single requests."""

@@ -53,8 +53,10 @@ CHOICE = 8
 """Of so many models that fit on a device, it gets a copy of the one that its own are beside least elsewhere."""
 BEGIN = 0.5
 """Requests that are expected to miss because a worker that was idle is busy: whoever comes next finds it so."""
-LEAST_GAIN = 18.0
+LEAST_GAIN = 12.0
 """Requests that an exchange must save within the horizon; and times what it loses."""
+AGAIN = 2.0
+"""Times that, where all workers beside the reserve are parked: much has moved lately."""
 COOLDOWN = 5.0
 """Seconds between two exchanges on a device, or for a model: what one has brought is to be seen first."""
 RESIDENCE = 20.0
@@ -303,7 +305,8 @@ class Prism(OnDemand):
             if model.name not in here and self._moves.settled(model, now, COOLDOWN)
         ]
         gain, model, source = max(gains, key=lambda it: (it[0], -it[1].index), default=(0.0, None, None))
-        if model is None or source is None or gain * HORIZON <= LEAST_GAIN:
+        least = LEAST_GAIN * (1.0 if self._upkeep.missing(state, device) < 0 else AGAIN)
+        if model is None or source is None or gain * HORIZON <= least:
             return
         free = self._free_for(state, device, model)
         if free is None:
@@ -312,7 +315,7 @@ class Prism(OnDemand):
         if victims is None:
             return
         lost = sum(_loss(state, worker, now) for worker in victims)
-        if gain * HORIZON <= LEAST_GAIN * (1.0 + lost):
+        if gain * HORIZON <= least * (1.0 + lost):
             return
         self._exchanged_at[device.name] = self._exchanged_at[source.device] = now
         reason = f"{model.name} would miss {gain:.2f} requests/s less on {device.name}"
