@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 
 from bench.activation_rounds import REST, Prompts
 from bench.errors import BenchError
-from bench.gateway_under_test import PATIENCE, GatewayUnderTest
-from bench.openai_client import chat_body, stream_chat
-from bench.outcomes import Outcome
-from bench.workload import Arrival
+from bench.gateway_under_test import GatewayUnderTest
 
 QUIET = 4.0
 """Seconds of the stream before the first copy, for comparison."""
@@ -96,12 +93,11 @@ async def _streaming(subject: GatewayUnderTest, prompts: Prompts, model: str) ->
 
     async def stream() -> None:
         while not over:
-            outcome = Outcome(Arrival(0.0, model, 0, TOKENS))
-            body = chat_body(model, prompts.write(model), TOKENS)
-            await stream_chat(subject.client, subject.url, body, outcome, time.perf_counter, PATIENCE)
-            if outcome.error is not None or outcome.first_token is None:
-                raise BenchError(f"{model} failed on a request: {outcome.error or 'no token'}")
-            at = outcome.first_token
+            prompt = prompts.write(model)
+            began = time.perf_counter()
+            outcome = await subject.ask(model, prompt, TOKENS)
+            assert outcome.first_token is not None
+            at = began + outcome.first_token
             for seconds in outcome.gaps:
                 at += seconds
                 gaps.append(Gap(at, seconds))
