@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec import structs
 
+from enginepool.engine import Emit
+from enginepool.engines.sglang.front.rehearsal import Demand, Rehearsal
+from enginepool.engines.sglang.front.requests import LiveRequest
 from enginepool.messages import Chunk, Counted, Done, Head, Rehearsing, Reply, WorkerActivated, WorkerStats
 from gateway.warm_command import warm
 from tests.models import Stored
@@ -105,6 +109,28 @@ async def test_who_asks_meanwhile_is_answered(
     assert await sglang_worker.complete() == sglang_answers["llama-tiny"]
     assert await sglang_worker.complete() == sglang_answers["llama-tiny"]
     await wait_for(mark_of(llama, kernels))
+
+
+async def test_whom_the_model_was_activated_for_asks_first(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def run(live: LiveRequest, emit: Emit) -> None:
+        asked.append("rehearsal")
+        emit(Reply(live.id, 200, "application/json", b"{}", 0, 0))
+
+    manager = SimpleNamespace(
+        is_generation=True, max_req_input_len=64, server_args=SimpleNamespace(grammar_backend="none")
+    )
+    demand = Demand()
+    rehearsal = asyncio.create_task(Rehearsal(tmp_path / "mark", run, manager, demand).perform())
+    await asyncio.sleep(0)  # it has begun, and the model is said to be active
+    demand.begins()
+    asked.append("client")
+    await asyncio.sleep(0)
+    demand.ends()
+    await rehearsal
+    assert asked == ["client", "rehearsal", "rehearsal"]
+    assert (tmp_path / "mark").exists()
 
 
 async def test_parking_cuts_it_short(

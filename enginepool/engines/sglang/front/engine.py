@@ -16,7 +16,7 @@ from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang.front.asgi import Exchange
 from enginepool.engines.sglang.front.rank_process import RankProcess
-from enginepool.engines.sglang.front.rehearsal import Rehearsal, mark_for
+from enginepool.engines.sglang.front.rehearsal import Demand, Rehearsal, mark_for
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.skeleton import KvLimit, Skeleton
 from enginepool.engines.sglang.gpu.memory import GpuMemory
@@ -63,9 +63,7 @@ class SglangEngine:
         self.held = 0
         self.copy_seconds = 0.0
         self._live: dict[int, LiveRequest] = {}
-        self._unasked = asyncio.Event()
-        """Set while there are none."""
-        self._unasked.set()
+        self._demand = Demand()
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
@@ -121,7 +119,7 @@ class SglangEngine:
         mark = mark_for(skeleton.manifest.key, self._device)
         if mark is None or mark.exists():
             return
-        self._rehearsal = Rehearsal(mark, self._run, skeleton.layer.manager, self._unasked)
+        self._rehearsal = Rehearsal(mark, self._run, skeleton.layer.manager, self._demand)
         self._emit(Rehearsing(begins=True))  # before it is said that the model is active
         self._begin(self._perform(self._rehearsal))
 
@@ -186,7 +184,7 @@ class SglangEngine:
             return
         live = LiveRequest(request, self.load, self._on_counted)
         self._live[live.id] = live
-        self._unasked.clear()
+        self._demand.begins()
         self._begin(self._run(live, self._emit))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -287,7 +285,7 @@ class SglangEngine:
     def _forget(self, request: int) -> LiveRequest | None:
         live = self._live.pop(request, None)
         if not self._live:
-            self._unasked.set()
+            self._demand.ends()
         return live
 
     async def _measure(self, gpu: str) -> None:

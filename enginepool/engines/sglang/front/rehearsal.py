@@ -31,6 +31,9 @@ _NOBODY = -1
 """In place of a request's id, of which the gateway knows nothing."""
 _LAST = 1e9
 """A deadline in seconds behind all others."""
+QUIET = 0.2
+"""Seconds without a request before one of the rehearsal's: whom a model was activated for asks it just afterwards, and
+would wait for what is being compiled."""
 
 Run = Callable[[LiveRequest, Emit], Awaitable[None]]
 """Has the engine answer a request."""
@@ -48,23 +51,47 @@ def mark_for(key: str, device: str) -> Path | None:
     return kernels / f"prism-{key}"
 
 
+class Demand:
+    """Whether anybody asks the worker for anything."""
+
+    def __init__(self) -> None:
+        self._some, self._none = asyncio.Event(), asyncio.Event()
+        self.ends()
+
+    def begins(self) -> None:
+        self._none.clear()
+        self._some.set()
+
+    def ends(self) -> None:
+        self._some.clear()
+        self._none.set()
+
+    async def absent_for(self, seconds: float) -> None:
+        """Wait until there has been none for so long."""
+        absent = False
+        while not absent:
+            await self._none.wait()
+            try:
+                await asyncio.wait_for(self._some.wait(), seconds)
+            except TimeoutError:
+                absent = True
+
+
 class Rehearsal:
     """Of the active model. `perform` is to be run as a task, and ends soon after `stop`."""
 
-    def __init__(self, mark: Path, run: Run, manager: Any, unasked: asyncio.Event) -> None:
+    def __init__(self, mark: Path, run: Run, manager: Any, demand: Demand) -> None:
         self._mark = mark
         self._run = run
         self._manager = manager
-        self._unasked = unasked
-        """Set while there is no request of anybody else."""
+        self._demand = demand
         self._live: LiveRequest | None = None
-        self._stopped = False
+        self._stopped = asyncio.Event()
 
     async def perform(self) -> None:
         """Root of its task. What fails is left to the first one who asks for it, who is told why."""
         for submit in _requests(self._manager):
-            await self._unasked.wait()
-            if self._stopped:
+            if not await self._may_ask():
                 return
             status = await self._ask(submit)
             if status != 200:
@@ -74,9 +101,20 @@ class Rehearsal:
 
     def stop(self) -> None:
         """The model is about to leave."""
-        self._stopped = True
+        self._stopped.set()
         if self._live is not None:
             self._manager.abort(self._live)
+
+    async def _may_ask(self) -> bool:
+        """Wait until nobody else asks. False: it is stopped."""
+        quiet = asyncio.ensure_future(self._demand.absent_for(QUIET))
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait((quiet, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            quiet.cancel()
+            stopped.cancel()
+        return not self._stopped.is_set()
 
     async def _ask(self, submit: Submit) -> int | None:
         said: list[FromWorker] = []
