@@ -36,12 +36,21 @@ def gpu_environment(current: Mapping[str, str]) -> dict[str, str]:
         # The worker's KV limit bounds the prefix cache, which shrinks when the limit does.
         "KVCACHED_MAX_CACHED_TOKENS": current.get("KVCACHED_MAX_CACHED_TOKENS", "-1"),
         "KVCACHED_LOG_LEVEL": current.get("KVCACHED_LOG_LEVEL", "WARNING"),
+        # Left out, torch.compile would set it in the middle of a process's life, to where no kernel is compiled yet.
+        "TRITON_CACHE_DIR": str(_kernel_folder(current)),
         # As NVML counts.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # The template forks, and a fork copies no thread.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def _kernel_folder(current: Mapping[str, str]) -> Path:
+    """Where Triton keeps what it compiles: its own default, unless the user says otherwise."""
+    if folder := current.get("TRITON_CACHE_DIR"):
+        return Path(folder)
+    return Path(current.get("TRITON_HOME") or Path.home(), ".triton", "cache")
 
 
 def _saver_library() -> Path:

@@ -48,8 +48,7 @@ def prepare(gpu: bool) -> None:
     import sglang.srt.managers.scheduler
     import sglang.srt.models.registry  # noqa: F401
 
-    if not gpu:
-        _compile_nothing()
+    _compile_nothing()
     _replace_watchdog()
     tokenizers.keep()
     tokenizers.detect_once()
@@ -125,7 +124,11 @@ def _is_not_usual(record: logging.LogRecord) -> bool:
 
 
 def _compile_nothing() -> None:
-    """On a CPU torch.compile would run a C++ compiler for half a minute, at a model's first request."""
+    """Have torch.compile's functions run as they are written: steps on a few numbers, a grammar's mask, sums.
+
+    Each process would trace and compile them anew at the request that first needs them: seconds on a GPU (fewer where
+    torch's own cache has them), half a minute in a C++ compiler on a CPU.
+    """
     import torch._dynamo
 
     torch._dynamo.config.disable = True

@@ -59,7 +59,6 @@ class SglangEngine:
             os.environ[VISIBLE] = ""  # the GPU is the rank's; SGLang's code here must not touch it
         sweep()
         self._emit = emit
-        self._device = start.device
         self.held = 0
         self.copy_seconds = 0.0
         self._live: dict[int, LiveRequest] = {}
@@ -116,7 +115,7 @@ class SglangEngine:
 
     def _rehearse(self, skeleton: Skeleton) -> None:
         """Unless that has been done."""
-        mark = mark_for(skeleton.manifest.key, self._device)
+        mark = mark_for(skeleton.manifest.key)
         if mark is None or mark.exists():
             return
         self._rehearsal = Rehearsal(mark, self._run, skeleton.layer.manager, self._demand)

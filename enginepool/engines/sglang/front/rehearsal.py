@@ -21,17 +21,20 @@ from enginepool.messages import FromWorker, Reply, Submit
 
 log = logging.getLogger("prism.sglang")
 
-LENGTHS = (1, 24, 100, 300, 1000)
-"""Tokens of the prompts: which kernel is taken depends on how many there are."""
+LENGTHS = (1, 24, 25, 32, 100, 101, 112, 300, 301, 304, 1000, 1001, 1008)
+"""Tokens of the prompts. Which kernel is taken depends on how many there are, and on whether that is odd, even or a
+multiple of 16: each is compiled for itself."""
 TOKENS = 4
 """Of each answer."""
 SAMPLING = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
 SCHEMA = {"type": "object", "properties": {"ready": {"type": "boolean"}}, "required": ["ready"]}
+_TOKENS_THERE_ARE = 97
+"""In any vocabulary. No two lengths leave the same rest, so no prompt finds another's beginning in the prefix cache."""
 _NOBODY = -1
 """In place of a request's id, of which the gateway knows nothing."""
 _LAST = 1e9
 """A deadline in seconds behind all others."""
-QUIET = 0.2
+QUIET = 0.1
 """Seconds without a request before one of the rehearsal's: whom a model was activated for asks it just afterwards, and
 would wait for what is being compiled."""
 
@@ -39,16 +42,13 @@ Run = Callable[[LiveRequest, Emit], Awaitable[None]]
 """Has the engine answer a request."""
 
 
-def mark_for(key: str, device: str) -> Path | None:
-    """The file that says that the model of a segment's `key` was rehearsed. None: nothing is compiled on a CPU.
+def mark_for(key: str) -> Path | None:
+    """The file that says that the model of a segment's `key` was rehearsed. None: nothing is compiled, as on a CPU.
 
-    It lies where Triton keeps its kernels, and is gone when those are.
+    It lies where Triton keeps its kernels (`gpu_environment` says where that is), and is gone when those are.
     """
     folder = os.environ.get("TRITON_CACHE_DIR")
-    if folder is None and device == "cpu":
-        return None
-    kernels = Path(folder) if folder else Path(os.environ.get("TRITON_HOME") or Path.home(), ".triton", "cache")
-    return kernels / f"prism-{key}"
+    return Path(folder, f"prism-{key}") if folder else None
 
 
 class Demand:
@@ -134,9 +134,7 @@ class Rehearsal:
 
 
 def _requests(manager: Any) -> Iterator[Submit]:
-    longest = int(manager.max_req_input_len) - TOKENS
-    for length in (length for length in LENGTHS if length < longest):
-        prompt = [length % 7 + place % 97 for place in range(length)]
+    for prompt in _prompts(int(manager.max_req_input_len) - TOKENS):
         if manager.is_generation:
             yield _submit("/generate", {"input_ids": prompt, "sampling_params": SAMPLING})
         else:
@@ -144,6 +142,16 @@ def _requests(manager: Any) -> Iterator[Submit]:
     if manager.is_generation and manager.server_args.grammar_backend != "none":
         sampling = {"max_new_tokens": TOKENS, "json_schema": json.dumps(SCHEMA)}
         yield _submit("/generate", {"input_ids": [1], "sampling_params": sampling})
+
+
+def _prompts(longest: int) -> Iterator[list[int]]:
+    """Token ids: of each length below `longest`, and one that begins with what is in the prefix cache."""
+    prompt: list[int] = []
+    for length in (length for length in LENGTHS if length < longest):
+        prompt = [(length + place) % _TOKENS_THERE_ARE for place in range(length)]
+        yield prompt
+    if 2 * len(prompt) < longest:
+        yield 2 * prompt
 
 
 def _submit(path: str, body: dict[str, Any]) -> Submit:

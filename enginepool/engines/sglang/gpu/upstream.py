@@ -51,8 +51,19 @@ def adapt() -> None:
     # It would unfreeze what the template froze, and walk all of it twice: a second for each model.
     decode_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
     late_graphs.adapt()
-    # For up to 32 tokens it would have torch compile a sum, for seconds, at a mixture of experts' first request.
+    # For up to 32 tokens it would take a sum that is meant for torch.compile, which `upstream` switches off.
     fused_moe._use_moe_sum_reduce_torch_compile = lambda tokens: False
+    _identify_compilers()
+
+
+def _identify_compilers() -> None:
+    """What Triton 3.6 does at a process's first kernel, and remembers: a digest of all of itself, half a second."""
+    from triton.backends.nvidia.compiler import get_ptxas_version
+    from triton.runtime.cache import triton_key
+
+    triton_key()
+    major, minor = torch.cuda.get_device_capability()
+    get_ptxas_version(10 * major + minor)
 
 
 class _Silent(list[int]):
