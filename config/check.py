@@ -147,8 +147,9 @@ def _check_pinned(registry: Registry, problems: Problems) -> None:
 
 
 def _check_host_memory(registry: Registry, problems: Problems) -> None:
+    """By the sizes of files, which are the scheduler's measure too until a model has been loaded."""
     key = ("weight_store", "host_memory")
-    if registry.pool.engine != "transformers" or problems.spoilt(key, ("pool", "engine")):
+    if registry.pool.engine == "simulated" or problems.spoilt(key, ("pool", "engine")):
         return
     budget = registry.weight_store.host_memory
     sizes = [weight_bytes(model) for model in registry.models]

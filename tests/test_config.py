@@ -731,27 +731,31 @@ def test_a_shape_that_is_missing(problems: Problems, tmp_path: Path) -> None:
     ]
 
 
-def test_a_model_that_is_larger_than_host_memory(problems: Problems, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["transformers", "sglang"])
+def test_a_model_that_is_larger_than_host_memory(problems: Problems, tmp_path: Path, engine: str) -> None:
     make_model(tmp_path / "large", 3 * 2**40)
-    found = problems("weight_store: {host_memory: 16GiB}\nmodels:\n  - name: a\n    path: large")
-    assert found == ["4: models[0].path: expected weights of at most weight_store.host_memory (16.0 GiB), got 3.0 TiB"]
+    pool = f"pool: {{engine: {engine}}}"
+    found = problems(f"{pool}\nweight_store: {{host_memory: 16GiB}}\nmodels:\n  - name: a\n    path: large")
+    assert found == ["5: models[0].path: expected weights of at most weight_store.host_memory (16.0 GiB), got 3.0 TiB"]
 
 
-def test_what_is_kept_in_host_memory_must_fit_there(problems: Problems, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["transformers", "sglang"])
+def test_what_is_kept_in_host_memory_must_fit_there(problems: Problems, tmp_path: Path, engine: str) -> None:
     for name in "abc":
         make_model(tmp_path / name, 1536 * MIB)
     found = problems(
-        """
+        f"""
+        pool: {{engine: {engine}}}
         models:
-          - {name: a, path: a, pinned: true}
-          - {name: b, path: b, preload: true}
-          - {name: c, path: c}
+          - {{name: a, path: a, pinned: true}}
+          - {{name: b, path: b, preload: true}}
+          - {{name: c, path: c}}
         weight_store:
           host_memory: 2GiB
         """
     )
     assert found == [
-        "6: weight_store.host_memory: expected at least 3.0 GiB for what is pinned or preloaded "
+        "7: weight_store.host_memory: expected at least 3.0 GiB for what is pinned or preloaded "
         "(a 1.5 GiB, b 1.5 GiB), got 2.0 GiB"
     ]
 
