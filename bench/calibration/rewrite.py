@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.calibration.fit import Fits
@@ -65,26 +66,34 @@ def step_entries(measured: Measurements, fits: Fits, raw: str) -> Entries:
 
 
 def activation_entries(path: Path) -> Entries:
-    """`parked`, `blank`, `disk` and `park`, from what bench.activation wrote: a line through its smallest and its
-    largest model that were measured from each state. A parked model is ready before it has all of its weights, for
-    which its first step waits.
+    """`parked`, `blank`, `disk`, `park` and, if it measured that, `start`, from what bench.activation wrote.
+
+    Activations are a line through its smallest and its largest model that were measured from each state. A parked model
+    is ready before it has all of its weights, for which its first step waits. The others are medians.
 
     Raises:
         BenchError: it cannot be read, or lacks two models of different sizes from one of the states.
     """
     try:
-        rows = json.loads(path.read_bytes())["rows"]
+        figures = json.loads(path.read_bytes())
+        rows = figures["rows"]
         times = {
             "parked": ("`weights_s` from parked", _times(rows, "parked", "weights_s")),
             "blank": ("`ready_s` from blank", _times(rows, "blank", "ready_s")),
             "disk": ("phase `load` from disk", _times(rows, "disk", "phases_s", "load")),
-            "park": ("`evict_s` from parked", _times(rows, "parked", "evict_s")),
         }
+        evictions = [seconds for _, seconds in _times(rows, "parked", "evict_s").values()]
+        starts = [float(it["blank"]) for it in figures.get("replacements_s", ())]
     except OSError as error:
         raise BenchError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BenchError(f"{path}: not what bench.activation writes: {error!r}") from error
-    return {name: _line(f"{path}: {what}", found) for name, (what, found) in times.items()}
+    entries = {name: _line(f"{path}: {what}", found) for name, (what, found) in times.items()}
+    if evictions:
+        entries["park"] = _pause(f"{path}: `evict_s` from parked", evictions)
+    if starts:
+        entries["start"] = _pause(f"{path}: `replacements_s`, from the kill of the one before", starts)
+    return entries
 
 
 def _times(rows: list[dict[str, Any]], state: str, *keys: str) -> dict[str, tuple[int, float]]:
@@ -109,6 +118,11 @@ def _line(what: str, times: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
     per_byte = min((most - least) / (large - small), most / large)
     source = f"{what}, {by_size[0]} {least:.4g} s and {by_size[-1]} {most:.4g} s, a line through both."
     return _entry({"seconds": max(0.0, most - large * per_byte), "bytes_per_s": 1 / per_byte}, source)
+
+
+def _pause(what: str, seconds: Sequence[float]) -> dict[str, Any]:
+    source = f"{what}, {min(seconds):.4g} to {max(seconds):.4g} s, the median of {len(seconds)}."
+    return _entry({"seconds": median(seconds)}, source)
 
 
 def _entry(values: Mapping[str, float], source: str) -> dict[str, Any]:

@@ -112,7 +112,8 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Activations by the state they begin in, weights in host memory; `disk` is what brings them there."""
     blank: Transfer
     disk: Transfer
-    park: Transfer
+    park: Pause
+    """From active to parked: as long for a large model as for a small one."""
     teardown: Pause
     """From parked to blank."""
     start: Pause

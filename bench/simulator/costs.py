@@ -24,7 +24,7 @@ class Costs:
         # Building goes on beside the copy: of a small model it takes longer, of a large one the copy does.
         self.blank_activation = max(calibration.blank.duration(self.shard_bytes), self.parked_activation)
         self.load = calibration.disk.duration(weight_bytes)
-        self.park = calibration.park.duration(self.shard_bytes)
+        self.park = calibration.park.seconds
         self._shape = shape
         self._tensor_parallel = tensor_parallel
         self._exchange = calibration.tensor_parallel.seconds_per_layer * shape.layers if tensor_parallel > 1 else 0.0
