@@ -30,10 +30,15 @@ def server_args(model: ModelSpec, max_running: int, kv_bytes: int, device: str =
     return arguments
 
 
+def attention_backend(device: str) -> str:
+    """SGLang's name of the one that is used unless the registry says otherwise."""
+    return "torch_native" if device == "cpu" else "triton"
+
+
 def _on_cpu() -> dict[str, Any]:
     return {
         "device": "cpu",
-        "attention_backend": "torch_native",
+        "attention_backend": attention_backend("cpu"),
         "disable_cuda_graph": True,
         "grammar_backend": "llguidance",
         "mem_fraction_static": 0.2,
@@ -43,7 +48,7 @@ def _on_cpu() -> dict[str, Any]:
 def _on_gpu(max_running: int) -> dict[str, Any]:
     return {
         "device": "cuda",
-        "attention_backend": "triton",
+        "attention_backend": attention_backend("cuda"),
         "sampling_backend": "pytorch",
         "grammar_backend": "llguidance",
         "mem_fraction_static": 0.85,

@@ -27,7 +27,7 @@ from enginepool.engines.sglang.protocol import (
     TornDown,
     WeightsCopied,
 )
-from enginepool.engines.sglang.rank import commands
+from enginepool.engines.sglang.rank import ahead, commands
 from enginepool.engines.sglang.rank.device import Device, open_device
 from enginepool.process import give_back_heap
 
@@ -42,6 +42,7 @@ def run_rank(connection: Connection, start: StartRank) -> None:
     torch.set_num_threads(start.threads)
     device = open_device(start.gpu)
     connection.send(RankReady(device.used()))
+    ahead.prepare_first_build(start.device)
     while True:
         try:
             command: Any = connection.recv()

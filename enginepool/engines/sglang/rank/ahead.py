@@ -1,0 +1,39 @@
+"""What the first build in a process would import and work out, done before it while nobody waits.
+
+In the rank and not in the template: what SGLang imports here may start CUDA, after which a template could not fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import suppress
+
+from enginepool.engines.sglang import arguments
+
+_MODULES = (
+    "sglang.srt.arg_groups.overrides",
+    "sglang.srt.arg_groups.pd_disaggregation_hook",
+    "sglang.srt.arg_groups.speculative_hook",
+    "sglang.srt.distributed.device_communicators.custom_all_reduce",
+    "sglang.srt.distributed.device_communicators.hpu_communicator",
+    "sglang.srt.distributed.device_communicators.npu_communicator",
+    "sglang.srt.distributed.device_communicators.pymscclpp",
+    "sglang.srt.distributed.device_communicators.pynccl",
+    "sglang.srt.distributed.device_communicators.shm_broadcast",
+    "sglang.srt.distributed.device_communicators.torch_symm_mem",
+    "sglang.srt.distributed.device_communicators.xpu_communicator",
+    "sglang.srt.dllm.algorithm",
+)
+"""That SGLang 0.5.15.post1 imports in functions of the Scheduler's construction."""
+
+
+def prepare_first_build(device: str) -> None:
+    """Of a process on `device` (cpu, cuda:0). What is missing here is for the build to say."""
+    attention = f"sglang.srt.layers.attention.{arguments.attention_backend(device)}_backend"
+    for name in (*_MODULES, attention):
+        with suppress(ImportError):
+            importlib.import_module(name)
+    from sglang.srt.arg_groups.arg_utils import resolvable_fields
+    from sglang.srt.server_args import ServerArgs
+
+    resolvable_fields(ServerArgs)  # goes through the annotations of all arguments, and remembers
