@@ -28,10 +28,10 @@ _MODULES = (
 
 
 def prepare_first_build(device: str) -> None:
-    """Of a process on `device` (cpu, cuda:0). What is missing here is for the build to say."""
+    """Of a process on `device` (cpu, cuda:0)."""
     attention = f"sglang.srt.layers.attention.{arguments.attention_backend(device)}_backend"
     for name in (*_MODULES, attention):
-        with suppress(ImportError):
+        with suppress(Exception):  # whatever a module raises that a build here may never need
             importlib.import_module(name)
     from sglang.srt.arg_groups.arg_utils import resolvable_fields
     from sglang.srt.server_args import ServerArgs
