@@ -43,4 +43,5 @@ def _import_for_gpu() -> None:
 
     upstream_gpu.check_kvcached()
     upstream_gpu.adapt()
+    upstream_gpu.identify_compilers()
     import enginepool.engines.sglang.gpu.device  # noqa: F401

@@ -53,10 +53,9 @@ def adapt() -> None:
     late_graphs.adapt()
     # For up to 32 tokens it would take a sum that is meant for torch.compile, which `upstream` switches off.
     fused_moe._use_moe_sum_reduce_torch_compile = lambda tokens: False
-    _identify_compilers()
 
 
-def _identify_compilers() -> None:
+def identify_compilers() -> None:
     """What Triton 3.6 does at a process's first kernel, and remembers: a digest of all of itself, half a second."""
     from triton.backends.nvidia.compiler import get_ptxas_version
     from triton.runtime.cache import triton_key
