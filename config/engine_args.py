@@ -16,6 +16,7 @@ _SGLANG: dict[str, Any] = {
     "chat_template": Word,
     "chunked_prefill_size": Count,
     "context_length": Count,
+    "disable_prefill_cuda_graph": bool,
     "disable_radix_cache": bool,
     "grammar_backend": Literal["xgrammar", "outlines", "llguidance", "none"],
     "is_embedding": bool,

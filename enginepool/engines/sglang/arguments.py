@@ -7,6 +7,9 @@ from typing import Any
 from config.errors import EngineError, describe
 from enginepool.messages import ModelSpec
 
+PREFILL_GRAPHS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
+"""Tokens of a prefill step with a CUDA graph each; SGLang pads a step to the next, at most to twice its tokens. Above
+1,024 the kernels of all but the smallest models take longer to run than to launch."""
 _MOST_TOKENS = 2**20
 """Of a KV pool: SGLang makes buffers of some 50 bytes a token."""
 
@@ -53,8 +56,7 @@ def _on_gpu(max_running: int) -> dict[str, Any]:
         "grammar_backend": "llguidance",
         "mem_fraction_static": 0.85,
         "cuda_graph_bs_decode": graph_sizes(max_running),
-        # Capturing them a second time in one process fails in torch's host allocator.
-        "disable_prefill_cuda_graph": True,
+        "cuda_graph_bs_prefill": list(PREFILL_GRAPHS),
         "enable_memory_saver": True,
     }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from config.gpus import VISIBLE
-from enginepool.engines.sglang.gpu import late_graphs, upstream
+from enginepool.engines.sglang.gpu import late_graphs, late_prefill_graphs, upstream
 from enginepool.engines.sglang.gpu.elastic_kv import ElasticKv
 from enginepool.engines.sglang.gpu.host_copies import HostCopies
 from enginepool.engines.sglang.gpu.link import CopyTimer, Link
@@ -40,6 +40,9 @@ class Gpu:
     def building(self) -> AbstractContextManager[None]:
         """Registering memory would hold the driver up."""
         return self._copies.paused()
+
+    def give_way(self) -> None:
+        self._copies.give_way()
 
     def allocate(self, nbytes: int) -> Tensor:
         return upstream.allocate_weights(nbytes)
@@ -72,8 +75,8 @@ class Gpu:
         late_graphs.install(scheduler)
 
     def improve(self, scheduler: Any) -> bool:
-        """Captures one more decode graph."""
-        return late_graphs.capture_next(scheduler)
+        """Captures one more graph: a missing one for decoding holds a step up, one for prefill does not."""
+        return late_graphs.capture_next(scheduler) or late_prefill_graphs.capture_next(scheduler)
 
     def pause(self) -> None:
         self.settle()

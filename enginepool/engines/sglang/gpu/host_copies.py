@@ -28,6 +28,10 @@ log = logging.getLogger("prism.rank")
 
 PIECE = 64 * 2**20
 """Bytes registered at a time: some 20 ms, in which the driver does little else."""
+QUIET = 0.2
+"""Seconds without a step before memory is registered: the driver would keep what a step maps or loads waiting."""
+MOST_WAIT = 2.0
+"""Seconds between two pieces in a rank that is never quiet, of which registering then takes one hundredth."""
 _READ_ONLY = 8
 """cudaHostRegisterReadOnly."""
 
@@ -74,6 +78,7 @@ class HostCopies:
     def __init__(self) -> None:
         self._copies: dict[str, tuple[SegmentRef, HostCopy]] = {}
         self._changed = threading.Condition()
+        self._quiet_from = 0.0
         self._thread = threading.Thread(target=self._run, name="registering", daemon=True)
         self._thread.start()
 
@@ -107,16 +112,26 @@ class HostCopies:
         with self._changed:
             yield
 
+    def give_way(self) -> None:
+        """The rank has something to do: registering waits until it had nothing to do for a while."""
+        self._quiet_from = time.monotonic() + QUIET
+
     def _run(self) -> None:
         """Root of the thread."""
         while True:
             with self._changed:
                 while self._next() is None:
                     self._changed.wait()
+            self._wait_for_quiet()
             with _alone_on_this_host(), self._changed:
                 copy = self._next()
                 took = _timed(copy.register_piece) if copy is not None else 0.0
             time.sleep(took)  # half of the time is the serving thread's, which the driver keeps waiting meanwhile
+
+    def _wait_for_quiet(self) -> None:
+        began = time.monotonic()
+        while (now := time.monotonic()) < min(self._quiet_from, began + MOST_WAIT):
+            time.sleep(min(self._quiet_from, began + MOST_WAIT) - now)
 
     def _next(self) -> HostCopy | None:
         """The last one offered is the most wanted."""

@@ -26,7 +26,7 @@ undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext
 def adapt() -> None:
     """Once per process: SGLang makes this runner in place of its own."""
     decode_cuda_graph_runner.DecodeCudaGraphRunner = LateGraphs
-    decode_cuda_graph_runner.graph_capture = _on_one_stream
+    decode_cuda_graph_runner.graph_capture = on_one_stream
 
 
 @cache
@@ -34,7 +34,7 @@ def _stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
-def _on_one_stream(stream: Any = None) -> Any:
+def on_one_stream(stream: Any = None) -> Any:
     """SGLang would take another for each capture, and cuBLAS keeps a workspace, tens of megabytes, for every stream."""
     return graph_capture(stream=_stream() if stream is None else stream)
 
@@ -100,7 +100,7 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
     def capture_sizes(self, sizes: list[int]) -> None:
         """With no step under way, or from within one before anything of it is launched."""
         torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
-        self._point_at_padding()
+        point_at_padding(self.buffer_registry, self.max_num_token)
         known, self.capture_bs = self.capture_bs, sizes
         try:
             with undisturbed(), model_capture_mode():
@@ -109,7 +109,15 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
             self.capture_bs = known
         self.missing = [size for size in self.missing if size not in sizes]
 
-    def _point_at_padding(self) -> None:
-        """A capture runs the model on what is in its buffers, which would write over the KV cache of the last batch."""
-        for name in self.buffer_registry.slot_names():
-            self.buffer_registry.get_slot(name).reset_padding(0, self.max_num_token)
+
+def point_at_padding(registry: Any, tokens: int) -> None:
+    """A capture runs the model on what is in its buffers, which would write over the KV cache of the last batch."""
+    for name in registry.slot_names():
+        registry.get_slot(name).reset_padding(0, tokens)
+
+
+class SilentProgress(list[int]):
+    """Stands in for a progress bar, which would be drawn into the log."""
+
+    def set_description(self, text: str) -> None:
+        pass

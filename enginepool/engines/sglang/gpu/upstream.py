@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from config.errors import EngineError
+from enginepool import library_logs
 
 TESTED_KVCACHED = ("0.1.6",)
+_SCARCITY = ("shrink to", "available_size()=", "alloc_page() failed", "Failed to reserve blocks")
+"""What kvcached warns of while a KV limit falls or memory is short: both are Prism's own doing, and it sees to both."""
 _WEIGHTS = "weights"
 """SGLang's GPU_MEMORY_TYPE_WEIGHTS."""
 
@@ -45,12 +48,14 @@ def adapt() -> None:
     from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 
-    from enginepool.engines.sglang.gpu import late_graphs
+    from enginepool.engines.sglang.gpu import late_graphs, late_prefill_graphs
 
-    decode_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=_Silent)
+    decode_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=late_graphs.SilentProgress)
     # It would unfreeze what the template froze, and walk all of it twice: a second for each model.
     decode_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
     late_graphs.adapt()
+    late_prefill_graphs.adapt()
+    library_logs.take_over("kvcached", _SCARCITY)
     # For up to 32 tokens it would take a sum that is meant for torch.compile, which `upstream` switches off.
     fused_moe._use_moe_sum_reduce_torch_compile = lambda tokens: False
 
@@ -63,13 +68,6 @@ def identify_compilers() -> None:
     triton_key()
     major, minor = torch.cuda.get_device_capability()
     get_ptxas_version(10 * major + minor)
-
-
-class _Silent(list[int]):
-    """Stands in for a progress bar, which would be drawn into the log."""
-
-    def set_description(self, text: str) -> None:
-        pass
 
 
 def name_this_rank(name: str) -> None:

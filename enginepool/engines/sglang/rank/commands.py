@@ -88,6 +88,7 @@ class Serving:
             self.batches.append(len(self.scheduler.running_batch.reqs))
         if decoding or asked:
             self.busy_at = now
+            self.device.give_way()
         if now - self.looked_at < REPORT_INTERVAL:
             return
         self.looked_at = now

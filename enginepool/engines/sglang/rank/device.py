@@ -56,6 +56,10 @@ class Device(Protocol):
         """To be held while a Scheduler is made."""
         ...
 
+    def give_way(self) -> None:
+        """There is something to do: what goes on in the background waits. Called at every step, so it is cheap."""
+        ...
+
     def allocate(self, nbytes: int) -> Tensor:
         """Memory for weights (uint8), with anything in it."""
         ...

@@ -62,6 +62,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     prepared = False
     try:
         weights = StoredWeights(command.weights.manifest, device)
+        device.give_way()
         with device.building():
             weights.fill(command.weights)  # first of all: nothing else takes as long
             server_args = _arguments(command, start, device)
@@ -88,6 +89,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection, start.patience)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
     commands.install(serving)
+    device.give_way()  # whom the model was built for asks now
     memory = min(device.memory, start.device_memory or device.memory)
     connection.send(_describe_built(serving, memory, seconds, limited is None or limited.applied, phases))
     scheduler.run_event_loop()

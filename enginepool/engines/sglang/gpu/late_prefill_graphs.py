@@ -1,0 +1,92 @@
+"""Prefill graphs, captured while the rank is idle: without one, launching a short prompt's kernels takes longer than running them.
+
+SGLang 0.5.17 captures a graph for each of many prompt lengths before it serves. Here a step runs without a graph until
+there is one for its number of tokens.
+
+A second model in one process used to fail in torch's host allocator (`use_count > 0`). SGLang keeps one memory pool for
+all graphs of a process, and torch takes no graph into a pool whose graphs are all gone. `forget_gpu_memory` drops the
+pool with the model, so that each model has its own.
+
+To be imported after SGLang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.model_runner_components import cuda_graph_setup
+from sglang.srt.model_executor.runner import prefill_cuda_graph_runner
+from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
+
+from enginepool.engines.sglang.gpu import late_graphs
+
+log = logging.getLogger("prism.rank")
+
+
+def adapt() -> None:
+    """Once per process: SGLang makes this runner in place of its own."""
+    cuda_graph_setup.PrefillCudaGraphRunner = LatePrefillGraphs
+    # It would do without graphs where less than 4 GiB are free at that moment; a capture here needs some 100 MiB.
+    cuda_graph_setup.should_skip_auto_prefill_cuda_graph_for_memory = lambda *args: False
+    prefill_cuda_graph_runner.graph_capture = late_graphs.on_one_stream
+    prefill_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
+    prefill_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=late_graphs.SilentProgress)
+
+
+def capture_next(scheduler: Any) -> bool:
+    """One more graph, some 100 ms. False: none is missing."""
+    graphs = scheduler.tp_worker.model_runner.prefill_cuda_graph_runner
+    if not isinstance(graphs, LatePrefillGraphs) or not graphs.missing:
+        return False
+    graphs.capture_one_size()
+    return True
+
+
+class LatePrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
+    """SGLang's runner of prefill graphs. `missing` are the numbers of tokens, ascending, that have none yet."""
+
+    capture_num_tokens: list[int]
+    """Those that have one, ascending: SGLang pads a step to the next of them."""
+
+    def __init__(self, model_runner: Any) -> None:
+        self.missing: list[int] = []
+        self._output: Any = None
+        super().__init__(model_runner)
+
+    def capture(self) -> None:
+        """SGLang calls this once, at the end of the construction."""
+        self.missing, self.capture_num_tokens = self.capture_num_tokens, []
+
+    def can_run_graph(self, forward_batch: Any) -> bool:
+        if not self.capture_num_tokens or len(forward_batch.input_ids) > self.capture_num_tokens[-1]:
+            return False
+        return bool(super().can_run_graph(forward_batch))
+
+    def capture_one_size(self) -> None:
+        """The largest that is missing: smaller ones write their output into its memory. With no step under way.
+
+        Without the memory for it, the model does without the graphs that are missing.
+        """
+        torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
+        late_graphs.point_at_padding(self.buffer_registry, self.max_num_tokens)
+        size = self.missing.pop()
+        captured, self.capture_num_tokens = self.capture_num_tokens, [size]
+        try:
+            with late_graphs.undisturbed():
+                super().capture()
+            captured = [size, *captured]
+        except torch.OutOfMemoryError:
+            log.info("no memory for a graph of %d tokens; longer prompts are prefilled without", size)
+            self.missing = []
+        finally:
+            self.capture_num_tokens = captured
+
+    def _capture_one_stream(self) -> None:
+        """SGLang allocates the memory for outputs once in each capture session, of which it has a single one."""
+        self.backend._shared_output_buffer = self._output
+        super()._capture_one_stream()
+        self._output = self.backend._shared_output_buffer
