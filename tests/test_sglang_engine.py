@@ -311,12 +311,13 @@ HUGE = 10**9
         (CHAT_PATH, {"logprobs": True, "top_logprobs": 10_000}, "top_logprobs_num"),
         (CHAT_PATH, {"logit_bias": {"5": 1e308}}, "logit_bias"),
         (CHAT_PATH, {"top_k": 2**70}, "top_k"),
-        (CHAT_PATH, {"seed": 2**70}, "sampling_seed"),
+        (CHAT_PATH, {"seed": 2**70}, "'seed'"),
         (CHAT_PATH, {"stop_token_ids": [HUGE], "min_tokens": 2}, "stop_token_ids"),
         (CHAT_PATH, {"stop_regex": "(a+)+c"}, "stop_regex"),
         (CHAT_PATH, {"n": -1}, "n must be"),
         (GENERATE, {"return_logprob": True, "logprob_start_len": -2}, "logprob_start_len"),
         (GENERATE, {"input_embeds": [[1.0, 2.0]]}, "input_embeds"),
+        (GENERATE, {"sampling_params": {"sampling_seed": 2**70}}, "sampling_seed"),
         (GENERATE, {"sampling_params": {"max_new_tokens": 2.5}}, "max_new_tokens"),
         (GENERATE, {"sampling_params": {"json_schema": {}}}, "json_schema"),
         (GENERATE, {"sampling_params": {"logit_bias": [1]}}, "logit_bias"),
@@ -435,5 +436,5 @@ async def test_sglang_takes_no_signal_handler_of_the_worker(llama: Worker) -> No
 @pytest.mark.parametrize("version", ["0.5.14", "0.6.0"])
 async def test_another_version_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda package: version)
-    with pytest.raises(EngineError, match=rf"needs SGLang 0\.5\.15.*; {version} is installed"):
+    with pytest.raises(EngineError, match=rf"needs SGLang 0\.5\.17; {version} is installed"):
         upstream.check_version()

@@ -27,7 +27,7 @@ def server_args(model: ModelSpec, max_running: int, kv_bytes: int, device: str =
         chosen = {**defaults, "max_running_requests": max_running, **model.engine_args, **_always(model)}
         arguments = ServerArgs(**chosen)
         if arguments.max_total_tokens is None:
-            arguments.max_total_tokens = _pool_tokens(arguments, kv_bytes)
+            arguments.override("prism", max_total_tokens=_pool_tokens(arguments, kv_bytes))
     except Exception as error:  # SGLang's checks and transformers' raise whatever they like
         raise EngineError(f"{model.name}: SGLang cannot serve {model.path}: {describe(error)}") from error
     return arguments

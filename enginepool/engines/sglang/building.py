@@ -1,6 +1,6 @@
 """Making SGLang's model object without its loader: for the first load, and for activations from the weight store.
 
-Of SGLang 0.5.15.post1. To be imported after `warm` only.
+Of SGLang 0.5.17. To be imported after `warm` only.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 What grammars need of a tokenizer takes as long again, so it is made at the first request with a grammar. And SGLang
 looks for signs of reasoning and tools in a template and all through a vocabulary, 0.2 s for a large one: once for each.
 
-For SGLang 0.5.15.post1. What it is asked for differs by the model's folder only, since Prism lets no registry change
+For SGLang 0.5.17. What it is asked for differs by the model's folder only, since Prism lets no registry change
 the other arguments.
 """
 
@@ -89,7 +89,7 @@ class ByTokenizer:
 
 def detect_once() -> None:
     """Have SGLang look for signs of reasoning and tools once for each tokenizer and template."""
-    from sglang.srt.managers.template_manager import TemplateManager
+    from sglang.srt.parser.template_manager import TemplateManager
 
     detect = TemplateManager._run_template_detection
 
@@ -114,16 +114,23 @@ def make_grammars_late() -> None:
     """Have llguidance look through a tokenizer when a grammar needs it first, in SGLang's thread for that."""
     from sglang.srt.constrained import llguidance_backend
 
-    make = ByTokenizer(llguidance_backend.from_tokenizer).get
-    llguidance_backend.from_tokenizer = lambda tokenizer, vocabulary: partial(make, tokenizer, vocabulary)
+    read = llguidance_backend.from_tokenizer
+    make = ByTokenizer(lambda tokenizer, rest: read(tokenizer, *rest)).get
+    llguidance_backend.from_tokenizer = lambda tokenizer, vocabulary, eos_token: partial(
+        make, tokenizer, (vocabulary, _hashable(eos_token))
+    )
     llguidance_backend.GuidanceBackend.llguidance_tokenizer = property(
         lambda backend: backend._late_tokenizer(), lambda backend, late: setattr(backend, "_late_tokenizer", late)
     )
 
 
+def _hashable(eos_token: int | list[int] | None) -> int | tuple[int, ...] | None:
+    return tuple(sorted(eos_token)) if isinstance(eos_token, list) else eos_token
+
+
 def read_ahead(path: str, users: tuple[User, ...]) -> None:
     """Read them now, before they are needed. One that cannot be read will be told of by the activation."""
-    from sglang.srt.managers.template_manager import TemplateManager
+    from sglang.srt.parser.template_manager import TemplateManager
 
     assert _kept is not None
     for user in users:

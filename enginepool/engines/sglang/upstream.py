@@ -1,6 +1,6 @@
 """What Prism adapts in SGLang from outside, and the version that it was written for.
 
-Tested with SGLang 0.5.15.post1. Nothing of SGLang is imported before `prepare` has run in the process.
+Tested with SGLang 0.5.17. Nothing of SGLang is imported before `prepare` has run in the process.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from typing import Any
 from config.errors import EngineError
 from enginepool.engines.sglang import tokenizers
 
-TESTED = ("0.5.15", "0.5.15.post1")
+TESTED = ("0.5.17",)
 _USUAL = (
     "but the state was deleted in TokenizerManager",
     "Request is disconnected from the client side",
     "[http_server] Error: ",
 )
 """Parts of what SGLang and asyncio log as errors when a client leaves, or is answered with status 400."""
+_FOR_NAMES_ONLY = ("torchvision", "sgl_kernel")
+"""Packages that SGLang imports everywhere and calls on a GPU. No build of them on PyPI loads beside a CPU torch."""
 
 
 def prepare(gpu: bool) -> None:
@@ -41,8 +43,7 @@ def prepare(gpu: bool) -> None:
     """
     check_version()
     if not gpu:
-        if importlib.util.find_spec("torchvision") is None:
-            sys.meta_path.append(_StandInForTorchvision())
+        sys.meta_path.append(_StandIns())
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     _quieten()
     import sglang.srt.managers.scheduler
@@ -72,12 +73,15 @@ def check_version() -> None:
 
 
 class _Named(type):
-    """A class that has every attribute."""
+    """A class that has every attribute, and no instance."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return name
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise EngineError(f"SGLang wants {cls.__module__}.{cls.__name__}, which there is on a GPU only")
 
 
 class _StandIn(types.ModuleType):
@@ -88,14 +92,14 @@ class _StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Named(name, (), {})
+        return _Named(name, (), {"__module__": self.__name__})
 
 
-class _StandInForTorchvision(MetaPathFinder, Loader):
-    """SGLang and transformers import it for names only, and no build of it on PyPI loads beside a CPU torch."""
+class _StandIns(MetaPathFinder, Loader):
+    """The last finder, so a package that is installed comes before its stand-in."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != "torchvision":
+        if fullname.partition(".")[0] not in _FOR_NAMES_ONLY:
             return None
         return ModuleSpec(fullname, self, is_package=True)
 
@@ -212,10 +216,8 @@ def forget_model() -> None:
     """Drop what SGLang keeps of a model in this process beside its Scheduler. Safe after a build that failed."""
     from sglang.srt import runtime_context
     from sglang.srt.distributed import parallel_state
-    from sglang.srt.eplb import expert_location
 
     close_all_sockets()
-    expert_location._global_expert_location_metadata = None
     parallel_state.destroy_model_parallel()
     parallel_state.destroy_distributed_environment()
     runtime_context.reset_context()

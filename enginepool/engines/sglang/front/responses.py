@@ -1,6 +1,6 @@
 """OpenAI's /v1/responses by SGLang's own code, with nothing kept: a worker may serve another model a second later.
 
-Of SGLang 0.5.15.post1, whose `OpenAIServingResponses` keeps all responses, and the messages that led to them, in the
+Of SGLang 0.5.17, whose `OpenAIServingResponses` keeps all responses, and the messages that led to them, in the
 process for good unless a request says `store: false`.
 """
 

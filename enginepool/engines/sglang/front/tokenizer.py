@@ -31,7 +31,7 @@ _NOT_A_CLIENTS = (
 
 
 class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
-    """Overrides are of SGLang 0.5.15.post1. `max_req_input_len` is to be set once the rank is built."""
+    """Overrides are of SGLang 0.5.17. `max_req_input_len` is to be set once the rank is built."""
 
     event_loop: asyncio.AbstractEventLoop | None
 
@@ -86,15 +86,15 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
                 live.refusal = RequestError(400, str(refused))
             raise refused from error
 
-    def _init_req_state(self, obj: Any, request: Any = None) -> None:
+    def _init_req_state(self, obj: Any, request: Any = None, lifecycle_id: object = None) -> dict[str, object]:
         live = CURRENT.get()
         if live is not None and live.aborted:
             raise ValueError("The request was aborted.")
-        super()._init_req_state(obj, request)
+        lifecycles: dict[str, object] = super()._init_req_state(obj, request, lifecycle_id)
         if live is not None:
-            rids = [obj.rid] if isinstance(obj.rid, str) else obj.rid
-            live.rids += rids
-            self._live.update(dict.fromkeys(rids, live))
+            live.rids += lifecycles
+            self._live.update(dict.fromkeys(lifecycles, live))
+        return lifecycles
 
     def _validate_one_request(self, obj: Any, input_ids: Any) -> None:
         tokens, limit = len(input_ids or ()), self.max_req_input_len

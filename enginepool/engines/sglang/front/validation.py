@@ -1,6 +1,6 @@
 """What SGLang's front half lets through and its rank would die of, with every request in it: refused before that.
 
-Of SGLang 0.5.15.post1, which checks some ranges and hardly any type. A ValueError becomes an answer with status 400.
+Of SGLang 0.5.17, which checks some ranges and hardly any type. A ValueError becomes an answer with status 400.
 
 To be imported after `warm` only.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 from sglang.srt.managers.io_struct import GenerateReqInput
@@ -30,6 +30,10 @@ _MADE_BY_SGLANG = {
     "is_normalized",
 }
 _OPTIONS = frozenset(SamplingParams.__struct_fields__) - _MADE_BY_SGLANG
+_Sampling = msgspec.defstruct(
+    "_Sampling", [(name, kind, None) for name, kind in get_type_hints(SamplingParams).items()]
+)
+"""SGLang's own reads arrays only."""
 
 
 def check_answers(obj: Any) -> None:
@@ -101,7 +105,7 @@ def _check_sampling(given: dict[str, Any], vocabulary: int) -> None:
     if options.get("stop_regex"):
         raise ValueError("stop_regex is not served: one that backtracks would hold up everybody beside it.")
     try:
-        msgspec.convert(options, SamplingParams)
+        msgspec.convert(options, _Sampling)
     except msgspec.ValidationError as error:
         raise ValueError(f"sampling_params: {error}") from error
     if options.get("top_k", 1) > MOST_TOP_K:

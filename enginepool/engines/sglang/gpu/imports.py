@@ -1,6 +1,6 @@
 """Importing SGLang for a GPU in a process that will fork: the CUDA driver must stay untouched.
 
-A process that has initialised CUDA cannot be forked. Importing SGLang 0.5.15.post1 asks torch about the GPU in two
+A process that has initialised CUDA cannot be forked. Importing SGLang 0.5.17 asks torch about the GPU in two
 places (`sglang.srt.platforms`, and an annotation in `distributed/parallel_state.py`); both get their answers from NVML.
 """
 

@@ -1,6 +1,6 @@
 """Decode graphs captured when they are first wanted, so that a model's first token waits for none of them.
 
-SGLang 0.5.15.post1 captures a graph for every batch size before it serves. Here a size is captured just before the
+SGLang 0.5.17 captures a graph for every batch size before it serves. Here a size is captured just before the
 first decode step of that size, and the others one by one while the rank is idle.
 
 To be imported after SGLang.

@@ -1,6 +1,6 @@
 """What Prism adapts of SGLang, kvcached and torch_memory_saver on a GPU, beside `upstream`.
 
-Tested with SGLang 0.5.15.post1, kvcached 0.1.6 and torch_memory_saver 0.0.10.
+Tested with SGLang 0.5.17, kvcached 0.1.6 and torch_memory_saver 0.0.10.
 """
 
 from __future__ import annotations

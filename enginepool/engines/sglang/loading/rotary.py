@@ -1,6 +1,6 @@
 """Rotary embeddings' tables are computed and not loaded, and a GPU's cosines differ from a CPU's in their last digits.
 
-SGLang 0.5.15.post1 computes them where it serves. A first load makes the model on the CPU, so they are computed again:
+SGLang 0.5.17 computes them where it serves. A first load makes the model on the CPU, so they are computed again:
 else greedy answers would in time differ from SGLang's own.
 """
 

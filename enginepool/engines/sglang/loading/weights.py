@@ -1,6 +1,6 @@
 """The first load of a model: SGLang's own code reads it on the CPU, and all that it then holds goes into a segment.
 
-Of SGLang 0.5.15.post1, whose `DefaultModelLoader.load_model` this follows. To be imported after `warm` only.
+Of SGLang 0.5.17, whose `DefaultModelLoader.load_model` this follows. To be imported after `warm` only.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from contextlib import suppress
 from enginepool.engines.sglang import arguments
 
 _MODULES = (
+    "sglang.srt.arg_groups.kimi_k3_hook",
     "sglang.srt.arg_groups.overrides",
     "sglang.srt.arg_groups.pd_disaggregation_hook",
     "sglang.srt.arg_groups.speculative_hook",
@@ -24,7 +25,7 @@ _MODULES = (
     "sglang.srt.distributed.device_communicators.xpu_communicator",
     "sglang.srt.dllm.algorithm",
 )
-"""That SGLang 0.5.15.post1 imports in functions of the Scheduler's construction."""
+"""That SGLang 0.5.17 imports in functions of the Scheduler's construction."""
 
 
 def prepare_first_build(device: str) -> None:

@@ -108,12 +108,14 @@ def _arguments(command: Build, start: StartRank, device: Device) -> Any:
 
 def _build(command: Build, server_args: Any, device: Device) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.server_args import set_global_server_args_for_scheduler
 
     from enginepool.engines.sglang.rank import scarcity
     from enginepool.engines.sglang.rank.stored import StoredModelLoader
 
     upstream.init_distributed_by(command.rendezvous)
-    server_args.load_format = StoredModelLoader
+    server_args.override("prism", load_format=StoredModelLoader)
+    set_global_server_args_for_scheduler(server_args)
     scheduler = Scheduler(
         server_args,
         command.port_args,

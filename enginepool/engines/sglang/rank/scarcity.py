@@ -1,6 +1,6 @@
 """KV memory that is not there must not end a rank: it is allocated before SGLang decides to use it.
 
-SGLang 0.5.15.post1 counts tokens first and allocates later, and a miss then is a RuntimeError out of the Scheduler's
+SGLang 0.5.17 counts tokens first and allocates later, and a miss then is a RuntimeError out of the Scheduler's
 loop (`alloc_token_slots` of mem_cache/common.py, from `prepare_for_extend` and `prepare_for_decode`). kvcached 0.1.6
 does not get that far: its allocator for pages of one token makes a tensor of None. With elastic memory the count may
 well be wrong: another process took the memory, kvcached's own count is up to 0.1 s old, and while a limit is being

@@ -1,6 +1,6 @@
 """What a rank does while nothing runs because nothing that waits fits into its KV cache.
 
-SGLang 0.5.15.post1 takes it that its pool never changes: it notes that no more fits (`batch_is_full`) and looks again
+SGLang 0.5.17 takes it that its pool never changes: it notes that no more fits (`batch_is_full`) and looks again
 when a running request has ended. With none running it would never look again, not even at requests that do fit, and
 turn in its loop meanwhile at a full core.
 """
