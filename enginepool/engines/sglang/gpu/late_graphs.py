@@ -44,8 +44,8 @@ def install(scheduler: Any) -> None:
     graphs = _graphs_of(scheduler)
     if graphs is not None:
         is_last_one_first = scheduler.is_disable_overlap_for_batch
-        scheduler.is_disable_overlap_for_batch = lambda batch: (
-            is_last_one_first(batch) or (len(scheduler.result_queue) > 0 and graphs.lacks(batch))
+        scheduler.is_disable_overlap_for_batch = lambda batch, last_batch: (
+            is_last_one_first(batch, last_batch) or (len(scheduler.result_queue) > 0 and graphs.lacks(batch))
         )
 
 
