@@ -57,7 +57,7 @@ def inspect(folder: Path) -> Report:
     server_args = arguments.server_args(spec, SETTINGS["max_running"], 2**24, "cpu")
     config = ModelConfig.from_server_args(server_args)
     with held, as_only_rank(server_args, config):
-        loaded = weights.build(server_args, config, torch.device("cpu"))[0]
+        loaded = weights.build(server_args, config, torch.device("cpu"), spec)[0]
         filled = stored.StoredWeights(manifest, Cpu())
         filled.fill(Weights(manifest, held.ref, verify=True))
         with stored.loading(filled, Phases()):

@@ -21,7 +21,7 @@ from bench.simulator.models import costs_of, on_gpus
 from bench.simulator.outcomes import Answer, Result
 from bench.simulator.profile import LONG, SHORT, profile_of
 from bench.simulator.report import Setting, row
-from bench.simulator.shape import read_shape, shape_of
+from config.shape import read_shape, shape_of
 from bench.simulator.simulation import Simulation
 from bench.traces.synthetic_text import parse_synthetic
 from bench.traces.trace import Request, Trace

@@ -9,7 +9,7 @@ from bench.arguments import Parser, positive_int
 from bench.calibration.plan import ROOM
 from bench.errors import BenchError, UsageError
 from bench.shapes import SHAPES
-from bench.simulator.shape import shape_of
+from config.shape import shape_of
 
 DEFAULT_MODELS = "llama-1b,llama-8b"
 
