@@ -157,7 +157,7 @@ def _check_host_memory(registry: Registry, problems: Problems) -> None:
         return
     budget = registry.weight_store.host_memory
     sizes = [weight_bytes(model) for model in registry.models]
-    for index, nbytes in enumerate(sizes):
+    for index, (model, nbytes) in enumerate(zip(registry.models, sizes, strict=True)):
         if nbytes > budget:
             expected = f"weights of at most weight_store.host_memory ({format_size(budget)})"
             problems.add(("models", index, _source_field(model)), expected, format_size(nbytes))

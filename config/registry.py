@@ -131,8 +131,8 @@ class Model(Struct, frozen=True, kw_only=True):
     shape: Path | None = None
     """A config.json, or a folder with one: enough to simulate, and to serve with dummy weights."""
     weights: Weights = "checkpoint"
-    """`dummy` makes random ones in host memory, seeded by the model's name; nothing of the model need be on disk but its
-    config.json. A tokenizer beside it is used; else one is made up."""
+    """`dummy` makes random ones in host memory, seeded by the model's name, for a config.json alone; a tokenizer beside
+    that is used, else one is made up."""
     dtype: Dtype = "auto"
     tensor_parallel: Count = 1
     slo: Slo = field(default_factory=Slo)

@@ -1,9 +1,9 @@
 """Weights that nobody trained: random numbers in the place of a checkpoint, for any module, the same for the same seed.
 
-No two tensors are equal, norms are ones and biases zeros, and values are spread as in `bench.checkpoints`, so that answers
-depend on the prompt and are never NaN. Making them costs next to nothing: numbers are drawn once, written one after
-another into a file in memory, and each weight is a private mapping of that file from a place of its own. What takes
-time and memory is the copy into the segment, as with any weights.
+No two tensors are equal, norms are ones, biases are zeros, and all else is spread so that answers depend on the prompt
+and never are NaN. Making them costs next to nothing: some numbers are drawn, written again and again into a file in
+memory, and each weight is a private mapping of that file from a place of its own. What takes time and memory is the
+copy into the segment, as with any weights.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STEP = 64
 """Numbers between two places where a tensor may begin: kernels want them aligned."""
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_KINDS = (torch.float32, torch.bfloat16, torch.float16, *_FP8)
+KINDS = (torch.float32, torch.bfloat16, torch.float16, *_FP8)
 
 
 def fill(module: nn.Module, seed: str, hidden: int) -> None:
@@ -49,7 +49,7 @@ def fill(module: nn.Module, seed: str, hidden: int) -> None:
     std = STD_NARROW if hidden < NARROW else STD
     matrices: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in module.named_parameters():
-        if parameter.dtype not in _KINDS:
+        if parameter.dtype not in KINDS:
             raise StoreError(f"{name} is of {parameter.dtype}: dummy weights are of floating-point numbers only")
         if _is_scale(name):
             _fill_scale(name, parameter.data, std / FP8_STD)

@@ -1,4 +1,4 @@
-"""Folders for models with dummy weights: engines want one with config.json and tokenizer, and the registry may have less.
+"""Folders for models with dummy weights: engines want config.json and tokenizer, and the registry may have less.
 
 They lie among the gateway's own files (`gateway.runtime_dir`), and go with them.
 """

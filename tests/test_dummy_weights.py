@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from transformers import AutoTokenizer
 
 from bench.shapes import config_of
 from config.errors import StoreError
+from config.registry import Model, Registry
 from enginepool import dummy
+from gateway.dummy_models import with_folders
 from gateway.dummy_tokenizer import write_tokenizer
 from tests.asking import complete
 from tests.serving import Prism, ServePrism
@@ -58,7 +62,7 @@ def answer(prism: Prism, model: str, prompt: str = PROMPTS[0]) -> str:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_shapes_alone_are_served_and_swapped(engine: str, serve_prism: ServePrism, shapes: Path) -> None:
-    models = {"chat": "llama-1b", "org/twin": "llama-1b", "experts": "qwen3-moe"}
+    models = {"chat": "llama-1b", "org/twin": "llama-1b", "mixture": "qwen3-moe"}
     prism = serve_prism(registry(engine, shapes, models))
     before = {name: answer(prism, name) for name in models}
 
@@ -123,6 +127,48 @@ def test_the_scheduler_knows_their_size_before_they_are_made(serve_prism: ServeP
     assert expected == pytest.approx(prism.model("chat")["weight_bytes"], rel=0.01)
 
 
+# --- in SGLang's form -----------------------------------------------------------------------------------------
+
+FP8 = {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}
+FORMS: dict[str, dict[str, Any]] = {
+    "tied": config_of("qwen3-0.6b", tiny=True),
+    "moe": config_of("qwen3-moe", tiny=True),
+    "mla": config_of("deepseek-mla", tiny=True),
+    "fp8": config_of("llama-8b", tiny=True) | FP8,
+}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A `Report` of tests/sglang_inspect.py for each form."""
+    made = tmp_path_factory.mktemp("forms")
+    for form, config in FORMS.items():
+        (made / f"{form}.json").write_text(json.dumps(config))
+    listed = tuple(Model(name=form, shape=made / f"{form}.json", weights="dummy") for form in FORMS)
+    folders = [str(it.path) for it in with_folders(Registry(models=listed), made / "models").models]
+    command = [sys.executable, "-m", "tests.sglang_inspect", *folders]
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return dict(zip(FORMS, json.loads(output.splitlines()[-1]).values(), strict=True))
+
+
+@pytest.mark.sglang
+@NEEDS_SGLANG
+@pytest.mark.parametrize("form", FORMS)
+def test_what_sglang_derives_of_them_is_stored_whole_and_finite(reports: dict[str, Any], form: str) -> None:
+    """Made twice, and restored once: so they are the same each time, too."""
+    report = reports[form]
+    assert (report["unlisted"], report["different"], report["infinite"]) == ([], [], [])
+
+
+@pytest.mark.sglang
+@NEEDS_SGLANG
+def test_what_sglang_does_after_loading_is_done(reports: dict[str, Any]) -> None:
+    assert "model.layers.0.mlp.down_proj.weight" in reports["fp8"]["strided"]
+    assert "model.layers.0.self_attn.w_kc" in reports["mla"]["strided"]
+    offsets = reports["tied"]["offsets"]
+    assert offsets.get("lm_head.weight", offsets["model.embed_tokens.weight"]) == offsets["model.embed_tokens.weight"]
+
+
 # --- the numbers ----------------------------------------------------------------------------------------------
 
 
@@ -147,13 +193,15 @@ class Layers(nn.Module):
 
 
 @pytest.fixture
-def filled() -> Iterator[Layers]:
+def filled() -> Layers:
     layers = Layers()
     dummy.fill(layers, "a", hidden=4096)
-    yield layers
+    return layers
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_numbers_are_finite_and_spread(dtype: torch.dtype) -> None:
     layers = Layers(dtype)
     dummy.fill(layers, "a", hidden=4096)

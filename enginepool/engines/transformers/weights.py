@@ -1,8 +1,8 @@
-"""The first load of a model: transformers' own loader reads it, or makes it for dummy weights; all goes into a segment."""
+"""The first load of a model: transformers reads it, or makes it for dummy weights, and all its tensors are stored."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -60,7 +60,7 @@ def _with_dummy_weights(model: ModelSpec) -> nn.Module:
         own = {} if model.dtype == "auto" else {"dtype": torch_dtype(model)}
         with no_init_weights():
             module: nn.Module = AutoModelForCausalLM.from_config(config, **own)
-        module.tie_weights()
+        cast(Any, module).tie_weights()
         fill(module, model.name, config.get_text_config(decoder=True).hidden_size)
     except FOREIGN_ERRORS as error:
         raise StoreError(f"{model.name}: transformers cannot make {model.path}: {describe(error)}") from error

@@ -1,7 +1,7 @@
 """Dummy weights for SGLang's module, in the place of `load_weights`.
 
-As SGLang 0.5.15.post1's own `DummyModelLoader` does it: numbers for the parameters, then what `load_weights` does at its
-end. Its numbers would not do: within 0.001 of zero, and the same for every tensor of a size.
+As SGLang 0.5.15.post1's own `DummyModelLoader` does it: numbers for the parameters, then what `load_weights` does at
+its end. Its numbers would not do: within 0.001 of zero, and the same for every tensor of a size.
 """
 
 from __future__ import annotations
