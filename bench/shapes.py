@@ -20,6 +20,7 @@ from bench.errors import BenchError
 from bench.progress import say
 from config.units import format_size
 from gateway.demo_models import train_tokenizer
+from gateway.dummy_models import write_folder
 
 FOLDER = files("config").joinpath("examples/shapes")
 """Their config.json files. The two mixtures are cut: `qwen3-moe` is Qwen3-30B-A3B with 6 of its 48 layers and 64 of its
@@ -58,14 +59,20 @@ def config_of(name: str, *, tiny: bool) -> dict[str, Any]:
     return {**shape, **smaller}
 
 
-def make_models(folder: Path, names: Sequence[str], *, tiny: bool) -> None:
+def make_models(folder: Path, names: Sequence[str], *, tiny: bool, weights: bool = True) -> None:
     """Make the models that `folder` lacks, each in a folder of its name. Blocking: seconds for each GB.
+
+    Without `weights` they are for a registry with `weights: dummy`.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in names if not (folder / name).exists()]
+    if not weights:
+        for name in missing:
+            write_folder(folder / name, config_of(name, tiny=tiny))
+        return
     if not missing:
         return
     say("training a tokenizer")
@@ -80,9 +87,10 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=SHAPES, metavar="NAME", help=", ".join(SHAPES))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each model gets a folder in it")
     parser.add_argument("--tiny", action="store_true", help="megabytes instead of gigabytes")
+    parser.add_argument("--no-weights", dest="weights", action="store_false", help="for a registry with weights: dummy")
     chosen = parser.parse_args()
     try:
-        make_models(chosen.out, chosen.names, tiny=chosen.tiny)
+        make_models(chosen.out, chosen.names, tiny=chosen.tiny, weights=chosen.weights)
     except (OSError, BenchError) as error:
         print(f"bench.shapes: {error}", file=sys.stderr)
         sys.exit(1)

@@ -51,11 +51,19 @@ def _folder_of(model: Model, folder: Path) -> Path:
         return complete
     file = config_file(model)
     assert file is not None
-    config: dict[str, Any] = json.loads(file.read_bytes())
+    write_folder(folder, json.loads(file.read_bytes()))
+    return folder
+
+
+def write_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Make `folder`, with the config.json whose content is `config` and a tokenizer of its vocabulary's size.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     folder.mkdir(mode=0o700, parents=True)
     (folder / "config.json").write_text(json.dumps(config | special_ids() | _written_by(), indent=2))
     write_tokenizer(folder, vocabulary(config) or 0, config.get("max_position_embeddings", CONTEXT))
-    return folder
 
 
 def _written_by() -> dict[str, str]:
