@@ -4,7 +4,8 @@ Models of real shapes with random weights, a gateway of its own, and one streame
 model that is not active. What it waited for depends on where the model was:
 
     cold      nowhere: SGLang's own server is started for it, as without Prism (only if asked for; slow)
-    disk      on disk: its first activation reads the checkpoint into the weight store (new files: still in page cache)
+    disk      on disk: its first activation reads the checkpoint into the weight store (new files: still in page cache);
+              with --dummy nowhere, and it makes the weights there
     blank     in host memory, and a worker without any model is there
     parked    in host memory, and a worker has kept its skeleton
     other     in host memory, and every worker but the reserve serves another model
@@ -54,6 +55,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--states", type=states, default=DEFAULT_STATES, help=f"of {', '.join(STATES)}")
     parser.add_argument("--rounds", type=positive_int, default=5, help="of each state but cold and disk: they have one")
     parser.add_argument("--tiny", action="store_true", help="shrunken models; on a CPU without AMX, leave fp8 out")
+    parser.add_argument(
+        "--dummy", action="store_true", help="weights: dummy; nothing is written to disk but tokenizers"
+    )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where models are, or are made and kept")
     parser.add_argument("--device", default="cuda:0", help="cuda:N or cpu")
     parser.add_argument("--engine", choices=get_args(EngineName), default="sglang")
@@ -123,6 +127,8 @@ def check(chosen: argparse.Namespace) -> None:
         raise UsageError(f"the state other needs {others + 1} models for {chosen.workers} workers")
     if "cold" in chosen.states and chosen.device == "cpu":
         raise UsageError("the state cold needs a GPU: SGLang's own server does not start here as it is")
+    if "cold" in chosen.states and chosen.dummy:
+        raise UsageError("the state cold needs weights on disk, which --dummy does without")
     if chosen.fill_kv and chosen.device == "cpu":
         raise UsageError("--fill-kv needs a GPU")
     if chosen.out is not None and not chosen.out.absolute().parent.is_dir():

@@ -79,7 +79,7 @@ def command_of(chosen: argparse.Namespace) -> str:
     parts += [f"--set {key}={value}" for key, value in chosen.set]
     parts += [f"--fill-kv {format_size(chosen.fill_kv).replace(' ', '')}"] if chosen.fill_kv else []
     parts += [f"--cold-models {','.join(chosen.cold_models)}"] if chosen.cold_models else []
-    flags = [f"--{name}" for name in ("tiny", "decode", "neighbour", "idle", "kill") if getattr(chosen, name)]
+    flags = [f"--{name}" for name in ("tiny", "dummy", "decode", "neighbour", "idle", "kill") if getattr(chosen, name)]
     return " ".join(["python -m bench.activation", *flags, *parts])
 
 

@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.activation_report import Measured
 from bench.activation_rounds import Prompts, Round, Rounds
+from bench.checkpoints import tensors_of
 from bench.decode import decode_rates, first_tokens
 from bench.device_memory import DeviceMemory
 from bench.errors import BenchError
@@ -21,6 +23,7 @@ from bench.neighbour import beside_copies
 from bench.processes import PROJECT
 from bench.progress import say
 from bench.replacement import kill
+from bench.shapes import config_of
 from bench.stock_server import stock_server
 
 START_TIMEOUT = 600.0
@@ -43,7 +46,7 @@ class Run:
         """Raises: BenchError."""
         chosen = self._chosen
         if chosen.engine != "simulated":
-            await make_models(self._folder, chosen.models, tiny=chosen.tiny)
+            await make_models(self._folder, chosen.models, tiny=chosen.tiny, dummy=chosen.dummy)
         self.measured.link = await link_rate(chosen.device)
         say(f"link: {self.measured.link['gbps']:.1f} GB/s, {self.measured.link['what']}")
         if "cold" in chosen.states:
@@ -119,7 +122,7 @@ class Run:
     async def _beside(self, subject: GatewayUnderTest, rounds: Rounds) -> None:
         """What the largest model's activations do to the smallest, and what both take of a CPU when nobody asks."""
         chosen, copied = self._chosen, self._largest()
-        neighbour = min((it for it in chosen.models if it != copied), key=self._file_bytes, default=copied)
+        neighbour = min((it for it in chosen.models if it != copied), key=self._weight_bytes, default=copied)
         if chosen.neighbour:
             say(f"copying {copied} beside {neighbour}")
             await rounds.active_and_parked(neighbour, copied)
@@ -144,15 +147,16 @@ class Run:
 
     def _largest(self) -> str:
         chosen: list[str] = self._chosen.models
-        return max(chosen, key=self._file_bytes)
+        return max(chosen, key=self._weight_bytes)
 
-    def _file_bytes(self, model: str) -> int:
+    def _weight_bytes(self, model: str) -> int:
+        if self._chosen.dummy:
+            return sum(tensor.nbytes for tensor in tensors_of(config_of(model, tiny=self._chosen.tiny)))
         return _file_bytes(self._folder / model)
 
     def _registry(self, reserve: int) -> dict[str, Any]:
         chosen = self._chosen
-        simulated = chosen.engine == "simulated"
-        nbytes = sum(_file_bytes(self._folder / model) for model in chosen.models)
+        nbytes = sum(map(self._weight_bytes, chosen.models))
         made: dict[str, Any] = {
             "pool": {
                 "engine": chosen.engine,
@@ -162,10 +166,7 @@ class Run:
             },
             "weight_store": {"host_memory": int(HOST_SLACK * nbytes) + 2**30},
             "scheduler": {"policy": "lru", "idle_timeout": "24h", "linger": 0},
-            "models": [
-                {"name": model} if simulated else {"name": model, "path": str(self._folder / model)}
-                for model in chosen.models
-            ],
+            "models": registry_models(chosen.engine, self._folder, chosen.models, dummy=chosen.dummy),
         }
         for key, value in chosen.set:
             *path, last = key.split(".")
@@ -176,9 +177,18 @@ class Run:
         return made
 
 
-async def make_models(folder: Path, wanted: list[str], *, tiny: bool) -> None:
+def registry_models(engine: str, folder: Path, names: Sequence[str], *, dummy: bool) -> list[dict[str, str]]:
+    """The models of a registry that `make_models` makes in `folder`."""
+    if engine == "simulated":
+        return [{"name": name} for name in names]
+    weights = "dummy" if dummy else "checkpoint"
+    return [{"name": name, "path": str(folder / name), "weights": weights} for name in names]
+
+
+async def make_models(folder: Path, wanted: list[str], *, tiny: bool, dummy: bool) -> None:
     """In a process of its own, which leaves no CUDA context. Raises: BenchError."""
-    command = [sys.executable, "-m", "bench.shapes", "--out", folder, *wanted, *(["--tiny"] if tiny else [])]
+    options = [*(["--tiny"] if tiny else []), *(["--no-weights"] if dummy else [])]
+    command = [sys.executable, "-m", "bench.shapes", "--out", folder, *wanted, *options]
     process = await asyncio.create_subprocess_exec(*map(str, command), cwd=PROJECT)
     if await process.wait():
         raise BenchError("the models could not be made")

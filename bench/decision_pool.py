@@ -17,8 +17,8 @@ from bench.evaluation.sizes import SIZES
 from bench.simulator.calibration import read_calibration
 from bench.simulator.costs import Costs
 from bench.simulator.profile import profile_of
-from bench.simulator.shape import shape_of
 from config.registry import Model, PolicyName, Pool, Registry, SchedulerConfig, WeightStore
+from config.shape import shape_of
 from scheduler.actions import Activate, AnyAction, Blank, Decision, Dispatch, Park, Recycle, SetKvLimit, Stage
 from scheduler.events import (
     Activated,

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from bench.activation_run import make_models
+from bench.activation_run import make_models, registry_models
 from bench.arguments import Parser, new_file, positive_float, positive_int
 from bench.device_memory import device_memory
 from bench.errors import BenchError
@@ -36,6 +36,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="bench.swaps", description="Load on more models than there are workers, and what it leaves.")
     parser.add_argument("registry", nargs="?", type=Path, help="as for `prism serve`; port and socket are set here")
     parser.add_argument("--tiny", action="store_true", help="shrunken models instead of a registry")
+    parser.add_argument("--dummy", action="store_true", help="weights: dummy, nothing on disk; only with --tiny")
     parser.add_argument("--models", default=",".join(TINY_MODELS), help="of these; only with --tiny")
     parser.add_argument("--engine", default="sglang", help="only with --tiny")
     parser.add_argument("--workers", type=positive_int, default=4, help="only with --tiny")
@@ -84,10 +85,9 @@ def registry_of(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def tiny_registry(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     names = chosen.models.split(",")
-    simulated = chosen.engine == "simulated"
     return {
         "pool": {"engine": chosen.engine, "devices": [chosen.device], "workers_per_device": chosen.workers},
-        "models": [{"name": name} if simulated else {"name": name, "path": str(folder / name)} for name in names],
+        "models": registry_models(chosen.engine, folder, names, dummy=chosen.dummy),
     }
 
 
@@ -97,7 +97,8 @@ async def command(chosen: argparse.Namespace) -> int:
     try:
         with registry_of(chosen) as registry, device_memory(chosen.device) as memory:
             if chosen.tiny and chosen.engine != "simulated":
-                await make_models(Path(registry["models"][0]["path"]).parent, chosen.models.split(","), tiny=True)
+                folder = Path(registry["models"][0]["path"]).parent
+                await make_models(folder, chosen.models.split(","), tiny=True, dummy=chosen.dummy)
             figures = await Soak(chosen, registry, memory).run()
         print(write_report(chosen, figures))
     except (BenchError, OSError) as error:

@@ -6,14 +6,18 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
+from pathlib import Path
 
 from config.device_memory import bytes_needed, oversize
 from config.devices import is_accounted, is_gpu
 from config.model_files import (
+    SMALLEST_VOCABULARY,
     fault_of_config,
     fault_of_folder,
     fault_of_tokenizer,
+    fault_of_vocabulary,
     fault_of_weights,
+    shape_file,
     weight_bytes,
 )
 from config.problems import Key, Problems
@@ -91,7 +95,7 @@ def _check_device_memory(registry: Registry, problems: Problems) -> None:
         return
     for index, model in enumerate(registry.models):
         if fault := oversize(registry, model, pool.device_memory):
-            field = "path" if model.path else "engine_args"
+            field = "engine_args" if pool.engine == "simulated" else _source_field(model)
             problems.add(("models", index, field), *fault)
     _check_pinned_memory(registry, problems, pool.device_memory)
 
@@ -153,10 +157,10 @@ def _check_host_memory(registry: Registry, problems: Problems) -> None:
         return
     budget = registry.weight_store.host_memory
     sizes = [weight_bytes(model) for model in registry.models]
-    for index, nbytes in enumerate(sizes):
+    for index, (model, nbytes) in enumerate(zip(registry.models, sizes, strict=True)):
         if nbytes > budget:
             expected = f"weights of at most weight_store.host_memory ({format_size(budget)})"
-            problems.add(("models", index, "path"), expected, format_size(nbytes))
+            problems.add(("models", index, _source_field(model)), expected, format_size(nbytes))
     kept = [(model, nbytes) for model, nbytes in zip(registry.models, sizes, strict=True) if _is_kept(model)]
     needed = sum(nbytes for _, nbytes in kept)
     if needed > budget and len(kept) > 1:
@@ -165,35 +169,52 @@ def _check_host_memory(registry: Registry, problems: Problems) -> None:
         problems.add(key, expected, format_size(budget))
 
 
+def _source_field(model: Model) -> str:
+    return "shape" if model.path is None else "path"
+
+
 def _is_kept(model: Model) -> bool:
     return model.pinned or model.preload
 
 
 def _check_source(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
-    if not problems.spoilt((*key, "path"), (*key, "shape"), ("pool", "engine")):
-        for field, expected, got in _source_faults(model, registry.pool.engine == "simulated", serving):
+    if not problems.spoilt((*key, "path"), (*key, "shape"), (*key, "weights"), ("pool", "engine")):
+        simulated = registry.pool.engine == "simulated"
+        for field, expected, got in _source_faults(model, needs_weights=serving and not simulated, simulated=simulated):
             problems.add((*key, field), expected, got)
 
 
-def _source_faults(model: Model, simulated: bool, serving: bool) -> Iterator[tuple[str, str, str]]:
+def _source_faults(model: Model, *, needs_weights: bool, simulated: bool) -> Iterator[tuple[str, str, str]]:
     """Field, what was expected, and what it is."""
+    dummy = model.weights == "dummy"
     if model.path and model.shape:
         yield "shape", "a path or a shape", "both"
-    if not model.path and not model.shape and not simulated:
+    elif dummy and not model.path and not model.shape:
+        yield "weights", "a path or a shape to make dummy weights for", "neither"
+    elif not model.path and not model.shape and not simulated:
         yield "path", "a folder with config.json, tokenizer and safetensors", "nothing"
-    if model.path and (fault := fault_of_folder(model.path)):
+    if model.path:
+        yield from _path_faults(model.path, needs_weights and not dummy)
+    if model.shape:
+        if fault := fault_of_config(shape_file(model.shape)):
+            yield "shape", "a model's config.json", fault
+        if needs_weights and not dummy and not model.path:
+            expected = "a path, or weights: dummy, as a shape alone is enough to simulate, not to serve"
+            yield "shape", expected, "a shape alone"
+    if dummy and needs_weights and (fault := fault_of_vocabulary(model)):
+        yield _source_field(model), f"a tokenizer, or a vocab_size of at least {SMALLEST_VOCABULARY}", fault
+
+
+def _path_faults(path: Path, needs_weights: bool) -> Iterator[tuple[str, str, str]]:
+    if fault := fault_of_folder(path):
         yield "path", "a folder", fault
-    elif model.path and (fault := fault_of_config(model.path / "config.json")):
+    elif fault := fault_of_config(path / "config.json"):
         yield "path", "a folder with a model's config.json", fault
-    elif model.path and serving and not simulated:
-        if fault := fault_of_weights(model.path):
+    elif needs_weights:
+        if fault := fault_of_weights(path):
             yield "path", "a folder with a model's weights", fault
-        if fault := fault_of_tokenizer(model.path):
+        if fault := fault_of_tokenizer(path):
             yield "path", "a folder with a model's tokenizer", fault
-    if model.shape and (fault := fault_of_config(model.shape)):
-        yield "shape", "a model's config.json", fault
-    if model.shape and not model.path and serving and not simulated:
-        yield "shape", "a path, as a shape is enough to simulate, not to serve", "a shape alone"
 
 
 def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:

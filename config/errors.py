@@ -2,6 +2,7 @@
 
 PrismError
 ├── ConfigError            the registry is wrong: every problem at once
+├── ShapeError             a config.json whose sizes are not understood
 ├── RequestError           a client's request is refused: becomes an OpenAI error body
 ├── ChannelError           the framed connection between two processes
 │   ├── ChannelClosed
@@ -32,6 +33,10 @@ class ConfigError(PrismError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class ShapeError(PrismError):
+    """A model's config.json does not say how large the model is, in a form that is understood here."""
 
 
 class RequestError(PrismError):

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from config.errors import ShapeError
 from config.registry import Model
+from config.shape import shape_of
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """The files with a model's weights, the form that is read first before the older one."""
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Which file each tensor is in, of weights in several, in the order of `WEIGHTS`."""
+_NOT_A_SHAPE = (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError)
+"""What reading sizes out of a config.json raises that is none."""
 _TOKENIZER = ("tokenizer*", "tokenization_*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
+SMALLEST_VOCABULARY = 259
+"""Tokens that one must have for a tokenizer to be made up for it: every byte, and three marks of a chat."""
+
+
+def config_file(model: Model) -> Path | None:
+    """The model's config.json, if the registry says where one is."""
+    if model.path is not None:
+        return model.path / "config.json"
+    return None if model.shape is None else shape_file(model.shape)
+
+
+def shape_file(shape: Path) -> Path:
+    """The config.json that `shape` is, or is a folder with."""
+    return shape / "config.json" if shape.is_dir() else shape
+
+
 def weight_bytes(model: Model) -> int:
-    """Bytes of the model's safetensors; 0 where there are none to read."""
+    """Bytes of the model's safetensors, or of its dummy weights; 0 where neither is known before they are loaded."""
+    if model.weights == "dummy":
+        return _dummy_bytes(model)
     if model.path is None:
         return 0
     try:
@@ -25,15 +49,29 @@ def weight_bytes(model: Model) -> int:
         return 0
 
 
+def _dummy_bytes(model: Model) -> int:
+    try:
+        config = _content(model)
+        own = {} if model.dtype == "auto" else {"torch_dtype": model.dtype}
+        return shape_of({**config, **own}).weight_bytes
+    except (OSError, ShapeError, *_NOT_A_SHAPE):
+        return 0
+
+
+def _content(model: Model) -> Any:
+    """Of its config.json."""
+    file = config_file(model)
+    return json.loads(file.read_bytes()) if file else {}
+
+
 def kv_bytes_per_token(model: Model) -> int:
     """Bytes of KV cache per token, as its config.json has it, at two bytes a number; 0 where that does not say."""
-    file = model.shape or (model.path / "config.json" if model.path else None)
     try:
-        config = json.loads(file.read_bytes()) if file else {}
+        config = _content(model)
         heads = config["num_attention_heads"]
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
         return int(4 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_dim)
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError):
+    except (OSError, *_NOT_A_SHAPE):
         return 0
 
 
@@ -76,7 +114,40 @@ def _indexed(index: Path) -> set[str]:
         return set()
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` has something that a tokenizer is made of."""
+    return any(next(folder.glob(pattern), None) for pattern in _TOKENIZER)
+
+
 def fault_of_tokenizer(folder: Path) -> str:
-    """Empty if `folder` has something that a tokenizer is made of."""
-    there = any(next(folder.glob(pattern), None) for pattern in _TOKENIZER)
-    return "" if there else f"{folder} without tokenizer.json or the like"
+    """Empty if `folder` has a tokenizer."""
+    return "" if has_tokenizer(folder) else f"{folder} without tokenizer.json or the like"
+
+
+def fault_of_vocabulary(model: Model) -> str:
+    """Why the model has no tokenizer and none can be made up for it; empty if it has, or one can.
+
+    Empty as well if its config.json cannot be read, which `fault_of_config` tells.
+    """
+    file = config_file(model)
+    if file is None or tokenizer_folder(model) or fault_of_config(file):
+        return ""
+    size = vocabulary(json.loads(file.read_bytes()))
+    if size is None:
+        return f"{file} without it"
+    return "" if size >= SMALLEST_VOCABULARY else f"{file} with {size}"
+
+
+def tokenizer_folder(model: Model) -> Path | None:
+    """The folder that has config.json and tokenizer of the model; None if it has none."""
+    folder = model.path or model.shape
+    return folder if folder is not None and has_tokenizer(folder) else None
+
+
+def vocabulary(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model with this config.json knows; of one that sees as well, its language model's."""
+    for part in (config, config.get("text_config")):
+        size = part.get("vocab_size") if isinstance(part, Mapping) else None
+        if isinstance(size, int):
+            return size
+    return None

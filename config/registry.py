@@ -17,6 +17,7 @@ EngineName = Literal["transformers", "sglang", "simulated"]
 LatePolicy = Literal["serve", "refuse"]
 PolicyName = Literal["prism", "prism-paper", "static", "space", "swap", "serverless", "lru"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Weights = Literal["checkpoint", "dummy"]
 
 
 def default_admin_socket() -> Path:
@@ -128,7 +129,10 @@ class Model(Struct, frozen=True, kw_only=True):
     path: Path | None = None
     """Folder with config.json, tokenizer and safetensors."""
     shape: Path | None = None
-    """A config.json alone: enough to simulate, not to serve."""
+    """A config.json, or a folder with one: enough to simulate, and to serve with dummy weights."""
+    weights: Weights = "checkpoint"
+    """`dummy` makes random ones in host memory, seeded by the model's name, for a config.json alone; a tokenizer beside
+    that is used, else one is made up."""
     dtype: Dtype = "auto"
     tensor_parallel: Count = 1
     slo: Slo = field(default_factory=Slo)

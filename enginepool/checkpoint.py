@@ -11,11 +11,13 @@ from enginepool.messages import ModelSpec
 
 
 def weight_files(model: ModelSpec) -> list[Path]:
-    """The files with the weights, safetensors before the older form.
+    """The files with the weights, safetensors before the older form; none if the weights are dummies.
 
     Raises:
         StoreError: there are none.
     """
+    if model.weights == "dummy":
+        return []
     folder = Path(model.path)
     for pattern in WEIGHTS:
         files = sorted(folder.glob(pattern))
@@ -26,6 +28,8 @@ def weight_files(model: ModelSpec) -> list[Path]:
 
 def digest(model: ModelSpec, *others: str) -> str:
     """Changes with the checkpoint, the dtype, and each of `others`: versions, arguments, devices.
+
+    Dummy weights change with the model's name in the checkpoint's place.
 
     Raises:
         StoreError: the folder cannot be read.
@@ -38,5 +42,6 @@ def digest(model: ModelSpec, *others: str) -> str:
             found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     except OSError as error:
         raise StoreError(f"{model.name}: {error}") from error
-    found.update("\n".join((model.dtype, *others)).encode())
+    seed = [f"dummy {model.name}"] if model.weights == "dummy" else []
+    found.update("\n".join((model.dtype, *seed, *others)).encode())
     return found.hexdigest()

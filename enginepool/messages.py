@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from config.registry import Weights
+
 
 class Message(Struct, frozen=True, array_like=True, tag=True):
     """Base of all messages: encoded as [type name, field, field, ...]."""
@@ -23,9 +25,10 @@ class ModelSpec(Struct, frozen=True):
 
     name: str
     path: str
-    """Folder with config.json and tokenizer; empty for the simulated engine."""
+    """Folder with config.json, tokenizer and, unless they are dummies, weights; empty for the simulated engine."""
     dtype: str
     engine_args: dict[str, Any]
+    weights: Weights = "checkpoint"
 
 
 TensorKind = Literal["parameter", "buffer", "attribute"]

@@ -53,4 +53,4 @@ class Catalog:
 
 
 def _spec(model: Model) -> ModelSpec:
-    return ModelSpec(model.name, str(model.path or ""), model.dtype, model.engine_args)
+    return ModelSpec(model.name, str(model.path or ""), model.dtype, model.engine_args, model.weights)

@@ -1,4 +1,4 @@
-"""The files a running gateway owns: its lock, its admin socket, a folder for workers' sockets.
+"""The files a running gateway owns: its lock, its admin socket, a folder for workers' sockets and dummy models' files.
 
 The lock is the kernel's (flock), so it is gone with the process however that ended; whoever gets it sweeps what a
 killed predecessor left.
@@ -20,6 +20,8 @@ class RuntimeDir:
     def __init__(self, admin_socket: Path) -> None:
         self.admin_socket = admin_socket
         self.workers = admin_socket.with_name(admin_socket.name + ".d")
+        self.models = self.workers / "models"
+        """Made by whoever puts something there."""
         self._lock_path = admin_socket.with_name(admin_socket.name + ".lock")
         self._lock = -1
 

@@ -16,6 +16,7 @@ from config.errors import PoolError
 from config.registry import Registry
 from gateway.admin import AdminServer
 from gateway.core import Gateway
+from gateway.dummy_models import with_folders
 from gateway.http import build_app
 from gateway.runtime_dir import RuntimeDir
 
@@ -44,7 +45,8 @@ def serve(
     # aiohttp logs each client's malformed request there; what goes wrong here is logged in `gateway.http`.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     with RuntimeDir(registry.gateway.admin_socket) as runtime:
-        uvloop.run(_Server(registry, runtime, validate, record, on_listening).run())
+        served = with_folders(registry, runtime.models)
+        uvloop.run(_Server(served, runtime, validate, record, on_listening).run())
 
 
 class _Server:

@@ -2,7 +2,8 @@
 
     python -m tests.sglang_inspect FOLDER...
 
-prints a `Report` for each folder as JSON. A process of its own, since SGLang adapts much in the one that imports it.
+prints a `Report` for each folder as JSON; one without weights gets dummy ones. A process of its own, since SGLang
+adapts much in the one that imports it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Report:
     offsets: dict[str, int]
     tables: dict[str, bool]
     """Of rotary embeddings: whether one that was emptied is computed again as SGLang had it."""
+    infinite: list[str]
+    """Names of tensors with numbers that are none, or infinite."""
 
 
 def inspect(folder: Path) -> Report:
@@ -52,12 +55,12 @@ def inspect(folder: Path) -> Report:
     from enginepool.engines.sglang.rank import stored
     from enginepool.engines.sglang.tensors import Walk
 
-    spec = ModelSpec(folder.name, str(folder), "auto", {})
+    spec = ModelSpec(folder.name, str(folder), "auto", {}, "checkpoint" if [*folder.glob("*.safetensors")] else "dummy")
     manifest, held = weights.load(spec, lambda done, total: None, **SETTINGS)
     server_args = arguments.server_args(spec, SETTINGS["max_running"], 2**24, "cpu")
     config = ModelConfig.from_server_args(server_args)
     with held, as_only_rank(server_args, config):
-        loaded = weights.build(server_args, config, torch.device("cpu"))[0]
+        loaded = weights.build(server_args, config, torch.device("cpu"), spec)[0]
         filled = stored.StoredWeights(manifest, Cpu())
         filled.fill(Weights(manifest, held.ref, verify=True))
         with stored.loading(filled, Phases()):
@@ -74,6 +77,7 @@ def inspect(folder: Path) -> Report:
             removed=list(manifest.removed),
             offsets=offsets(manifest),
             tables=tables_again(loaded),
+            infinite=[name for name, it in walks[1].slots.items() if not it.tensor.float().isfinite().all()],
         )
 
 

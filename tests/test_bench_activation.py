@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors import safe_open
@@ -97,6 +98,19 @@ async def test_every_state_is_measured_and_reported(tmp_path: Path, capsys: pyte
     assert "qwen3-moe" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [activation, swaps])
+def test_models_with_dummy_weights_need_no_disk(tmp_path: Path, command: ModuleType) -> None:
+    given = ["--tiny", "--dummy", "--device", "cpu", "--engine", "transformers", "--models", "llama-1b,qwen3-0.6b"]
+    given += ["--workers", "1"]
+    if command is activation:
+        given += ["--reserve", "0", "--states", "disk,parked", "--rounds", "1", "--folder", str(tmp_path)]
+    else:
+        given += ["--rate", "10", "--duration", "1s", "--prompt-tokens", "16", "--output-tokens", "4"]
+
+    assert asyncio.run(command.command(command.arguments(given))) == 0
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 async def test_neighbours_idle_workers_and_kills_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +173,7 @@ async def test_a_run_that_is_stopped_reports_what_it_has_measured(tmp_path: Path
         (["--models", "llama-1b", "--states", "blank"], "needs two workers and two models"),
         (["--models", "llama-1b,llama-8b", "--states", "other"], "needs 4 models for 4 workers"),
         (["--states", "cold", "--device", "cpu"], "needs a GPU"),
+        (["--states", "cold", "--dummy"], "needs weights on disk"),
         (["--models", "llama-1b", "--states", "parked", "--neighbour"], "needs two models"),
         (["--set", "pool"], "expected KEY=VALUE"),
     ],

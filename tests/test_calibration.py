@@ -33,7 +33,7 @@ from bench.errors import BenchError
 from bench.shapes import SHAPES
 from bench.simulator.calibration import H200, Transfer, read_calibration
 from bench.simulator.costs import Costs
-from bench.simulator.shape import shape_of
+from config.shape import shape_of
 
 MODELS = ("llama-1b", "llama-8b")
 PROJECT = Path(__file__).parent.parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from msgspec.structs import replace
 
 from config.devices import blank_reserve, copies_at_a_time
 from config.errors import ConfigError
+from config.model_files import config_file, weight_bytes
 from config.reader import read_registry
 from config.registry import Gateway, Limits, Model, Pool, Registry, SchedulerConfig, Slo, WeightStore
 
@@ -196,16 +196,13 @@ def test_the_example_for_eight_gpus_is_valid() -> None:
     assert any(model.preload for model in registry.models)
 
 
-def test_the_example_for_one_gpu_is_valid_once_its_models_are_there(tmp_path: Path) -> None:
-    text = (EXAMPLES / "one-gpu.yaml").read_text()
-    names = re.findall(r"path: /srv/models/(\S+)", text)
-    assert len(names) >= 6
-    for name in names:
-        make_model(tmp_path / name)
-    copy = tmp_path / "one-gpu.yaml"
-    copy.write_text(text.replace("/srv/models", str(tmp_path)))
-    registry = read_registry(copy)
-    assert (registry.pool.engine, registry.pool.workers_per_device) == ("sglang", 4)
+def test_the_example_for_one_gpu_needs_nothing_but_the_repository() -> None:
+    registry = read_registry(EXAMPLES / "one-gpu.yaml")
+    assert (registry.pool.engine, registry.pool.workers_per_device, len(registry.models)) == ("sglang", 4, 6)
+    assert {model.weights for model in registry.models} == {"dummy"}
+    total = sum(map(weight_bytes, registry.models))
+    assert all(map(weight_bytes, registry.models))
+    assert total < registry.weight_store.host_memory
 
 
 def test_the_example_of_the_demo_is_valid_once_its_models_are_made(tmp_path: Path) -> None:
@@ -715,7 +712,8 @@ def test_a_shape_is_enough_to_simulate_and_not_to_serve(write: Write, problems: 
     text = "models:\n  - name: a\n    shape: config.json"
     assert read_registry(write(text), serving=False).models[0].shape == tmp_path / "config.json"
     assert problems(text) == [
-        "3: models[0].shape: expected a path, as a shape is enough to simulate, not to serve, got a shape alone"
+        "3: models[0].shape: expected a path, or weights: dummy, as a shape alone is enough to simulate, not to serve, "
+        "got a shape alone"
     ]
 
 
@@ -727,6 +725,94 @@ def test_a_shape_is_enough_for_the_simulated_engine(write: Write, tmp_path: Path
 
 def test_a_shape_that_is_missing(problems: Problems, tmp_path: Path) -> None:
     assert problems("models:\n  - name: a\n    shape: none.json", serving=False) == [
+        f"3: models[0].shape: expected a model's config.json, got {tmp_path}/none.json (No such file or directory)"
+    ]
+
+
+# --- dummy weights --------------------------------------------------------------------------------------------
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def shape(tmp_path: Path) -> Path:
+    """The folder of a config.json, and nothing else."""
+    (tmp_path / "shape").mkdir()
+    (tmp_path / "shape" / "config.json").write_text(json.dumps(SHAPE))
+    return tmp_path / "shape"
+
+
+@pytest.mark.parametrize("engine", ["transformers", "sglang", "simulated"])
+@pytest.mark.parametrize("source", ["shape: shape/config.json", "shape: shape", "path: shape"])
+def test_a_config_is_enough_to_serve_dummy_weights(write: Write, shape: Path, engine: str, source: str) -> None:
+    registry = read_registry(
+        write(f"pool: {{engine: {engine}}}\nmodels: [{{name: a, weights: dummy, {source}}}]"), serving=True
+    )
+    (model,) = registry.models
+    assert config_file(model) == shape / "config.json"
+    parameters = 2 * 1000 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert weight_bytes(model) == 2 * parameters
+
+
+def test_dummy_weights_have_the_dtype_that_the_model_is_served_in(write: Write, shape: Path) -> None:
+    text = "models: [{name: a, weights: dummy, shape: shape}, {name: b, weights: dummy, shape: shape, dtype: float32}]"
+    first, second = map(weight_bytes, read_registry(write(text)).models)
+    assert second == 2 * first
+
+
+def test_dummy_weights_of_an_unknown_size_are_left_to_the_load(write: Write, shape: Path) -> None:
+    (shape / "config.json").write_text(json.dumps(SHAPE | {"architectures": ["NewForCausalLM"]}))
+    (model,) = read_registry(write("models: [{name: a, weights: dummy, shape: shape}]")).models
+    assert weight_bytes(model) == 0
+
+
+@pytest.mark.parametrize("engine", ["transformers", "simulated"])
+def test_dummy_weights_need_a_shape_or_a_path(problems: Problems, engine: str) -> None:
+    assert problems(f"pool: {{engine: {engine}}}\nmodels:\n  - name: a\n    weights: dummy") == [
+        "4: models[0].weights: expected a path or a shape to make dummy weights for, got neither"
+    ]
+
+
+def test_weights_that_are_neither(problems: Problems, shape: Path) -> None:
+    assert problems("models:\n  - name: a\n    shape: shape\n    weights: random") == [
+        "4: models[0].weights: expected one of checkpoint, dummy, got 'random'"
+    ]
+
+
+def test_dummy_weights_must_fit_into_host_memory_too(problems: Problems, shape: Path) -> None:
+    huge = SHAPE | {"hidden_size": 2**15, "intermediate_size": 2**17, "num_hidden_layers": 50}
+    (shape / "config.json").write_text(json.dumps(huge))
+    (line,) = problems("models:\n  - name: a\n    shape: shape\n    weights: dummy")
+    assert line.startswith("3: models[0].shape: expected weights of at most weight_store.host_memory (4.0 GiB), got ")
+
+
+@pytest.mark.parametrize(("size", "got"), [(258, "with 258"), (None, "without it")])
+def test_a_vocabulary_that_no_tokenizer_can_be_made_up_for(
+    problems: Problems, shape: Path, size: int | None, got: str
+) -> None:
+    (shape / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": size}))
+    text = "models:\n  - name: a\n    shape: shape\n    weights: dummy"
+    assert problems(text) == [
+        f"3: models[0].shape: expected a tokenizer, or a vocab_size of at least 259, got {shape}/config.json {got}"
+    ]
+
+
+def test_a_tokenizer_beside_the_config_needs_no_vocabulary_of_that_size(write: Write, shape: Path) -> None:
+    (shape / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": 100}))
+    (shape / "tokenizer.json").write_text("{}")
+    assert read_registry(write("models: [{name: a, weights: dummy, path: shape}]")).models
+
+
+def test_a_shape_for_dummy_weights_that_is_missing(problems: Problems, tmp_path: Path) -> None:
+    assert problems("models:\n  - name: a\n    shape: none.json\n    weights: dummy") == [
         f"3: models[0].shape: expected a model's config.json, got {tmp_path}/none.json (No such file or directory)"
     ]
 

@@ -28,8 +28,8 @@ from bench.evaluation.workloads import AZURE, PRISM_27, make, missing
 from bench.simulator.calibration import read_calibration
 from bench.simulator.outcomes import Answer, Result
 from bench.simulator.report import Row
-from bench.simulator.shape import shape_of
 from bench.traces.trace import Request
+from config.shape import shape_of
 
 CALIBRATION = read_calibration()
 TINY = Scenario(

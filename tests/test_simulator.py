@@ -21,12 +21,13 @@ from bench.simulator.models import costs_of, on_gpus
 from bench.simulator.outcomes import Answer, Result
 from bench.simulator.profile import LONG, SHORT, profile_of
 from bench.simulator.report import Setting, row
-from bench.simulator.shape import read_shape, shape_of
 from bench.simulator.simulation import Simulation
 from bench.traces.synthetic_text import parse_synthetic
 from bench.traces.trace import Request, Trace
+from config.errors import ShapeError
 from config.reader import read_registry
 from config.registry import PolicyName, Registry, Slo
+from config.shape import read_shape, shape_of
 from gateway.cli import main
 
 CALIBRATION = read_calibration()
@@ -489,7 +490,7 @@ def test_a_shape_that_is_not_understood_says_so(tmp_path: Path, changed: dict[st
     path = tmp_path / "config.json"
     path.write_text(json.dumps(SHAPES["llama-1b"] | changed))
 
-    with pytest.raises(BenchError, match=complaint):
+    with pytest.raises(ShapeError, match=complaint):
         read_shape(path)
 
 

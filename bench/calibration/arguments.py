@@ -7,9 +7,10 @@ from pathlib import Path
 
 from bench.arguments import Parser, positive_int
 from bench.calibration.plan import ROOM
-from bench.errors import BenchError, UsageError
+from bench.errors import UsageError
 from bench.shapes import SHAPES
-from bench.simulator.shape import shape_of
+from config.errors import ShapeError
+from config.shape import shape_of
 
 DEFAULT_MODELS = "llama-1b,llama-8b"
 
@@ -44,7 +45,7 @@ def _names(text: str) -> list[str]:
         raise argparse.ArgumentTypeError(f"expected two different models or more, got {text}")
     try:
         return sorted(wanted, key=lambda name: shape_of(SHAPES[name]).weight_bytes)
-    except (BenchError, KeyError) as error:
+    except (ShapeError, KeyError) as error:
         raise argparse.ArgumentTypeError(f"the simulator has no shape for one of {text}: {error}") from error
 
 

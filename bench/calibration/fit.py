@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bench.calibration.measurements import DecodePoint, Measurements, Member, PrefillPoint, Together
 from bench.errors import BenchError
-from bench.simulator.shape import Shape
+from config.shape import Shape
 
 ROUNDS = 10
 """In which the longer one of two times is looked for again, after a fit."""

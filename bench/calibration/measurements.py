@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from bench.errors import BenchError
-from bench.simulator.shape import Shape, shape_of
+from config.shape import Shape, shape_of
 
 
 class Load(Struct, frozen=True):

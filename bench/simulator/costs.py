@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.simulator.calibration import Calibration
-from bench.simulator.shape import Shape
+from config.shape import Shape
 
 
 class Costs:

@@ -9,9 +9,10 @@ from msgspec.structs import replace
 from bench.errors import BenchError, UsageError
 from bench.simulator.calibration import Calibration
 from bench.simulator.costs import Costs
-from bench.simulator.shape import read_shape
-from config.model_files import weight_bytes
+from config.errors import ShapeError
+from config.model_files import config_file, weight_bytes
 from config.registry import Model, Registry
+from config.shape import read_shape
 
 
 def on_gpus(registry: Registry, gpus: int | None, workers: int | None) -> Registry:
@@ -55,8 +56,11 @@ def costs_of(models: Iterable[Model], calibration: Calibration) -> dict[str, Cos
 
 
 def _costs(model: Model, calibration: Calibration) -> Costs:
-    file = model.shape or (model.path / "config.json" if model.path else None)
+    file = config_file(model)
     if file is None:
         raise BenchError("it has no shape and no path, so that its size is not known")
-    shape = read_shape(file)
+    try:
+        shape = read_shape(file)
+    except ShapeError as error:
+        raise BenchError(str(error)) from error
     return Costs(calibration, shape, weight_bytes(model) or shape.weight_bytes, model.tensor_parallel)

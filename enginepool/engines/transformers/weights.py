@@ -1,17 +1,19 @@
-"""The first load of a model: transformers' own loader reads it, and all its tensors go into a segment."""
+"""The first load of a model: transformers reads it, or makes it for dummy weights, and all its tensors are stored."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from config.errors import EngineError, StoreError, describe
 from enginepool.checkpoint import digest, weight_files
+from enginepool.dummy import fill
 from enginepool.engines.transformers.checkpoint import FOREIGN_ERRORS, torch_dtype
 from enginepool.engines.transformers.tensors import slots_of
 from enginepool.layout import Entry
@@ -28,7 +30,8 @@ def load(model: ModelSpec, progress: Progress) -> tuple[Manifest, HeldSegment]:
     files = weight_files(model)
     meter = Meter(progress, files)
     read_ahead(model, files, meter)
-    entries = _entries(model, _from_pretrained(model))
+    module = _with_dummy_weights(model) if model.weights == "dummy" else _from_pretrained(model)
+    entries = _entries(model, module)
     tensors, blocks, held = write(model, entries, ALIGNMENT, meter)
     return Manifest(model.name, key, held.nbytes, tensors, blocks), held
 
@@ -46,6 +49,21 @@ def _from_pretrained(model: ModelSpec) -> nn.Module:
     if missing := sorted(report["missing_keys"]):
         raise StoreError(f"{model.name}: {len(missing)} tensors are missing in {model.path}, such as {missing[0]}")
     assert isinstance(module, nn.Module)
+    return module
+
+
+def _with_dummy_weights(model: ModelSpec) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(model.path, local_files_only=True)
+        if getattr(config, "quantization_config", None):
+            raise StoreError(f"{model.name}: the engine transformers has no dummy weights for quantized models")
+        own = {} if model.dtype == "auto" else {"dtype": torch_dtype(model)}
+        with no_init_weights():
+            module: nn.Module = AutoModelForCausalLM.from_config(config, **own)
+        cast(Any, module).tie_weights()
+        fill(module, model.name, config.get_text_config(decoder=True).hidden_size)
+    except FOREIGN_ERRORS as error:
+        raise StoreError(f"{model.name}: transformers cannot make {model.path}: {describe(error)}") from error
     return module
 
 

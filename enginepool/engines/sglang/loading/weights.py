@@ -22,6 +22,7 @@ from enginepool.checkpoint import digest, weight_files
 from enginepool.engines.sglang import arguments
 from enginepool.engines.sglang.building import as_only_rank, default_dtype, initialise
 from enginepool.engines.sglang.gpu.imports import answered_by_nvml
+from enginepool.engines.sglang.loading.dummy import invent_weights
 from enginepool.engines.sglang.loading.missing import Marks
 from enginepool.engines.sglang.loading.rotary import compute_tables
 from enginepool.engines.sglang.tensors import Walk
@@ -53,7 +54,7 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
             model_config = ModelConfig.from_server_args(server_args)
             with as_only_rank(server_args, model_config):
                 process_on = torch.device(device if model_config.quantization else "cpu")
-                module, values, removed = build(server_args, model_config, process_on)
+                module, values, removed = build(server_args, model_config, process_on, model)
                 if device != "cpu":
                     compute_tables(module, torch.device(device))
     except (EngineError, StoreError) as error:
@@ -66,7 +67,7 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
 
 
 def build(
-    server_args: Any, model_config: Any, device: torch.device
+    server_args: Any, model_config: Any, device: torch.device, model: ModelSpec
 ) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
     """The loaded model on the CPU, the plain values that loading changed, and the names that it took away.
 
@@ -79,11 +80,11 @@ def build(
         raise StoreError(f"SGLang loads it by its {type(reader).__name__}, which the weight store cannot repeat")
     module = initialise(model_config, load_config, torch.device("cpu"))
     before = Walk(module)
-    marks = Marks(module)
     with default_dtype(model_config.dtype):
-        cast(Any, module).load_weights(reader._get_all_weights(model_config, module))
-        if missing := marks.left():
-            raise StoreError(f"{len(missing)} tensors are missing in the checkpoint, such as {missing[0]}")
+        if model.weights == "dummy":
+            invent_weights(module, model, model_config)
+        else:
+            _read(module, reader._get_all_weights(model_config, module))
         _process(module, device)
         # ModelRunner would at an activation, and wait for the copy of the weights meanwhile.
         reserve_rope_cache_for_long_sequences(module, server_args, model_config)
@@ -91,6 +92,13 @@ def build(
     _check_structure(before, after)
     changed = {name: value for name, value in after.values.items() if before.values.get(name, ...) != value}
     return module, changed, _removed(before, after)
+
+
+def _read(module: nn.Module, tensors: Any) -> None:
+    marks = Marks(module)
+    cast(Any, module).load_weights(tensors)
+    if missing := marks.left():
+        raise StoreError(f"{len(missing)} tensors are missing in the checkpoint, such as {missing[0]}")
 
 
 def _process(module: nn.Module, device: torch.device) -> None:

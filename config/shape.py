@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
+from config.errors import ShapeError
 
 DENSE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 EXPERTS = ("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
@@ -46,29 +46,29 @@ def read_shape(path: Path) -> Shape:
     """The shape in a config.json.
 
     Raises:
-        BenchError: it cannot be read, or its architecture, data type or quantization is not understood.
+        ShapeError: it cannot be read, or its architecture, data type or quantization is not understood.
     """
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from error
+        raise ShapeError(f"{path}: cannot be read: {error}") from error
     try:
         return shape_of(config)
     except KeyError as error:
-        raise BenchError(f"{path}: a shape needs {error.args[0]}, which is not there") from error
-    except (BenchError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise BenchError(f"{path}: the shape is not understood: {error}") from error
+        raise ShapeError(f"{path}: a shape needs {error.args[0]}, which is not there") from error
+    except (ShapeError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ShapeError(f"{path}: the shape is not understood: {error}") from error
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The shape of a config.json's content. Raises: BenchError; KeyError, naming what it lacks."""
+    """The shape of a config.json's content. Raises: ShapeError; KeyError, naming what it lacks."""
     architecture = next(iter(config.get("architectures") or ()), "none")
     if architecture not in DENSE + EXPERTS:
-        raise BenchError(f"its architecture is {architecture}; known are {', '.join(DENSE + EXPERTS)}")
+        raise ShapeError(f"its architecture is {architecture}; known are {', '.join(DENSE + EXPERTS)}")
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     heads = config["num_attention_heads"]
     if min(layers, hidden, heads) < 1:
-        raise BenchError(f"it has {layers} layers, {heads} heads and a hidden size of {hidden}")
+        raise ShapeError(f"it has {layers} layers, {heads} heads and a hidden size of {hidden}")
     head_dim = config.get("head_dim") or hidden // heads
     kv_heads = config.get("num_key_value_heads") or heads
     width, linear_width = _widths(config)
@@ -99,10 +99,10 @@ def _widths(config: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes of a number in embeddings and KV cache, and in linear layers."""
     dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
     if dtype not in _DTYPES:
-        raise BenchError(f"its data type is {dtype}; known are {', '.join(_DTYPES)}")
+        raise ShapeError(f"its data type is {dtype}; known are {', '.join(_DTYPES)}")
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method not in (None, "fp8"):
-        raise BenchError(f"it is quantized by {method}; known is fp8")
+        raise ShapeError(f"it is quantized by {method}; known is fp8")
     return _DTYPES[dtype], 1 if method else _DTYPES[dtype]
 
 
