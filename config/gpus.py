@@ -28,6 +28,25 @@ def visible_name(device: str, environment: Mapping[str, str]) -> str:
     return names[index]
 
 
+def uuid_of(device: str, environment: Mapping[str, str]) -> str:
+    """The UUID of the GPU `device` of this `environment`.
+
+    Raises:
+        PoolError: there is none of that number, or NVML cannot be asked.
+    """
+    name = visible_name(device, environment)
+    if not name.isdigit():
+        return name  # it is one already, or the beginning of one
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlDeviceGetUUID(nvml_handle(name)))
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise PoolError(f"the UUID of {device} is not known: {error}") from error
+
+
 def nvml_handle(name: str) -> Any:
     """NVML's of a GPU that `visible_name` named: by its number, or by its UUID or the beginning of that.
 

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from config.errors import ChannelError, PoolError
 from config.registry import Pool
-from enginepool import process
+from enginepool import mps_control, process
 from enginepool.channel import Channel
 from enginepool.forks import Child, ForkServer
-from enginepool.messages import Exit, FromWorker, Message, Ping, WorkerReady
+from enginepool.messages import Exit, FromWorker, Message, MpsClient, Ping, WorkerReady
+from enginepool.mps import Mps
 
 log = logging.getLogger("prism.pool")
 
@@ -48,6 +49,10 @@ class WorkerHandle:
         self.device = device
         self.child: Child[FromWorker] | None = None
         self.ready = False
+        self.mps: MpsClient | None = None
+        """How its process computes beside others; None: in turns with them."""
+        self.ending: Child[FromWorker] | None = None
+        """The process that is about to be killed."""
         self.unanswered = 0
         self.restarts = 0
         self.recycled: Child[FromWorker] | None = None
@@ -67,6 +72,7 @@ class Supervisor:
         self._config = config
         self._events = events
         self.forks = ForkServer(config, run_dir)
+        self._mps = Mps(config, run_dir, self._daemon_ended)
         places = [device for device in config.devices for _ in range(config.workers_per_device)]
         self.workers = [WorkerHandle(number, device) for number, device in enumerate(places)]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,9 +81,10 @@ class Supervisor:
         """Start the template and begin to start every worker; they report by WorkerReady.
 
         Raises:
-            PoolError: the template does not start.
+            PoolError: the template does not start, or MPS cannot be had where the registry insists on it.
         """
         process.set_subreaper(True)
+        await self._mps.start()
         await self.forks.start()
         for worker in self.workers:
             self._spawn_task(self._run_place(worker))
@@ -94,9 +101,11 @@ class Supervisor:
         exits = [child.exited for child in children]
         if exits:
             await asyncio.wait(exits, timeout=STOP_TIMEOUT)
+        await asyncio.gather(*(_leave_gpu(child, place.mps) for place in self.workers if (child := place.child)))
         for child in children:
             await child.kill()
         await self.forks.stop()
+        await self._mps.stop()
 
     def send(self, worker: int, message: Message) -> None:
         """Give a worker a message. A dead one is no error here: its death is told by `worker_dead`."""
@@ -106,9 +115,9 @@ class Supervisor:
 
     def kill(self, worker: int, reason: str) -> None:
         """End a worker's process now; it is replaced."""
-        child = self.workers[worker].child
-        if child is not None:
-            child.end(reason)
+        place = self.workers[worker]
+        if place.child is not None:
+            self._end(place, place.child, reason)
 
     def recycle(self, worker: int) -> None:
         """Let a worker's process end, and start another in its place; `worker_dead` is not told of it."""
@@ -117,7 +126,20 @@ class Supervisor:
         if child is not None:
             place.ready = False
             _send_quietly(child.channel, Exit())
-            asyncio.get_running_loop().call_later(STOP_TIMEOUT, child.end)
+            asyncio.get_running_loop().call_later(STOP_TIMEOUT, self._end, place, child)
+
+    def _end(self, place: WorkerHandle, child: Child[FromWorker], reason: str = "") -> None:
+        """Kill a process of a place, at once or after a moment."""
+        if place.mps is None:
+            child.end(reason)
+        elif place.ending is not child:
+            place.ending = child
+            self._spawn_task(_end_client(child, place.mps, reason))
+
+    def _daemon_ended(self, device: str, reason: str) -> None:
+        for place in self.workers:
+            if place.device == device and place.mps is not None and place.child is not None:
+                place.child.end(reason)
 
     # one place of the pool
 
@@ -143,7 +165,8 @@ class Supervisor:
         """Start one process and wait for its end; returns why it ended."""
         place.unanswered = 0
         place.ready = False
-        child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker)
+        place.mps = await self._mps.client(place.device)
+        child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker, place.mps)
         place.child = child
         child.receive(lambda message: self._on_message(place, message))
         asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, place, child)
@@ -190,6 +213,17 @@ class Supervisor:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _end_client(child: Child[FromWorker], mps: MpsClient, reason: str) -> None:
+    await _leave_gpu(child, mps)
+    child.end(reason)
+
+
+async def _leave_gpu(child: Child[FromWorker], mps: MpsClient | None) -> None:
+    """Before it is killed."""
+    if mps is not None and not child.exited.done():
+        await mps_control.terminate(mps.pipes, child.pid)
 
 
 def _restart_delay(early_deaths: int) -> float:

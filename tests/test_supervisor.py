@@ -19,7 +19,7 @@ from config.errors import PoolError
 from config.registry import Pool
 from enginepool import forks, process, supervisor
 from enginepool.forks import Child, ForkServer
-from enginepool.messages import Exit, FromWorker, Ping, Pong, WorkerReady
+from enginepool.messages import Exit, FromWorker, MpsClient, Ping, Pong, WorkerReady
 from enginepool.supervisor import Supervisor
 from tests.serving import PATIENCE
 
@@ -317,7 +317,7 @@ class Impostors(ForkServer):
         for connection in self._connections:
             connection.close()
 
-    async def fork(self, role: str, name: str, device: str, union: Any) -> Child[Any]:
+    async def fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None = None) -> Child[Any]:
         with forks._listen(self._path) as listener:
             connection = socket.socket(socket.AF_UNIX)
             connection.connect(str(self._path))

@@ -23,8 +23,12 @@ class GpuMemory:
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
     def of_process(self) -> int | None:
-        """Bytes, all kinds together. None where NVML does not tell: in some containers it knows no process."""
-        for running in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
-            if running.pid == self._pid and running.usedGpuMemory is not None:
-                return int(running.usedGpuMemory)
+        """Bytes, all kinds together. None where NVML does not tell: in some containers it knows no process.
+
+        Clients of an MPS daemon have a list of their own.
+        """
+        for asked in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetMPSComputeRunningProcesses):
+            for running in asked(self._handle):
+                if running.pid == self._pid and running.usedGpuMemory is not None:
+                    return int(running.usedGpuMemory)
         return None

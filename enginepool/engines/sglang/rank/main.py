@@ -40,7 +40,7 @@ log = logging.getLogger("prism.rank")
 def run_rank(connection: Connection, start: StartRank) -> None:
     """Serve the front's commands until it closes the connection."""
     torch.set_num_threads(start.threads)
-    device = open_device(start.gpu)
+    device = open_device(start.gpu, start.mps)
     connection.send(RankReady(device.used()))
     ahead.prepare_first_build(start.device)
     while True:
