@@ -59,3 +59,15 @@ def nvml_handle(name: str) -> Any:
         if pynvml.nvmlDeviceGetUUID(handle).startswith(name):
             return handle
     raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+
+
+def bytes_by_process(handle: Any) -> dict[int, int]:
+    """Bytes of the GPU's memory by process id; a process is left out where NVML does not tell.
+
+    Clients of an MPS daemon may be in a list of their own. NVML is to be open. Raises: pynvml.NVMLError.
+    """
+    running = [
+        *pynvml.nvmlDeviceGetComputeRunningProcesses(handle),
+        *pynvml.nvmlDeviceGetMPSComputeRunningProcesses(handle),
+    ]
+    return {it.pid: int(it.usedGpuMemory) for it in running if it.usedGpuMemory is not None}

@@ -101,7 +101,7 @@ class Supervisor:
         exits = [child.exited for child in children]
         if exits:
             await asyncio.wait(exits, timeout=STOP_TIMEOUT)
-        await asyncio.gather(*(_leave_gpu(child, place.mps) for place in self.workers if (child := place.child)))
+        await asyncio.gather(*map(_leave_gpu, self.workers))
         for child in children:
             await child.kill()
         await self.forks.stop()
@@ -134,7 +134,7 @@ class Supervisor:
             child.end(reason)
         elif place.ending is not child:
             place.ending = child
-            self._spawn_task(_end_client(child, place.mps, reason))
+            self._spawn_task(_end_client(place, child, reason))
 
     def _daemon_ended(self, device: str, reason: str) -> None:
         for place in self.workers:
@@ -215,15 +215,15 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _end_client(child: Child[FromWorker], mps: MpsClient, reason: str) -> None:
-    await _leave_gpu(child, mps)
+async def _end_client(place: WorkerHandle, child: Child[FromWorker], reason: str) -> None:
+    await _leave_gpu(place)
     child.end(reason)
 
 
-async def _leave_gpu(child: Child[FromWorker], mps: MpsClient | None) -> None:
-    """Before it is killed."""
-    if mps is not None and not child.exited.done():
-        await mps_control.terminate(mps.pipes, child.pid)
+async def _leave_gpu(place: WorkerHandle) -> None:
+    """Before its process is killed."""
+    if place.mps is not None and place.child is not None and not place.child.exited.done():
+        await mps_control.terminate(place.mps.pipes, place.child.pid)
 
 
 def _restart_delay(early_deaths: int) -> float:

@@ -214,7 +214,7 @@ def test_what_a_dead_gateway_has_left_is_swept_at_the_next_start(
     gateway.kill()
     first.process.wait(PATIENCE)
     assert server.is_running()
-    second = serve_prism({"pool": gpu_pool(), "models": [{"name": "a"}], "gateway": socket})
+    serve_prism({"pool": gpu_pool(), "models": [{"name": "a"}], "gateway": socket})
     assert not server.is_running()
     assert len(fake_mps.processes("server")) == 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pynvml
 
-from config.gpus import nvml_handle
+from config.gpus import bytes_by_process, nvml_handle
 
 
 class GpuMemory:
@@ -23,12 +23,5 @@ class GpuMemory:
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
     def of_process(self) -> int | None:
-        """Bytes, all kinds together. None where NVML does not tell: in some containers it knows no process.
-
-        Clients of an MPS daemon have a list of their own.
-        """
-        for asked in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetMPSComputeRunningProcesses):
-            for running in asked(self._handle):
-                if running.pid == self._pid and running.usedGpuMemory is not None:
-                    return int(running.usedGpuMemory)
-        return None
+        """Bytes, all kinds together. None where NVML does not tell: in some containers it knows no process."""
+        return bytes_by_process(self._handle).get(self._pid)

@@ -129,6 +129,8 @@ def open_device(gpu: str, mps: MpsClient | None) -> Device:
 
         return Cpu()
     os.environ.update({VISIBLE: gpu} | mps_environment(mps))
+    from enginepool.engines.sglang.gpu import driver
     from enginepool.engines.sglang.gpu.device import Gpu
 
+    driver.start()
     return Gpu()
