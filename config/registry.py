@@ -86,7 +86,8 @@ class Pool(Struct, frozen=True, kw_only=True):
     engine_args: dict[str, Any] = field(default_factory=dict)
     """For the engine as a whole. `simulated` takes its timing model (`ttft`, `tpot`, `activation`: seconds) and what it
     pretends to hold of a device: `held_blank`, `held_active`, `held_parked`, `kv_per_token` (bytes); `limit_delay` are
-    the seconds after which a lower KV limit holds."""
+    the seconds after which a lower KV limit holds; a request with the text `faulty` ends its worker as a GPU's fault
+    does."""
 
 
 class WeightStore(Struct, frozen=True, kw_only=True):

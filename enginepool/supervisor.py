@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,11 @@ class PoolEvents(Protocol):
         """It is gone and will be replaced under the same number."""
         ...
 
+    def device_fault(self, device: str, workers: Sequence[int], reason: str, suspected: bool) -> None:
+        """All of a device's workers that share it by MPS are gone together, and will be replaced. `suspected` if what
+        one of them did may be the cause."""
+        ...
+
 
 class WorkerHandle:
     """One place of the pool: its number stays, its process may be replaced."""
@@ -49,6 +54,8 @@ class WorkerHandle:
         self.device = device
         self.child: Child[FromWorker] | None = None
         self.ready = False
+        self.isolated = False
+        """Whether its process is to share its GPU in turns, even where there is MPS."""
         self.mps: MpsClient | None = None
         """How its process computes beside others; None: in turns with them."""
         self.ending: Child[FromWorker] | None = None
@@ -119,9 +126,10 @@ class Supervisor:
         if place.child is not None:
             self._end(place, place.child, reason)
 
-    def recycle(self, worker: int) -> None:
+    def recycle(self, worker: int, *, isolated: bool = False) -> None:
         """Let a worker's process end, and start another in its place; `worker_dead` is not told of it."""
         place = self.workers[worker]
+        place.isolated = isolated
         child = place.recycled = place.child
         if child is not None:
             place.ready = False
@@ -137,9 +145,23 @@ class Supervisor:
             self._spawn_task(_end_client(place, child, reason))
 
     def _daemon_ended(self, device: str, reason: str) -> None:
-        for place in self.workers:
-            if place.device == device and place.mps is not None and place.child is not None:
+        self._device_failed(device, reason, self._clients(device), suspected=False)
+
+    def _clients(self, device: str) -> list[WorkerHandle]:
+        """Places whose processes share the device by MPS, and are not about to make room for others."""
+        here = (place for place in self.workers if place.device == device and place.mps is not None)
+        return [place for place in here if place.child is not None and place.child is not place.recycled]
+
+    def _device_failed(self, device: str, reason: str, places: Sequence[WorkerHandle], *, suspected: bool) -> None:
+        """Have all of them replaced at once: nobody can use the device again before all its clients have ended."""
+        for place in places:
+            place.restarts += 1
+            if place.child is not None:
+                place.ready, place.recycled = False, place.child
                 place.child.end(reason)
+        if places:
+            log.warning("%s: %s; all of its %d workers are replaced", device, reason, len(places))
+            self._events.device_fault(device, [place.number for place in places], reason, suspected)
 
     # one place of the pool
 
@@ -165,9 +187,13 @@ class Supervisor:
         """Start one process and wait for its end; returns why it ended."""
         place.unanswered = 0
         place.ready = False
-        place.mps = await self._mps.client(place.device)
+        isolated = place.isolated
+        place.mps = None if isolated else await self._mps.client(place.device)
         child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker, place.mps)
         place.child = child
+        if place.isolated is not isolated:  # told so while this one was on its way
+            place.recycled = child
+            child.end()
         child.receive(lambda message: self._on_message(place, message))
         asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, place, child)
         return await asyncio.shield(child.exited)
@@ -178,9 +204,13 @@ class Supervisor:
 
     def _bury(self, place: WorkerHandle, reason: str, delay: float) -> None:
         place.child = None
-        place.restarts += 1
         log.warning("%s is gone: %s; starting another%s", place.name, reason, f" in {delay:g} s" if delay else "")
-        self._events.worker_dead(place.number, reason)
+        if reason == process.DEVICE_FAULT and place.mps is not None:
+            places = sorted([place, *self._clients(place.device)], key=lambda place: place.number)
+            self._device_failed(place.device, reason, places, suspected=True)
+        else:
+            place.restarts += 1
+            self._events.worker_dead(place.number, reason)
 
     def _on_message(self, place: WorkerHandle, message: FromWorker) -> None:
         if place.recycled is not None and place.child is place.recycled:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Recorder:
         self.ready: list[tuple[int, int]] = []
         """Worker and process id."""
         self.dead: list[tuple[int, str]] = []
+        self.faults: list[tuple[str, list[int], str, bool]] = []
         self.pongs: list[int] = []
         self._news = asyncio.Event()
 
@@ -43,6 +44,10 @@ class Recorder:
 
     def worker_dead(self, worker: int, reason: str) -> None:
         self.dead.append((worker, reason))
+        self._news.set()
+
+    def device_fault(self, device: str, workers: Sequence[int], reason: str, suspected: bool) -> None:
+        self.faults.append((device, list(workers), reason, suspected))
         self._news.set()
 
     async def until(self, holds: Callable[[], bool]) -> None:

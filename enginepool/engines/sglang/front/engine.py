@@ -37,6 +37,7 @@ from enginepool.messages import (
 )
 from enginepool.openai_answers import JSON
 from enginepool.openai_errors import error_body, server_error
+from enginepool.process import DEVICE_FAULT_EXIT
 from enginepool.routes import INFERENCE_ROUTES
 
 log = logging.getLogger("prism.sglang")
@@ -337,4 +338,4 @@ class SglangEngine:
         if self._skeleton is not None:
             self._skeleton.remove_files()
         remove_kv_file()
-        os._exit(1)
+        os._exit(DEVICE_FAULT_EXIT if self._rank.exit_code == DEVICE_FAULT_EXIT else 1)
