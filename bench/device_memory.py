@@ -13,7 +13,7 @@ import pynvml
 
 from bench.errors import BenchError
 from config.errors import PoolError
-from config.gpus import nvml_handle, visible_name
+from config.gpus import bytes_by_process, nvml_handle, visible_name
 
 SAMPLE_EVERY = 0.001
 """Seconds between two looks."""
@@ -31,8 +31,7 @@ class DeviceMemory:
 
     def by_process(self) -> dict[int, int]:
         """Bytes by process id; empty where the driver does not tell."""
-        running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        return {it.pid: int(it.usedGpuMemory) for it in running if it.usedGpuMemory is not None}
+        return bytes_by_process(self._handle)
 
     async def until_below(self, nbytes: float, within: float) -> float | None:
         """Seconds until less than `nbytes` are in use; None when they still are after `within` seconds."""

@@ -33,6 +33,7 @@ def check(registry: Registry, problems: Problems, *, serving: bool) -> None:
     _check_admin_socket(registry, problems)
     _check_devices(registry, problems)
     _check_engine_devices(registry, problems)
+    _check_mps(registry, problems)
     _check_reserve(registry, problems)
     _check_silence(registry, problems)
     _check_some_model(registry, problems)
@@ -70,6 +71,12 @@ def _check_engine_devices(registry: Registry, problems: Problems) -> None:
         if device != "cpu" and not (engine == "sglang" and is_gpu(device)):
             key = ("pool", "devices", index)
             problems.add(key, gpus if engine == "sglang" else "cpu, on which alone it runs", device)
+
+
+def _check_mps(registry: Registry, problems: Problems) -> None:
+    pool, key = registry.pool, ("pool", "mps")
+    if pool.mps == "on" and not problems.spoilt(key, ("pool", "devices")) and not all(map(is_gpu, pool.devices)):
+        problems.add(key, "auto or off, as not all devices are GPUs", "on")
 
 
 def _check_reserve(registry: Registry, problems: Problems) -> None:

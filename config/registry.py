@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 
 from config.fields import Bytes, Count, Delay, NonNegative, Port, Rank, Seconds, Word
 
+MpsChoice = Literal["auto", "on", "off"]
 EngineName = Literal["transformers", "sglang", "simulated"]
 LatePolicy = Literal["serve", "refuse"]
 PolicyName = Literal["prism", "prism-paper", "static", "space", "swap", "serverless", "lru"]
@@ -80,10 +81,14 @@ class Pool(Struct, frozen=True, kw_only=True):
     """Seconds that a worker may take to activate, park or blank a model before it is killed and replaced."""
     threads: Count = 1
     """CPU threads of one worker's engine."""
+    mps: MpsChoice = "auto"
+    """Whether the workers of a GPU compute at the same time, through an MPS daemon of the gateway's own, and not in
+    turns. `auto`: where `sglang` has more than one worker per GPU and NVIDIA's MPS can be had; `on`: or no start."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """For the engine as a whole. `simulated` takes its timing model (`ttft`, `tpot`, `activation`: seconds) and what it
     pretends to hold of a device: `held_blank`, `held_active`, `held_parked`, `kv_per_token` (bytes); `limit_delay` are
-    the seconds after which a lower KV limit holds."""
+    the seconds after which a lower KV limit holds; a request with the text `faulty` ends its worker as a GPU's fault
+    does."""
 
 
 class WeightStore(Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from config.registry import Pool
 from enginepool import process
 from enginepool.channel import Channel
 from enginepool.engines import environment
-from enginepool.messages import Exit, FromTemplate, Spawn, Spawned, TemplateReady
+from enginepool.messages import Exit, FromTemplate, MpsClient, Spawn, Spawned, TemplateReady
 
 log = logging.getLogger("prism.pool")
 
@@ -134,7 +134,7 @@ class ForkServer:
     def template_pid(self) -> int | None:
         return self._template.pid if self._template is not None else None
 
-    async def fork(self, role: str, name: str, device: str, union: Any) -> Child[In]:
+    async def fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None = None) -> Child[In]:
         """A new process in `role`, connected; call its `receive`. A template that dies over it is replaced, once.
 
         Raises:
@@ -142,16 +142,17 @@ class ForkServer:
             ChannelClosed: the new template died too.
         """
         with contextlib.suppress(ChannelClosed):
-            return await self._fork(role, name, device, union)
-        return await self._fork(role, name, device, union)
+            return await self._fork(role, name, device, union, mps)
+        return await self._fork(role, name, device, union, mps)
 
-    async def _fork(self, role: str, name: str, device: str, union: Any) -> Child[In]:
+    async def _fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None) -> Child[In]:
         template = await self._get_template()
         serial = next(self._serials)
         path = self._run_dir / str(serial)  # short, since the kernel takes 107 bytes in all
         try:
             with _listen(path) as listener:
-                child: Child[In] = Child(name, await template.spawn(Spawn(serial, role, name, str(path), device)))
+                spawn = Spawn(serial, role, name, str(path), device, mps)
+                child: Child[In] = Child(name, await template.spawn(spawn))
                 await _connect(child, listener, union)
                 return child
         except OSError as error:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from config.errors import PoolError
+from enginepool.mps_control import NO_DAEMON, PIPES
 
 _SAVER = "torch_memory_saver"
 
@@ -38,6 +39,8 @@ def gpu_environment(current: Mapping[str, str]) -> dict[str, str]:
         "KVCACHED_LOG_LEVEL": current.get("KVCACHED_LOG_LEVEL", "WARNING"),
         # Left out, torch.compile would set it in the middle of a process's life, to where no kernel is compiled yet.
         "TRITON_CACHE_DIR": str(_kernel_folder(current)),
+        # A rank says itself whose client it is. Nobody else is anybody's, and not by chance another's.
+        PIPES: NO_DAEMON,
         # As NVML counts.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # The template forks, and a fork copies no thread.

@@ -318,6 +318,17 @@ class LoadFailed(Message, frozen=True):
 # --- gateway and template -------------------------------------------------------------------------------------
 
 
+class MpsClient(Struct, frozen=True):
+    """What the environment of a process has to say, so that it computes through an MPS daemon."""
+
+    pipes: str
+    """CUDA_MPS_PIPE_DIRECTORY."""
+    logs: str
+    """CUDA_MPS_LOG_DIRECTORY."""
+    gpu: str
+    """CUDA_VISIBLE_DEVICES: the daemon's only GPU, by its UUID, since numbers would count what the daemon sees."""
+
+
 class Spawn(Message, frozen=True):
     """Fork a child that connects to `socket` and runs as `role`. Answer: Spawned."""
 
@@ -327,6 +338,7 @@ class Spawn(Message, frozen=True):
     name: str
     socket: str
     device: str
+    mps: MpsClient | None = None
 
 
 class Spawned(Message, frozen=True):

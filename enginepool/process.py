@@ -15,6 +15,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 
 
+DEVICE_FAULT = "the GPU failed under it"
+"""Why a process ended, as `describe_exit` says it, that ended by `DEVICE_FAULT_EXIT`."""
+DEVICE_FAULT_EXIT = 86
+"""Exit code of a worker, or of a part of it, whose GPU cannot be used by it any more."""
+
+
 def set_up_logging(level: str = "INFO") -> None:
     logging.basicConfig(stream=sys.stderr, level=level.upper(), format=LOG_FORMAT, force=True)
     logging.captureWarnings(True)
@@ -53,6 +59,8 @@ def kill_group(pid: int) -> None:
 
 
 def describe_exit(info: os.waitid_result) -> str:
+    if info.si_code == os.CLD_EXITED and info.si_status == DEVICE_FAULT_EXIT:
+        return DEVICE_FAULT
     if info.si_code == os.CLD_EXITED:
         return f"exited with {info.si_status}"
     return f"killed by {signal.Signals(info.si_status).name}"

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from config.errors import ChannelError, PoolError
 from config.registry import Pool
-from enginepool import process
+from enginepool import mps_control, process
 from enginepool.channel import Channel
 from enginepool.forks import Child, ForkServer
-from enginepool.messages import Exit, FromWorker, Message, Ping, WorkerReady
+from enginepool.messages import Exit, FromWorker, Message, MpsClient, Ping, WorkerReady
+from enginepool.mps import Mps
 
 log = logging.getLogger("prism.pool")
 
@@ -39,6 +40,11 @@ class PoolEvents(Protocol):
         """It is gone and will be replaced under the same number."""
         ...
 
+    def device_fault(self, device: str, workers: Sequence[int], reason: str, suspected: bool) -> None:
+        """All of a device's workers that share it by MPS are gone together, and will be replaced. `suspected` if what
+        one of them did may be the cause."""
+        ...
+
 
 class WorkerHandle:
     """One place of the pool: its number stays, its process may be replaced."""
@@ -48,6 +54,12 @@ class WorkerHandle:
         self.device = device
         self.child: Child[FromWorker] | None = None
         self.ready = False
+        self.isolated = False
+        """Whether its process is to share its GPU in turns, even where there is MPS."""
+        self.mps: MpsClient | None = None
+        """How its process computes beside others; None: in turns with them."""
+        self.ending: Child[FromWorker] | None = None
+        """The process that is about to be killed."""
         self.unanswered = 0
         self.restarts = 0
         self.recycled: Child[FromWorker] | None = None
@@ -67,6 +79,7 @@ class Supervisor:
         self._config = config
         self._events = events
         self.forks = ForkServer(config, run_dir)
+        self._mps = Mps(config, run_dir, self._daemon_ended)
         places = [device for device in config.devices for _ in range(config.workers_per_device)]
         self.workers = [WorkerHandle(number, device) for number, device in enumerate(places)]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,9 +88,10 @@ class Supervisor:
         """Start the template and begin to start every worker; they report by WorkerReady.
 
         Raises:
-            PoolError: the template does not start.
+            PoolError: the template does not start, or MPS cannot be had where the registry insists on it.
         """
         process.set_subreaper(True)
+        await self._mps.start()
         await self.forks.start()
         for worker in self.workers:
             self._spawn_task(self._run_place(worker))
@@ -94,9 +108,11 @@ class Supervisor:
         exits = [child.exited for child in children]
         if exits:
             await asyncio.wait(exits, timeout=STOP_TIMEOUT)
+        await asyncio.gather(*map(_leave_gpu, self.workers))
         for child in children:
             await child.kill()
         await self.forks.stop()
+        await self._mps.stop()
 
     def send(self, worker: int, message: Message) -> None:
         """Give a worker a message. A dead one is no error here: its death is told by `worker_dead`."""
@@ -106,18 +122,46 @@ class Supervisor:
 
     def kill(self, worker: int, reason: str) -> None:
         """End a worker's process now; it is replaced."""
-        child = self.workers[worker].child
-        if child is not None:
-            child.end(reason)
+        place = self.workers[worker]
+        if place.child is not None:
+            self._end(place, place.child, reason)
 
-    def recycle(self, worker: int) -> None:
+    def recycle(self, worker: int, *, isolated: bool = False) -> None:
         """Let a worker's process end, and start another in its place; `worker_dead` is not told of it."""
         place = self.workers[worker]
+        place.isolated = isolated
         child = place.recycled = place.child
         if child is not None:
             place.ready = False
             _send_quietly(child.channel, Exit())
-            asyncio.get_running_loop().call_later(STOP_TIMEOUT, child.end)
+            asyncio.get_running_loop().call_later(STOP_TIMEOUT, self._end, place, child)
+
+    def _end(self, place: WorkerHandle, child: Child[FromWorker], reason: str = "") -> None:
+        """Kill a process of a place, at once or after a moment."""
+        if place.mps is None:
+            child.end(reason)
+        elif place.ending is not child:
+            place.ending = child
+            self._spawn_task(_end_client(place, child, reason))
+
+    def _daemon_ended(self, device: str, reason: str) -> None:
+        self._device_failed(device, reason, self._clients(device), suspected=False)
+
+    def _clients(self, device: str) -> list[WorkerHandle]:
+        """Places whose processes share the device by MPS, and are not about to make room for others."""
+        here = (place for place in self.workers if place.device == device and place.mps is not None)
+        return [place for place in here if place.child is not None and place.child is not place.recycled]
+
+    def _device_failed(self, device: str, reason: str, places: Sequence[WorkerHandle], *, suspected: bool) -> None:
+        """Have all of them replaced at once: nobody can use the device again before all its clients have ended."""
+        for place in places:
+            place.restarts += 1
+            if place.child is not None:
+                place.ready, place.recycled = False, place.child
+                place.child.end(reason)
+        if places:
+            log.warning("%s: %s; all of its %d workers are replaced", device, reason, len(places))
+            self._events.device_fault(device, [place.number for place in places], reason, suspected)
 
     # one place of the pool
 
@@ -143,8 +187,13 @@ class Supervisor:
         """Start one process and wait for its end; returns why it ended."""
         place.unanswered = 0
         place.ready = False
-        child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker)
+        isolated = place.isolated
+        place.mps = None if isolated else await self._mps.client(place.device)
+        child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker, place.mps)
         place.child = child
+        if place.isolated is not isolated:  # told so while this one was on its way
+            place.recycled = child
+            child.end()
         child.receive(lambda message: self._on_message(place, message))
         asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, place, child)
         return await asyncio.shield(child.exited)
@@ -155,9 +204,13 @@ class Supervisor:
 
     def _bury(self, place: WorkerHandle, reason: str, delay: float) -> None:
         place.child = None
-        place.restarts += 1
         log.warning("%s is gone: %s; starting another%s", place.name, reason, f" in {delay:g} s" if delay else "")
-        self._events.worker_dead(place.number, reason)
+        if reason == process.DEVICE_FAULT and place.mps is not None:
+            places = sorted([place, *self._clients(place.device)], key=lambda place: place.number)
+            self._device_failed(place.device, reason, places, suspected=True)
+        else:
+            place.restarts += 1
+            self._events.worker_dead(place.number, reason)
 
     def _on_message(self, place: WorkerHandle, message: FromWorker) -> None:
         if place.recycled is not None and place.child is place.recycled:
@@ -190,6 +243,17 @@ class Supervisor:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _end_client(place: WorkerHandle, child: Child[FromWorker], reason: str) -> None:
+    await _leave_gpu(place)
+    child.end(reason)
+
+
+async def _leave_gpu(place: WorkerHandle) -> None:
+    """Before its process is killed."""
+    if place.mps is not None and place.child is not None and not place.child.exited.done():
+        await mps_control.terminate(place.mps.pipes, place.child.pid)
 
 
 def _restart_delay(early_deaths: int) -> float:

@@ -58,7 +58,7 @@ class _Worker:
 
     async def run(self) -> None:
         self._channel = await self._connect()
-        self._engine = engines.create(self._pool, self._spawn.device, self._emit)
+        self._engine = engines.create(self._pool, self._spawn, self._emit)
         await self._engine.start()
         self._channel.send(WorkerReady(os.getpid(), self._engine.name, self._engine.held))
         tasks = [asyncio.create_task(self._run_lifecycle()), asyncio.create_task(self._report())]

@@ -176,9 +176,13 @@ class Gateway:
         """A worker that answers pings and yet never ends what it was told to do is of no use."""
         limit = self.context.registry.pool.transition_timeout
         began = time.monotonic() - limit
-        for worker in self.context.scheduler.state.workers:
+        state = self.context.scheduler.state
+        for worker in state.workers:
             if (worker.phase in TRANSITIONS or worker.tearing) and worker.since < began:
                 self.context.pool.kill(worker.number, f"{worker.phase} for more than {limit:g} s")
+        for isolation in state.isolations.values():
+            if isolation.phase in TRANSITIONS and isolation.since < began:
+                self.context.pool.kill(isolation.worker, f"{isolation.phase} for more than {limit:g} s")
 
     # tasks
 

@@ -22,6 +22,7 @@ _REFUSALS: dict[actions.RefusalKind, tuple[int, str, str]] = {
     "queue_full": (429, "rate_limit_error", "queue_full"),
     "late": (429, "rate_limit_error", "deadline_unreachable"),
     "unavailable": (503, "server_error", "model_unavailable"),
+    "fault": (500, "server_error", "device_fault"),
 }
 """HTTP status, OpenAI's type and code of each refusal."""
 
@@ -59,7 +60,8 @@ class Effects:
         self._context.metrics.refused(live, action.kind)
         if action.kind == "unavailable":
             self._context.journal.refused(live.model, action.reason)
-        live.done(RequestError(status, f"{action.reason}.", kind=kind, code=code, retry_after=action.retry_after))
+        retry_after = action.retry_after or None
+        live.done(RequestError(status, f"{action.reason}.", kind=kind, code=code, retry_after=retry_after))
 
     def _abort(self, action: actions.Abort) -> None:
         live = self._context.live[action.request]
@@ -97,7 +99,7 @@ class Effects:
         for live in self._context.live.values():
             if live.worker == action.worker and live.first_token_at is None:
                 live.requeue()
-        self._context.pool.recycle(action.worker)
+        self._context.pool.recycle(action.worker, isolated=action.isolated)
 
     def _set_kv_limit(self, action: actions.SetKvLimit) -> None:
         self._context.pool.send(action.worker, messages.SetKvLimit(action.revision, action.nbytes))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from config.units import format_duration
 from enginepool.messages import WorkerActivated, WorkerBlanked, WorkerStats
 from scheduler import actions
-from scheduler.state import State
+from scheduler.state import Phase, State, Worker
 
 log = logging.getLogger("prism.scheduler")
 
@@ -60,6 +60,11 @@ class Journal:
         self._forget(worker)
         self._enter(f"worker {worker} is gone: {reason}")
 
+    def device_fault(self, device: str, workers: Sequence[int], reason: str) -> None:
+        for worker in workers:
+            self._forget(worker)
+        self._enter(f"{device} failed with its workers {', '.join(map(str, workers))}: {reason}")
+
     def _forget(self, worker: int) -> None:
         self.stats.pop(worker, None)
         self.activations.pop(worker, None)
@@ -86,8 +91,7 @@ def _describe(action: actions.Decision, state: State) -> str:
             return f"dropping {action.model} from host memory: {action.reason}"
         case actions.Recycle():
             return f"replacing worker {action.worker}: {action.reason}"
-    worker = state.workers[action.worker]
-    model = worker.pending.skeleton if worker.pending is not None else worker.model
+    model = _model_on(state, state.workers[action.worker])
     match action:
         case actions.Drain():
             return f"draining {model} on worker {action.worker}: {action.reason}"
@@ -97,3 +101,9 @@ def _describe(action: actions.Decision, state: State) -> str:
             return f"evicted {model} from worker {action.worker}: {action.reason}"
         case actions.Blank():
             return f"tearing down {model} on worker {action.worker}: {action.reason}"
+
+
+def _model_on(state: State, worker: Worker) -> str | None:
+    if worker.phase is Phase.ISOLATED:
+        return state.isolations[worker.device].model
+    return worker.pending.skeleton if worker.pending is not None else worker.model

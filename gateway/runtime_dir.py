@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from config.errors import PoolError
+from enginepool.mps import end_stale
 
 
 class RuntimeDir:
@@ -69,5 +70,6 @@ class RuntimeDir:
             raise PoolError(f"the admin socket {self.admin_socket} is something else: no socket, so it is left alone")
 
     def _sweep(self) -> None:
+        end_stale(self.workers)
         shutil.rmtree(self.workers, ignore_errors=True)
         self.admin_socket.unlink(missing_ok=True)

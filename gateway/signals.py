@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from config.errors import RequestError
@@ -50,6 +50,14 @@ class Signals:
             if live.worker == worker and live.first_token_at is None:
                 live.requeue()
         self._context.feed(events.WorkerDead(worker, reason))
+
+    def device_fault(self, device: str, workers: Sequence[int], reason: str, suspected: bool) -> None:
+        self._context.metrics.worker_deaths.inc(len(workers))
+        self._context.journal.device_fault(device, workers, reason)
+        for live in self._context.live.values():
+            if live.worker in workers and live.first_token_at is None:
+                live.requeue()
+        self._context.feed(events.DeviceFault(device, tuple(workers), reason, suspected))
 
     def _chunk(self, worker: int, message: messages.Chunk) -> None:
         live = self._context.live.get(message.request)

@@ -88,6 +88,7 @@ def _worker(context: Context, worker: Worker) -> dict[str, Any]:
         "worker": worker.number,
         "device": worker.device,
         "pid": place.pid,
+        "mps": place.mps is not None,
         "state": worker.phase.value,
         "model": worker.model,
         "running": len(worker.running),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-RefusalKind = Literal["queue_full", "late", "unavailable"]
+RefusalKind = Literal["queue_full", "late", "unavailable", "fault"]
 
 
 class Action(Struct, frozen=True, tag=True):
@@ -21,7 +21,7 @@ class Dispatch(Action, frozen=True):
 
 
 class Refuse(Action, frozen=True):
-    """Answer a waiting request with an error, `retry_after` seconds."""
+    """Answer a waiting request with an error, `retry_after` seconds; 0 if it should not come back."""
 
     request: int
     kind: RefusalKind
@@ -82,6 +82,8 @@ class Recycle(Action, frozen=True):
 
     worker: int
     reason: str
+    isolated: bool = False
+    """The new one shall share its GPU in turns, and not by MPS: what it does there harms nobody else."""
 
 
 class SetKvLimit(Action, frozen=True):

@@ -63,6 +63,16 @@ class WorkerDead(Event, frozen=True):
     reason: str
 
 
+class DeviceFault(Event, frozen=True):
+    """All of a device's workers that share it by MPS have failed together; others are being started in their places."""
+
+    device: str
+    workers: tuple[int, ...]
+    reason: str
+    suspected: bool
+    """Whether one of their requests may have caused it."""
+
+
 class Copied(Event, frozen=True):
     """A worker that is activating has its weights, and goes on without the link. A worker may never say so."""
 
@@ -167,6 +177,7 @@ AnyEvent = (
     | Aborted
     | WorkerBlank
     | WorkerDead
+    | DeviceFault
     | Copied
     | Rehearsing
     | Activated

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.look import fresh_look, look_at
-from scheduler.state import MAPPED, SERVING, TAKEN, Device, Phase, State, Worker
+from scheduler.state import MAPPED, SERVING, TAKEN, Device, Isolation, Phase, State, Worker
 
 WITH_MODEL = MAPPED | {Phase.PARKED, Phase.BLANKING}
 
@@ -19,6 +19,7 @@ def check(state: State) -> None:
     """
     _check_requests(state)
     _check_workers(state)
+    _check_isolations(state)
     _check_models(state)
     _check_host(state)
     for device in state.devices.values():
@@ -38,14 +39,16 @@ def _leading(state: State) -> list[Worker]:
 
 
 def _check_requests(state: State) -> None:
-    """Every request is in exactly one place: its model's queue, or one worker."""
+    """Every request is in exactly one place: its model's queue, or one worker, of the pool or isolated."""
     for request in state.requests.values():
         queued = request.id in state.models[request.model].queue
         running = [worker.number for worker in _leading(state) if request.id in worker.running]
         expected = [] if request.worker is None else [request.worker]
         _require(running == expected, f"request {request.id} runs on {running}, noted on {expected}")
-        _require(queued == (request.worker is None), f"request {request.id} is queued: {queued}, on {request.worker}")
+        nowhere = request.worker is None and not request.isolated
+        _require(queued == nowhere, f"request {request.id} is queued: {queued}, on {request.worker}")
     held = sum(len(model.queue) for model in state.models.values()) + sum(len(w.running) for w in _leading(state))
+    held += sum(len(found.waiting) + len(found.running) for found in state.isolations.values())
     _require(held == len(state.requests), f"{held} requests are held, {len(state.requests)} are known")
 
 
@@ -81,6 +84,30 @@ def _check_group(state: State, worker: Worker) -> None:
         _require(not worker.grouped, f"{where}, is in a group")
 
 
+def _check_isolations(state: State) -> None:
+    apart = {worker.number for worker in state.workers if worker.phase is Phase.ISOLATED}
+    noted = {found.worker for found in state.isolations.values()}
+    _require(apart == noted, f"{apart} are isolated, noted {noted}")
+    for device, found in state.isolations.items():
+        where = f"isolated worker {found.worker}, {found.phase}"
+        _require(state.workers[found.worker].device == device, f"{where}, is not on {device}")
+        here = (*found.waiting, *found.running)
+        _require(len(set(here)) == len(here), f"{where}, has a request twice: {here}")
+        _require(all(state.requests[number].isolated for number in here), f"{where}, has requests of others: {here}")
+        models = {state.requests[number].model for number in found.running}
+        _require(models <= {found.model}, f"{where}, runs requests of {models} with {found.model}")
+        _require(not found.running or found.phase is Phase.ACTIVE, f"{where}, runs {found.running}")
+        _require(len(found.running) <= 1 or not found.running & found.alone, f"{where}, runs suspects beside others")
+        account = state.account(state.workers[found.worker])
+        _require(account.weights >= _most_weights(state, found), f"{where}, has no memory for its models: {account}")
+
+
+def _most_weights(state: State, isolation: Isolation) -> int:
+    """Bytes."""
+    numbers = (*isolation.waiting, *isolation.running)
+    return max((state.models[state.requests[number].model].shard_bytes for number in numbers), default=0)
+
+
 def _check_models(state: State) -> None:
     for model in state.models.values():
         serving = {w.number for w in _leading(state) if w.model == model.name and w.phase in TAKEN}
@@ -91,7 +118,7 @@ def _check_models(state: State) -> None:
 
 def _check_host(state: State) -> None:
     used = state.host.used
-    mapped = {worker.model for worker in state.workers if worker.phase in MAPPED}
+    mapped = {worker.model for worker in state.workers if worker.phase in MAPPED} | state.isolated_models()
     absent = sorted(m.name for m in state.models.values() if m.name in mapped and not m.staged)
     _require(not absent or not state.host.required, f"workers map weights that are not in host memory: {absent}")
     _require(used <= state.host.capacity or not state.host.required, f"{used} bytes staged of {state.host.capacity}")
@@ -134,7 +161,7 @@ def _check_account(state: State, device: Device, worker: Worker) -> None:
     where = f"worker {worker.number}, {worker.phase}, {account}"
     _require(min(account.held, account.weights, account.limit) >= 0, f"{where}: less than nothing")
     _require(account.limit <= account.kv, f"{where}: a limit above what is counted")
-    if device.accounted:
+    if device.accounted and worker.phase is not Phase.ISOLATED:
         granted = worker.phase in MAPPED and (worker.pending is None or worker.pending.granted)
         weights = state.models[worker.model or ""].shard_bytes if granted else 0
         _require(account.weights == weights, f"{where}: {weights} bytes of weights are its own")

@@ -6,7 +6,7 @@ model gets which worker is the policy's to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -40,6 +40,7 @@ from scheduler.events import (
     Arrived,
     Copied,
     Counted,
+    DeviceFault,
     Finished,
     FirstToken,
     LimitApplied,
@@ -57,6 +58,7 @@ from scheduler.events import (
 )
 from scheduler.initial import initial_state
 from scheduler.invariants import check
+from scheduler.isolation import Isolations
 from scheduler.limits import KvLimits
 from scheduler.look import Look, look_at
 from scheduler.memory import claims
@@ -70,6 +72,8 @@ from scheduler.state import SERVING, TAKEN, Device, Model, Pending, Phase, Reque
 
 MAX_DEATHS = 2
 """Workers that may die under a request before it is refused: it may be what kills them."""
+HEAD_START = 1e-6
+"""Seconds that one model counts as having waited longer than the next, of those that lose their workers together."""
 TRIES = 2
 """Activations of a model that may fail in a row, each on another worker, before its requests are refused."""
 BACKOFF_MAX = 60.0
@@ -113,6 +117,7 @@ class Scheduler:
         self.state.pinned_workers = sum(pinned)
         self._limits = KvLimits(self.state, registry.pool, elastic=self._policy.elastic)
         self._commands = Commands(self.state)
+        self._isolations = Isolations(self.state, registry.pool.max_running, self._enter)
         self._dispatcher = self._new_dispatcher(registry)
         self._begun = False
         self._now = 0.0
@@ -127,6 +132,7 @@ class Scheduler:
             Aborted: self._aborted,
             WorkerBlank: self._worker_blank,
             WorkerDead: self._worker_dead,
+            DeviceFault: self._device_fault,
             Copied: self._copied,
             Rehearsing: self._rehearsing,
             Activated: self._activated,
@@ -224,7 +230,9 @@ class Scheduler:
 
     def _first_token(self, event: FirstToken) -> None:
         request = self.state.requests.get(event.request)
-        if request is not None and request.first_token_at is None:
+        if request is not None and request.isolated:
+            request.first_token_at = self._now
+        elif request is not None and request.first_token_at is None:
             request.first_token_at = self._now
             self._observer.first_token(request, self._now)
             self._dispatcher.answers(request, self._now)
@@ -232,6 +240,8 @@ class Scheduler:
 
     def _finished(self, event: Finished) -> None:
         request = self.state.requests.get(event.request)
+        if request is not None and request.isolated:
+            self._release(request)
         if request is None or request.worker is None:
             return
         model = self.state.models[request.model]
@@ -246,6 +256,9 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         """The request is over: forget it, and use the place it leaves."""
+        if request.isolated:
+            self._actions += self._isolations.over(request, self._now)
+            return
         del self.state.requests[request.id]
         model = self.state.models[request.model]
         if request.worker is None:
@@ -472,6 +485,9 @@ class Scheduler:
 
     def _worker_blank(self, event: WorkerBlank) -> None:
         worker = self.state.workers[event.worker]
+        if worker.phase is Phase.ISOLATED:
+            self._actions += self._isolations.blank(worker, event.held, self._now)
+            return
         if worker.pending is not None:
             self._torn_down(worker, worker.pending, event.held)
             return
@@ -518,6 +534,9 @@ class Scheduler:
 
     def _activated(self, event: Activated) -> None:
         worker, model = self.state.workers[event.worker], self.state.models[event.model]
+        if worker.phase is Phase.ISOLATED:
+            self._actions += self._isolations.activated(worker, self._now)
+            return
         model.failures, model.failure, model.avoid = 0, "", None
         model.activation_seconds = smoothed(model.activation_seconds, event.seconds, SMOOTHING)
         self._observer.activated(worker, model, event.seconds)
@@ -556,6 +575,9 @@ class Scheduler:
 
     def _parked(self, event: Parked) -> None:
         worker = self.state.workers[event.worker]
+        if worker.phase is Phase.ISOLATED:
+            self._actions += self._isolations.parked(worker, self._now)
+            return
         worker.evicting = False
         self._enter(worker, Phase.PARKED)
         for member in self.state.group(worker):
@@ -566,6 +588,9 @@ class Scheduler:
 
     def _activation_failed(self, event: ActivationFailed) -> None:
         worker, model = self.state.workers[event.worker], self.state.models[event.model]
+        if worker.phase is Phase.ISOLATED:
+            self._actions += self._isolations.failed(worker, event.reason, self._now)
+            return
         self._enter(worker, Phase.BLANK)
         for member in self.state.group(worker):
             member.model = None
@@ -597,31 +622,71 @@ class Scheduler:
 
     def _worker_dead(self, event: WorkerDead) -> None:
         worker = self.state.workers[event.worker]
+        if worker.phase is Phase.ISOLATED:
+            self._actions += self._isolations.died(worker, event.reason, self._now)
+        elif (model := self._lose(worker, event.reason, self._retry_or_refuse, set())) is not None:
+            self._serve(model)
+        self._plan()
+
+    def _device_fault(self, event: DeviceFault) -> None:
+        """Nobody is planned for before all are gone."""
+        workers = [self.state.workers[number] for number in event.workers]
+        workers = [worker for worker in workers if worker.phase is not Phase.ISOLATED]
+        suspects: list[Request] = []
+        fate = suspects.append if event.suspected else self._retry
+        blameless = set() if event.suspected else set(self.state.models)
+        lost = [self._lose(worker, event.reason, fate, blameless) for worker in workers]
+        if suspects:
+            isolating, others = self._isolations.take_in(workers[-1], suspects, self._now)
+            self._actions += isolating
+            for request in others:
+                self._retry_or_refuse(request)
+        self._serve_most_wanted({model.name: model for model in lost if model is not None}.values())
+        self._plan()
+
+    def _serve_most_wanted(self, models: Collection[Model]) -> None:
+        """They have all lost their workers at this moment, and come back in the order of their requests' deadlines."""
+
+        def urgency(model: Model) -> tuple[float, float, int]:
+            deadline = model.queue.first_deadline()
+            demand = model.demand.arrivals.per_second(self._now)
+            return (float("inf") if deadline is None else deadline, -demand, model.index)
+
+        for turn, model in enumerate(sorted(models, key=urgency)):
+            self._dispatch(model)
+            self._update_wanting(model)
+            model.wanted_since = self._now - (len(models) - turn) * HEAD_START
+
+    def _lose(self, worker: Worker, reason: str, fate: Callable[[Request], None], blameless: set[str]) -> Model | None:
+        """A worker's process is gone; returns the model that it had. `fate` says what becomes of requests without a
+        byte. That it was activating counts against a model, unless it is `blameless`, which it is from then on.
+        """
         activating = worker.phase in (Phase.PREPARING, Phase.ACTIVATING)
         model = self.state.models[worker.model] if worker.model is not None else None
         starting_since = worker.since if worker.phase is Phase.STARTING else self._now
         leader = self.state.lead(worker)
         if leader.followers and leader.pending is not None:
             self._withdraw(leader)
-        self._end_group(self.state.lead(worker), worker, event.reason)
+        self._end_group(self.state.lead(worker), worker, reason, fate)
         worker.since = starting_since
-        if model is not None:
-            self._actions += self._commands.gone(model, f"its worker {event.reason}")
-            if activating:
-                model.avoid = worker.number
-                reason = f"worker {worker.number} {event.reason} while activating it"
-                self._actions += self._commands.failed_on(leader, model, reason)
-                self._count_failure(model, reason)
-            self._serve(model)
-        self._plan()
+        if model is None:
+            return None
+        self._actions += self._commands.gone(model, f"its worker {reason}")
+        if activating and model.name not in blameless:
+            blameless.add(model.name)
+            model.avoid = worker.number
+            reason = f"worker {worker.number} {reason} while activating it"
+            self._actions += self._commands.failed_on(leader, model, reason)
+            self._count_failure(model, reason)
+        return model
 
-    def _end_group(self, leader: Worker, dead: Worker, reason: str) -> None:
+    def _end_group(self, leader: Worker, dead: Worker, reason: str, fate: Callable[[Request], None]) -> None:
         """A worker has died; the others of its group are of no use without it, and are replaced."""
         group = self.state.group(leader)
         self._enter(leader, Phase.STARTING)
         for member in group:
             self._is_gone(member)
-        self._rescue(leader, reason)
+        self._rescue(leader, reason, fate)
         self._disband(leader)
         for member in group:
             if member is not dead:
@@ -636,25 +701,34 @@ class Scheduler:
         worker.held_first = None
         self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
 
-    def _rescue(self, worker: Worker, reason: str) -> None:
-        """Queue what had not begun to answer again; end the rest."""
+    def _rescue(self, worker: Worker, reason: str, fate: Callable[[Request], None]) -> None:
+        """End what had begun to answer; `fate` takes the rest."""
         for number in sorted(worker.running):
             request = self.state.requests[number]
             self._leave(worker, request)
             request.worker = None
-            request.deaths += 1
             if request.first_token_at is not None:
                 del self.state.requests[number]
                 self._actions.append(Abort(number, f"the worker died: {reason}"))
-            elif request.deaths >= MAX_DEATHS:
-                self._refuse(request, "unavailable", f"{request.deaths} workers died under this request", 1.0)
             else:
-                self._wait(self.state.models[request.model], request)
+                fate(request)
         worker.decoded = 0
+
+    def _retry(self, request: Request) -> None:
+        """It had nothing to do with its worker's end."""
+        self._wait(self.state.models[request.model], request)
+
+    def _retry_or_refuse(self, request: Request) -> None:
+        """It may be what ended its worker."""
+        request.deaths += 1
+        if request.deaths >= MAX_DEATHS:
+            self._refuse(request, "unavailable", f"{request.deaths} workers died under this request", 1.0)
+        else:
+            self._retry(request)
 
     def _stats(self, event: Stats) -> None:
         worker = self.state.workers[event.worker]
-        if worker.leader is not None:
+        if worker.leader is not None or worker.phase is Phase.ISOLATED:
             return
         for member in self.state.group(worker):
             member.kv_mapped = event.kv_bytes

@@ -24,7 +24,7 @@ class Phase(StrEnum):
     """A worker's state.
 
     starting → blank → preparing → activating → active → draining → parking → parked → preparing ...;
-    parked → blanking → blank; from everywhere to starting, when the process died.
+    parked → blanking → blank; from everywhere to starting, when the process died; from there to isolated and back.
     """
 
     STARTING = "starting"
@@ -38,6 +38,8 @@ class Phase(StrEnum):
     PARKING = "parking"
     PARKED = "parked"
     BLANKING = "blanking"
+    ISOLATED = "isolated"
+    """Apart from the pool: see `Isolation`."""
 
 
 FREE = frozenset({Phase.BLANK, Phase.PARKED})
@@ -69,6 +71,8 @@ class Request:
     """Devices in whose queue for admission it is."""
     deaths: int = 0
     """Workers that died with this request in them."""
+    isolated: bool = False
+    """It is neither queued nor on a worker of the pool, but in one of `State.isolations`."""
 
 
 @dataclass(slots=True)
@@ -155,6 +159,30 @@ class Worker:
     def idle(self) -> bool:
         """Of a leader or one by itself: it serves, and has nothing to do."""
         return self.phase is Phase.ACTIVE and not self.running and self.leader is None
+
+
+@dataclass(slots=True)
+class Isolation:
+    """A worker that is apart from the pool, and what it serves: requests that may have made its GPU fail."""
+
+    worker: int
+    since: float
+    """When it entered its phase."""
+    waiting: list[int]
+    running: set[int] = field(default_factory=set)
+    alone: set[int] = field(default_factory=set)
+    """Those that run beside no other: a worker has died under several of them."""
+    model: str | None = None
+    """The one that it serves, or whose skeleton it keeps."""
+    phase: Phase = Phase.STARTING
+    """Never preparing, draining or blanking."""
+    deaths: int = 0
+    """In a row, while nothing ran on it."""
+
+    def enter(self, phase: Phase, now: float) -> None:
+        self.phase, self.since = phase, now
+        if phase in (Phase.STARTING, Phase.BLANK):
+            self.model = None
 
 
 @dataclass(slots=True)
@@ -258,6 +286,8 @@ class State:
     devices: dict[str, Device]
     estimates: Estimates
     requests: dict[int, Request] = field(default_factory=dict)
+    isolations: dict[str, Isolation] = field(default_factory=dict)
+    """By device."""
     wanting: dict[str, None] = field(default_factory=dict)
     """Models that want a worker and have none, in the order in which they began to."""
     operator_wants: set[str] = field(default_factory=set)
@@ -291,6 +321,11 @@ class State:
     def kv_limit(self, worker: Worker) -> int:
         """Bytes of KV cache that each of a worker's group may have: what the smallest limit allows."""
         return min(self.account(member).limit for member in self.group(worker))
+
+    def isolated_models(self) -> set[str]:
+        """Those that isolated workers serve, or are about to."""
+        numbers = (number for found in self.isolations.values() for number in (*found.waiting, *found.running))
+        return {self.requests[number].model for number in numbers}
 
     def keeps_pinned(self, worker: Worker) -> bool:
         """Whether a pinned model would have no active worker without this one."""

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from tests.serving import Prism, ServePrism
 
-pytest_plugins = ("tests.models", "tests.sglang")
+pytest_plugins = ("tests.models", "tests.sglang", "tests.fake_mps")
 
 # The same cases at every run, so that a commit passes or fails for what is in it; `make fuzz` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)

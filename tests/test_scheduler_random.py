@@ -35,6 +35,7 @@ from scheduler.events import (
     AnyEvent,
     Arrived,
     Copied,
+    DeviceFault,
     Finished,
     FirstToken,
     LimitApplied,
@@ -164,8 +165,14 @@ class Pool(RuleBasedStateMachine):
         self.running: list[set[int]] = [set() for _ in range(self.workers)]
         self.staged: set[str] = set()
         self.staging: str | None = None
+        self.isolated: dict[str, int] = {}
+        """By device, the worker that serves none but suspected requests there."""
+        self.suspects: dict[int, str] = {}
+        """Those that wait for it, and their devices."""
         self.waiting: dict[int, str] = {}
         self.streaming: set[int] = set()
+        self.tried_alone: set[int] = set()
+        """Requests that were alone on an isolated worker when it died."""
         self.over: Counter[int] = Counter()
         self.commands: set[int] = set()
         self.numbers = 0
@@ -191,14 +198,19 @@ class Pool(RuleBasedStateMachine):
             case Dispatch(request, worker):
                 assert self.phase[worker] == "active"
                 assert not self.closed[worker], "dispatched to a worker that is being drained"
+                suspected = self.suspects.pop(request, None)
+                assert (self.isolated.get(self.device[worker]) == worker) == (suspected is not None)
+                assert suspected in (None, self.device[worker])
                 assert self.model[worker] == self.waiting.pop(request)
                 self.running[worker].add(request)
                 assert len(self.running[worker]) <= self.max_running
-            case Refuse(request, _, reason, retry_after):
+            case Refuse(request, kind, reason, retry_after):
                 del self.waiting[request]
+                self.suspects.pop(request, None)
                 self.over[request] += 1
                 assert reason
-                assert retry_after > 0
+                assert (retry_after > 0) == (kind != "fault")
+                assert kind != "fault" or request in self.tried_alone
             case Abort(request):
                 assert any(request in running for running in self.running) or request in self.streaming
                 self.end(request)
@@ -238,8 +250,18 @@ class Pool(RuleBasedStateMachine):
                 self.told[worker] = action
                 if nbytes >= self.obeyed[worker]:
                     self.obeyed[worker] = nbytes
-            case Recycle(worker):
-                assert self.phase[worker] == "blank" or worker in self.broken
+            case Recycle(worker, _, isolated):
+                device = self.device[worker]
+                back = self.isolated.get(device) == worker
+                assert not (back and isolated)
+                assert isolated or back or self.phase[worker] == "blank" or worker in self.broken
+                assert not isolated or (self.phase[worker] == "starting" and device not in self.isolated)
+                assert not self.running[worker]
+                if back:
+                    assert device not in self.suspects.values(), "its requests are left behind"
+                    del self.isolated[device]
+                if isolated:
+                    self.isolated[device] = worker
                 self.broken.discard(worker)
                 self.vanish(worker)
             case Stage(name):
@@ -388,22 +410,49 @@ class Pool(RuleBasedStateMachine):
     def client_leaves(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.waiting) + self.all_running()))
         self.waiting.pop(number, None)
+        self.suspects.pop(number, None)
         self.end(number)
         self.tell(Aborted(number))
 
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
         worker = data.draw(st.integers(0, self.workers - 1))
+        apart = self.isolated.get(self.device[worker]) == worker
+        lost = self.lose(worker)
+        if apart:
+            self.suspects |= dict.fromkeys(lost, self.device[worker])
+        self.tell(WorkerDead(worker, "was killed"))
+        assert not self.broken, "left behind by another of their group"
+
+    def lose(self, worker: int) -> list[int]:
+        """A process is gone. Returns its requests that had no byte, which wait again."""
         name, leader = self.model[worker], self.leader[worker]
-        for number in sorted(self.running[leader] - self.streaming):
+        lost = sorted(self.running[leader] - self.streaming)
+        if self.isolated.get(self.device[worker]) == worker and len(self.running[leader]) == 1:
+            self.tried_alone |= self.running[leader]
+        for number in lost:
             self.waiting[number] = name or ""
         self.running[leader].clear()
-        self.broken = self.group(leader) - {worker}
+        self.broken |= self.group(leader) - {worker}
         for member in self.group(leader):
             self.leader[member] = member
         self.vanish(worker)
-        self.tell(WorkerDead(worker, "was killed"))
+        return lost
+
+    @rule(data=st.data(), suspected=st.sampled_from([True, True, False]))
+    def a_device_fails(self, data: st.DataObject, suspected: bool) -> None:
+        """With all of its workers but the isolated one."""
+        device = data.draw(st.sampled_from(sorted(set(self.device))))
+        clients = [n for n in range(self.workers) if self.device[n] == device and n != self.isolated.get(device)]
+        assume(clients)
+        for worker in clients:
+            for number in self.lose(worker):
+                if suspected and self.shards[self.waiting[number]] == 1:
+                    self.suspects[number] = device
+        self.tell(DeviceFault(device, tuple(clients), "failed", suspected))
         assert not self.broken, "left behind by another of their group"
+        known = self.scheduler.state.requests
+        self.suspects = {number: where for number, where in self.suspects.items() if known[number].isolated}
 
     @precondition(lambda self: "activating" in self.phase)
     @rule(data=st.data())

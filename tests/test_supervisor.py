@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from config.errors import PoolError
 from config.registry import Pool
 from enginepool import forks, process, supervisor
 from enginepool.forks import Child, ForkServer
-from enginepool.messages import Exit, FromWorker, Ping, Pong, WorkerReady
+from enginepool.messages import Exit, FromWorker, MpsClient, Ping, Pong, WorkerReady
 from enginepool.supervisor import Supervisor
 from tests.serving import PATIENCE
 
@@ -31,6 +31,7 @@ class Recorder:
         self.ready: list[tuple[int, int]] = []
         """Worker and process id."""
         self.dead: list[tuple[int, str]] = []
+        self.faults: list[tuple[str, list[int], str, bool]] = []
         self.pongs: list[int] = []
         self._news = asyncio.Event()
 
@@ -43,6 +44,10 @@ class Recorder:
 
     def worker_dead(self, worker: int, reason: str) -> None:
         self.dead.append((worker, reason))
+        self._news.set()
+
+    def device_fault(self, device: str, workers: Sequence[int], reason: str, suspected: bool) -> None:
+        self.faults.append((device, list(workers), reason, suspected))
         self._news.set()
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -317,7 +322,7 @@ class Impostors(ForkServer):
         for connection in self._connections:
             connection.close()
 
-    async def fork(self, role: str, name: str, device: str, union: Any) -> Child[Any]:
+    async def fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None = None) -> Child[Any]:
         with forks._listen(self._path) as listener:
             connection = socket.socket(socket.AF_UNIX)
             connection.connect(str(self._path))

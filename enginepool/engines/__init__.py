@@ -12,6 +12,7 @@ from config.devices import is_gpu
 from config.gpus import visible_name
 from config.registry import EngineName, Pool
 from enginepool.engine import Emit, Engine
+from enginepool.messages import Spawn
 
 if TYPE_CHECKING:  # it imports torch, which the gateway has no use for
     from enginepool.loader import LoadWeights
@@ -74,8 +75,9 @@ RANK_SILENCE = 30
 """Times `pool.silence` for which a rank may say nothing: while it compiles kernels, that is a minute or two."""
 
 
-def create(pool: Pool, device: str, emit: Emit) -> Engine:
-    """The engine of a worker on `device`; call it on the worker's event loop."""
+def create(pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
+    """The engine of the worker that was spawned; call it on the worker's event loop."""
+    device = spawn.device
     if pool.engine == "transformers":
         from enginepool.engines.transformers import TransformersEngine
 
@@ -87,7 +89,8 @@ def create(pool: Pool, device: str, emit: Emit) -> Engine:
         kv_memory, memory = _kv_memory(pool, device), pool.device_memory or 0
         gpu = visible_name(device, os.environ) if is_gpu(device) else ""
         patience = RANK_SILENCE * pool.silence
-        return SglangEngine(emit, StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu, patience))
+        start = StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu, patience, spawn.mps)
+        return SglangEngine(emit, start)
     from enginepool.engines.simulated import SimulatedEngine
 
     return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)

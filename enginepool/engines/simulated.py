@@ -5,12 +5,15 @@ token, as continuous batching does. With `tpot` 0 a request is answered as soon 
 
 It can also pretend to hold a device's memory: `held_*` bytes by its state, and `kv_per_token` bytes for every token of
 the requests in it. A lower KV limit holds after `limit_delay` seconds, if those requests have no more than that then.
+
+A request with the text `faulty` in its body ends the worker, once it is prefilled, as a fault of its GPU would.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 from dataclasses import dataclass, field
 
 from config.errors import RequestError
@@ -30,6 +33,7 @@ from enginepool.messages import (
 from enginepool.openai_answers import EVENT_STREAM, JSON, Answer, Choice, Usage, answer_to
 from enginepool.openai_api import ChatRequest, GenerationRequest, parse
 from enginepool.openai_errors import error_body
+from enginepool.process import DEVICE_FAULT_EXIT
 
 BYTES_PER_TOKEN = 4
 DEFAULT_TOKENS = 16
@@ -79,6 +83,7 @@ class SimulatedEngine:
         held_parked: int = 0,
         kv_per_token: int = 0,
         limit_delay: float = 0.0,
+        faulty: str = "",
     ) -> None:
         self._emit = emit
         self._max_running = max_running
@@ -91,6 +96,7 @@ class SimulatedEngine:
         self._held_parked = held_parked
         self._kv_per_token = kv_per_token
         self._limit_delay = limit_delay
+        self._faulty = faulty.encode()
         self._kv_limit = 0
         self._kv_revision = 0
         self._lowering: asyncio.TimerHandle | None = None
@@ -211,6 +217,8 @@ class SimulatedEngine:
 
     def _begin(self, sequence: _Sequence) -> None:
         """The prefill is done: the first token is out."""
+        if self._faulty and self._faulty in sequence.submit.body:
+            os._exit(DEVICE_FAULT_EXIT)
         self.load.prompt_tokens += sequence.prompt_tokens
         request = sequence.submit.request
         if sequence.stream:

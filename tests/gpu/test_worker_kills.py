@@ -26,8 +26,8 @@ def rank_of(front: psutil.Process) -> psutil.Process:
 
 
 def template_of(prism: Prism) -> psutil.Process:
-    """The only child that leads a session of its own."""
-    (template,) = (it for it in psutil.Process(prism.process.pid).children() if os.getsid(it.pid) == it.pid)
+    children = psutil.Process(prism.process.pid).children()
+    (template,) = (it for it in children if "enginepool.template" in it.cmdline() and os.getsid(it.pid) == it.pid)
     return template
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.errors import EngineError, StoreError
-from enginepool.messages import Manifest, ModelSpec, SegmentRef
+from enginepool.messages import Manifest, ModelSpec, MpsClient, SegmentRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class StartRank:
     """The device as CUDA_VISIBLE_DEVICES calls it; "" for cpu."""
     patience: float = 300.0
     """Seconds without a word from a rank that has a model, after which the front takes it for hung."""
+    mps: MpsClient | None = None
+    """How it computes beside others; None: in turns with them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pynvml
 
 from config.errors import EngineError, PoolError, RequestError, StoreError
 from config.gpus import VISIBLE
+from enginepool import mps_control
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang.front.asgi import Exchange
@@ -36,6 +37,7 @@ from enginepool.messages import (
 )
 from enginepool.openai_answers import JSON
 from enginepool.openai_errors import error_body, server_error
+from enginepool.process import DEVICE_FAULT_EXIT
 from enginepool.routes import INFERENCE_ROUTES
 
 log = logging.getLogger("prism.sglang")
@@ -59,6 +61,7 @@ class SglangEngine:
             os.environ[VISIBLE] = ""  # the GPU is the rank's; SGLang's code here must not touch it
         sweep()
         self._emit = emit
+        self._mps = start.mps
         self.held = 0
         self.copy_seconds = 0.0
         self._live: dict[int, LiveRequest] = {}
@@ -171,6 +174,7 @@ class SglangEngine:
         if self._skeleton is not None:
             await self._skeleton.close()
             self._skeleton = None
+        await self._leave_gpu()
         self._rank.close()
         remove_kv_file()
 
@@ -311,7 +315,13 @@ class SglangEngine:
             silent = silent + 1 if self._words == words and self._skeleton is not None else 0
             words = self._words
         log.error("the rank has not said anything for %g s, and is taken for hung", patience)
+        await self._leave_gpu()
         self._rank.kill()
+
+    async def _leave_gpu(self) -> None:
+        """Before the rank, which is in this worker's process group, is killed."""
+        if self._mps is not None:
+            await mps_control.terminate(self._mps.pipes, os.getpgrp())
 
     async def _let_tasks_end(self) -> None:
         """Those of aborted requests may still be on their way out."""
@@ -328,4 +338,4 @@ class SglangEngine:
         if self._skeleton is not None:
             self._skeleton.remove_files()
         remove_kv_file()
-        os._exit(1)
+        os._exit(DEVICE_FAULT_EXIT if self._rank.exit_code == DEVICE_FAULT_EXIT else 1)

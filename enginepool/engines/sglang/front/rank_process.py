@@ -24,6 +24,7 @@ from enginepool.engines.sglang.protocol import (
     RankReady,
     StartRank,
 )
+from enginepool.engines.sglang.rank.faults import is_device_fault
 from enginepool.engines.sglang.rank.main import run_rank
 
 log = logging.getLogger("prism.sglang")
@@ -55,9 +56,9 @@ def _run_child(fd: int, front: int, start: StartRank) -> NoReturn:
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
         run_rank(Connection(fd), start)
-    except Exception:
+    except Exception as error:
         log.exception("the rank failed")
-        os._exit(1)
+        os._exit(process.DEVICE_FAULT_EXIT if is_device_fault(error) else 1)
     os._exit(0)
 
 
@@ -73,6 +74,8 @@ class RankProcess:
         self.pid, self._connection = fork_rank(start)
         self.died: asyncio.Future[str] = self._loop.create_future()
         self._answers: deque[asyncio.Future[Answer]] = deque()
+        self.exit_code: int | None = None
+        """Once it has died; negative for a signal."""
         self._ready = self.next_answer()
         self._loop.add_reader(self._connection.fileno(), self._on_readable)
         os.set_blocking(self._connection.fileno(), True)  # uvloop changes that, and a long message comes in parts
@@ -156,7 +159,8 @@ class RankProcess:
     def _bury(self) -> None:
         self._loop.remove_reader(self._connection.fileno())
         _, status = os.waitpid(self.pid, 0)
-        reason = f"the rank ended: status {os.waitstatus_to_exitcode(status)}"
+        self.exit_code = os.waitstatus_to_exitcode(status)
+        reason = f"the rank ended: status {self.exit_code}"
         self.died.set_result(reason)
         for answer in self._answers:
             if not answer.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -36,6 +37,9 @@ class Gpu:
         late_graphs.undisturbed = self._copies.paused
         self._link = Link()
         self._copying: CopyTimer | None = None
+        self._kv: weakref.ref[ElasticKv] | None = None
+        self._weights = self._paused = 0
+        """Bytes allocated, and those of them whose memory is given back for now."""
 
     def building(self) -> AbstractContextManager[None]:
         """Registering memory would hold the driver up."""
@@ -45,6 +49,7 @@ class Gpu:
         self._copies.give_way()
 
     def allocate(self, nbytes: int) -> Tensor:
+        self._weights = nbytes
         return upstream.allocate_weights(nbytes)
 
     def offer(self, model: str, segment: SegmentRef) -> None:
@@ -69,7 +74,9 @@ class Gpu:
         return self._copying.seconds() if self._copying is not None else 0.0
 
     def kv_cache(self, scheduler: Any) -> ElasticKv:
-        return ElasticKv(scheduler)
+        kv = ElasticKv(scheduler)
+        self._kv = weakref.ref(kv)
+        return kv
 
     def install(self, scheduler: Any) -> None:
         late_graphs.install(scheduler)
@@ -82,16 +89,24 @@ class Gpu:
         self.settle()
         upstream.pause_weights()
         torch.cuda.empty_cache()
+        self._paused = self._weights
 
     def resume(self) -> None:
         upstream.resume_weights()
+        self._paused = 0
 
     def forget(self) -> None:
         upstream.forget_gpu_memory()
+        self._weights = self._paused = 0
 
     def used(self) -> int:
         used = self._memory.of_process()
-        return _CONTEXT + self.reserved() if used is None else used
+        return self._account() if used is None else used
+
+    def _account(self) -> int:
+        """What this process knows that it has taken."""
+        kv = self._kv() if self._kv is not None else None
+        return _CONTEXT + self.reserved() - self._paused + (kv.mapped if kv is not None else 0)
 
     def reserved(self) -> int:
         return torch.cuda.memory_reserved()

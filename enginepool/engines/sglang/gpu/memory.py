@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pynvml
 
-from config.gpus import nvml_handle
+from config.gpus import bytes_by_process, nvml_handle
 
 
 class GpuMemory:
@@ -24,7 +24,4 @@ class GpuMemory:
 
     def of_process(self) -> int | None:
         """Bytes, all kinds together. None where NVML does not tell: in some containers it knows no process."""
-        for running in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
-            if running.pid == self._pid and running.usedGpuMemory is not None:
-                return int(running.usedGpuMemory)
-        return None
+        return bytes_by_process(self._handle).get(self._pid)

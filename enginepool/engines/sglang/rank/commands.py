@@ -29,6 +29,7 @@ from enginepool.engines.sglang.protocol import (
     Withdraw,
 )
 from enginepool.engines.sglang.rank.device import Device, KvCache
+from enginepool.engines.sglang.rank.faults import is_device_fault
 from enginepool.engines.sglang.rank.prefix_cache import evictable
 from enginepool.engines.sglang.rank.starved import Starved
 from enginepool.engines.sglang.tokenizers import RANK, read_ahead
@@ -150,6 +151,8 @@ def _answer(connection: Connection, carry_out: Callable[[], object]) -> None:
     try:
         result = carry_out()
     except (EngineError, StoreError) as error:
+        if is_device_fault(error):
+            raise
         connection.send(CommandFailed(error))
     else:
         connection.send(CommandDone(result))

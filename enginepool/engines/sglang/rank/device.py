@@ -10,7 +10,8 @@ from torch import Tensor
 
 from config.gpus import VISIBLE
 from enginepool.engines.sglang.protocol import KvLimitSet
-from enginepool.messages import SegmentRef
+from enginepool.messages import MpsClient, SegmentRef
+from enginepool.mps_control import mps_environment
 
 
 class KvCache(Protocol):
@@ -121,7 +122,7 @@ class Device(Protocol):
         ...
 
 
-def open_device(gpu: str) -> Device:
+def open_device(gpu: str, mps: MpsClient | None) -> Device:
     """This rank's device: the GPU that CUDA_VISIBLE_DEVICES calls `gpu`, or the CPU if that is empty.
 
     Of a GPU this makes the CUDA context. The process sees no other: every thread begins on its first device, so those
@@ -131,7 +132,9 @@ def open_device(gpu: str) -> Device:
         from enginepool.engines.sglang.rank.cpu import Cpu
 
         return Cpu()
-    os.environ[VISIBLE] = gpu
+    os.environ.update({VISIBLE: gpu} | mps_environment(mps))
+    from enginepool.engines.sglang.gpu import driver
     from enginepool.engines.sglang.gpu.device import Gpu
 
+    driver.start()
     return Gpu()

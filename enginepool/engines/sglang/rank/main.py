@@ -29,6 +29,7 @@ from enginepool.engines.sglang.protocol import (
 )
 from enginepool.engines.sglang.rank import ahead, commands
 from enginepool.engines.sglang.rank.device import Device, open_device
+from enginepool.engines.sglang.rank.faults import is_device_fault
 from enginepool.process import give_back_heap
 
 if TYPE_CHECKING:  # it imports SGLang
@@ -40,7 +41,7 @@ log = logging.getLogger("prism.rank")
 def run_rank(connection: Connection, start: StartRank) -> None:
     """Serve the front's commands until it closes the connection."""
     torch.set_num_threads(start.threads)
-    device = open_device(start.gpu)
+    device = open_device(start.gpu, start.mps)
     connection.send(RankReady(device.used()))
     ahead.prepare_first_build(start.device)
     while True:
@@ -75,6 +76,8 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
         seconds = device.settle()
         phases.end("copy")
     except Exception as error:  # whatever a checkpoint makes SGLang raise
+        if is_device_fault(error):
+            raise
         log.debug("building %s failed", command.model.name, exc_info=True)
         device.settle()  # it may still write into the memory that is about to be freed
         reason = _describe_failure(command, error)

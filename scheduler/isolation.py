@@ -1,0 +1,210 @@
+"""Requests that may have made a GPU fail, and the worker that serves them where they can harm nobody else.
+
+Under MPS one client's illegal access ends all clients of its GPU, and nothing tells whose it was. So those that ran
+there and had no byte yet are served by a worker of that device that is no client. It is apart from the pool: no policy
+sees it, and nobody else's requests get there. They run together, model by model. If it dies, whoever was alone on it is
+refused, and of several each is tried alone. Then the worker goes back to the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from scheduler import memory
+from scheduler.actions import Abort, Activate, AnyAction, Dispatch, Park, Recycle, RefusalKind, Refuse
+from scheduler.state import Device, Isolation, Model, Phase, Request, State, Worker
+
+TRIES = 2
+"""Starts or activations in a row that an isolated worker may die of before its requests are refused."""
+REASON = "its requests may have made the GPU fail"
+
+
+class Isolations:
+    """Each method returns what is to be done, one by one. `enter` changes a worker's phase in the pool."""
+
+    def __init__(self, state: State, max_running: int, enter: Callable[[Worker, Phase], None]) -> None:
+        self._state = state
+        self._max_running = max_running
+        self._enter = enter
+
+    def take_in(self, place: Worker, suspects: Iterable[Request], now: float) -> tuple[list[AnyAction], list[Request]]:
+        """Isolate requests that run nowhere any more, on the worker `place`, which is starting, unless there is one
+        already. Also returns those for whose models the device has no memory now.
+        """
+        device = self._state.devices[place.device]
+        isolation = self._state.isolations.get(device.name)
+        worker = place if isolation is None else self._state.workers[isolation.worker]
+        taken, left = self._reserve(device, worker, sorted(suspects, key=lambda request: request.deadline))
+        if not taken:
+            return [], left
+        for request in taken:
+            request.isolated = True
+        if isolation is not None:
+            isolation.waiting += [request.id for request in taken]
+            return list(self._go_on(isolation, now)), left
+        self._state.isolations[device.name] = Isolation(worker.number, now, [request.id for request in taken])
+        self._enter(worker, Phase.ISOLATED)
+        return [Recycle(worker.number, REASON, isolated=True)], left
+
+    def of(self, request: Request) -> Isolation:
+        """Where an isolated request is."""
+        return next(
+            isolation
+            for isolation in self._state.isolations.values()
+            if request.id in isolation.running or request.id in isolation.waiting
+        )
+
+    # what its worker says
+
+    def blank(self, worker: Worker, held: int, now: float) -> Iterator[AnyAction]:
+        isolation = self._at(worker)
+        worker.held_blank = worker.held_first = held
+        isolation.enter(Phase.BLANK, now)
+        yield from self._go_on(isolation, now)
+
+    def activated(self, worker: Worker, now: float) -> Iterator[AnyAction]:
+        isolation = self._at(worker)
+        isolation.deaths = 0
+        isolation.enter(Phase.ACTIVE, now)
+        yield from self._go_on(isolation, now)
+
+    def failed(self, worker: Worker, reason: str, now: float) -> Iterator[AnyAction]:
+        """It could not activate its model, and is blank."""
+        isolation = self._at(worker)
+        yield from self._refuse_model(isolation, isolation.model, f"{isolation.model} cannot be activated: {reason}")
+        isolation.enter(Phase.BLANK, now)
+        yield from self._go_on(isolation, now)
+
+    def parked(self, worker: Worker, now: float) -> Iterator[AnyAction]:
+        isolation = self._at(worker)
+        isolation.enter(Phase.PARKED, now)
+        yield from self._go_on(isolation, now)
+
+    def died(self, worker: Worker, reason: str, now: float) -> Iterator[AnyAction]:
+        """It is being replaced by another one that is isolated too."""
+        isolation = self._at(worker)
+        isolation.deaths = 0 if isolation.running else isolation.deaths + 1
+        yield from self._judge(isolation, reason)
+        isolation.enter(Phase.STARTING, now)
+        if isolation.deaths >= TRIES:
+            yield from self._refuse_model(isolation, None, f"a worker for suspected requests cannot be had: {reason}")
+            yield from self._end(isolation)
+
+    # what becomes of its requests
+
+    def over(self, request: Request, now: float) -> Iterator[AnyAction]:
+        """It is finished, or its client is gone."""
+        isolation = self.of(request)
+        self._forget(isolation, request)
+        yield from self._go_on(isolation, now)
+
+    def _judge(self, isolation: Isolation, reason: str) -> Iterator[AnyAction]:
+        """The worker has died under its requests."""
+        alone = len(isolation.running) == 1
+        for number in sorted(isolation.running):
+            request = self._state.requests[number]
+            if request.first_token_at is not None:
+                self._forget(isolation, request)
+                yield Abort(number, f"the worker died: {reason}")
+            elif alone:
+                text = "The GPU failed under this request, and so did a worker that served nothing else"
+                yield self._refuse(isolation, request, "fault", text, 0.0)
+            else:
+                isolation.alone.add(number)
+                isolation.waiting.append(number)
+        isolation.running.clear()
+
+    def _refuse_model(self, isolation: Isolation, model: str | None, reason: str) -> Iterator[AnyAction]:
+        """What waits for `model`, or whatever waits."""
+        for request in self._waiting(isolation, model):
+            yield self._refuse(isolation, request, "unavailable", reason, 1.0)
+
+    def _refuse(
+        self, isolation: Isolation, request: Request, kind: RefusalKind, reason: str, retry_after: float
+    ) -> Refuse:
+        self._forget(isolation, request)
+        return Refuse(request.id, kind, reason, retry_after)
+
+    def _forget(self, isolation: Isolation, request: Request) -> None:
+        isolation.running.discard(request.id)
+        isolation.alone.discard(request.id)
+        if request.id in isolation.waiting:
+            isolation.waiting.remove(request.id)
+        del self._state.requests[request.id]
+
+    # what is next
+
+    def _go_on(self, isolation: Isolation, now: float) -> Iterator[AnyAction]:
+        if isolation.phase is Phase.ACTIVE:
+            yield from self._dispatch(isolation, now)
+        if isolation.running or isolation.phase not in (Phase.BLANK, Phase.PARKED, Phase.ACTIVE):
+            return
+        if not isolation.waiting:
+            yield from self._end(isolation)
+        elif isolation.phase is Phase.ACTIVE:
+            isolation.enter(Phase.PARKING, now)
+            yield Park(isolation.worker, "suspected requests of another model wait")
+        else:
+            yield self._activate(isolation, now)
+
+    def _dispatch(self, isolation: Isolation, now: float) -> Iterator[Dispatch]:
+        for request in self._waiting(isolation, isolation.model):
+            if len(isolation.running) >= self._max_running or isolation.running & isolation.alone:
+                return
+            if isolation.running and request.id in isolation.alone:
+                continue
+            isolation.waiting.remove(request.id)
+            isolation.running.add(request.id)
+            request.dispatched = now
+            yield Dispatch(request.id, isolation.worker)
+
+    def _activate(self, isolation: Isolation, now: float) -> Activate:
+        model = self._state.requests[isolation.waiting[0]].model
+        account = self._state.account(self._state.workers[isolation.worker])
+        isolation.model = model
+        isolation.enter(Phase.ACTIVATING, now)
+        return Activate(isolation.worker, model, REASON, account.limit, account.revision)
+
+    def _end(self, isolation: Isolation) -> Iterator[AnyAction]:
+        """The worker becomes one of the pool's again."""
+        worker = self._state.workers[isolation.worker]
+        del self._state.isolations[worker.device]
+        self._state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+        worker.kv_mapped, worker.held_first = 0, None
+        self._enter(worker, Phase.STARTING)
+        yield Recycle(worker.number, "no suspected requests are left")
+
+    # helpers
+
+    def _at(self, worker: Worker) -> Isolation:
+        return self._state.isolations[worker.device]
+
+    def _waiting(self, isolation: Isolation, model: str | None) -> list[Request]:
+        """Of a model, or all, in their order."""
+        requests = [self._state.requests[number] for number in isolation.waiting]
+        return [request for request in requests if model is None or request.model == model]
+
+    def _reserve(self, device: Device, worker: Worker, suspects: list[Request]) -> tuple[list[Request], list[Request]]:
+        """Memory for any one of their models; those whose model has none are returned second."""
+        taken: list[Request] = []
+        left: list[Request] = []
+        fits: dict[str, bool] = {}
+        for request in suspects:
+            model = self._state.models[request.model]
+            if model.name not in fits:
+                fits[model.name] = self._reserve_for(device, worker, model)
+            (taken if fits[model.name] else left).append(request)
+        return taken, left
+
+    def _reserve_for(self, device: Device, worker: Worker, model: Model) -> bool:
+        """On top of what it has for others, of which there is never more than one."""
+        if model.tensor_parallel > 1:
+            return False
+        account = device.ledger[worker.number]
+        held = max(account.held, memory.held_when_active(device, model) if device.accounted else 0)
+        weights = max(account.weights, model.shard_bytes)
+        limit = max(account.limit, device.kv_minimum) if device.accounted else 0
+        if not device.ledger.fits(held + weights + limit - account.total):
+            return False
+        device.ledger.reserve(worker.number, held=held, weights=weights, limit=limit)
+        return True
