@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from config.errors import EngineError
+from enginepool import tested
 
-TESTED_KVCACHED = ("0.1.6",)
+TESTED_KVCACHED = tested.KVCACHED
 _WEIGHTS = "weights"
 """SGLang's GPU_MEMORY_TYPE_WEIGHTS."""
 
