@@ -49,7 +49,7 @@ def kernel_folders(environment: Mapping[str, str]) -> tuple[Path, ...]:
 def _fault(folder: Path) -> Finding | None:
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     fix = "kernels are compiled anew at each start otherwise, or not at all; give a container this folder, lasting"
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return failed("kernels' folders", f"{folder} cannot be written", fix)
     free = shutil.disk_usage(there).free
     if free < ROOM:

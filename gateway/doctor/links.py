@@ -10,7 +10,7 @@ from gateway.doctor.nvml import Facts, Gpu
 from gateway.doctor.probe import Answer
 
 _LANE = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
-"""GB/s of one lane by PCIe's generation: transfers a second by the line code's share (PCI Express Base Specification)."""
+"""GB/s of one lane by PCIe's generation: transfers a second by the line code's share (PCI Express specification)."""
 _USUAL = 0.7
 """Of that, what copies should reach at least. An H200 on gen 5 x16 reaches 0.88."""
 _SLOW = "has the slot fewer lanes, or do GPUs share a switch (nvidia-smi topo -m)? Models come in no faster than this"

@@ -58,18 +58,16 @@ def _cgroup_limits() -> Iterator[tuple[int, int]]:
                 yield found, _number(folder / used) or 0
 
 
-def _cgroups() -> Iterator[Path]:
-    """Versions 2 and 1. In a container its own may be mounted as the root, whatever the kernel calls it."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
+def _cgroups() -> set[Path]:
+    """Of this process and above, versions 2 and 1. A container may have its own as the root, whatever it is called."""
+    roots = {"": CGROUPS, "memory": CGROUPS / "memory"}
+    found = set(roots.values())
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            root = CGROUPS / controllers
+        if root := roots.get(controllers):
             folder = root / path.lstrip("/")
-            yield from {root, folder, *(it for it in folder.parents if it.is_relative_to(root))}
+            found |= {it for it in (folder, *folder.parents) if it.is_relative_to(root)}
+    return found
 
 
 def _number(file: Path) -> int | None:
