@@ -6,7 +6,7 @@ own library is linked to as well, since many machines have it under its name for
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import shutil
 import subprocess
 import sysconfig
@@ -15,33 +15,34 @@ from pathlib import Path
 from installation.places import TOOLKIT
 from installation.terminal import InstallationError, say
 
+INSTALLED = Path(sysconfig.get_path("purelib"), "nvidia", "cu13")
 _FOLDERS = ("bin", "include", "nvvm")
 _STUB = "int cuInit(unsigned flags) { (void)flags; return 100; }\n"
 
 
-def make() -> None:
-    """
+def make(toolkit: Path = TOOLKIT, installed: Path = INSTALLED) -> None:
+    """Always anew, since the driver may have moved.
+
     Raises:
         InstallationError: the packages do not have what is expected of them.
     """
-    say(f"CUDA toolkit: {TOOLKIT}")
-    installed = Path(sysconfig.get_path("purelib"), "nvidia", "cu13")
-    shutil.rmtree(TOOLKIT, ignore_errors=True)
-    (TOOLKIT / "lib64" / "stubs").mkdir(parents=True)
-    (TOOLKIT / "lib").symlink_to("lib64")
+    say(f"CUDA toolkit: {toolkit}")
+    shutil.rmtree(toolkit, ignore_errors=True)
+    (toolkit / "lib64" / "stubs").mkdir(parents=True)
+    (toolkit / "lib").symlink_to("lib64")
     for folder in _FOLDERS:
         if not (installed / folder).is_dir():
             raise InstallationError(f"there is no {installed / folder}; is {folder} of CUDA packaged otherwise now?")
-        (TOOLKIT / folder).symlink_to(installed / folder)
+        (toolkit / folder).symlink_to(installed / folder)
     for library in (installed / "lib").iterdir():
-        _link(library)
-    _link_driver(TOOLKIT / "lib64" / "stubs" / "libcuda.so")
+        _link(library, toolkit / "lib64")
+    _link_driver(toolkit / "lib64" / "stubs" / "libcuda.so")
 
 
-def _link(library: Path) -> None:
+def _link(library: Path, folder: Path) -> None:
     """By its own name, and by the one without a version."""
     for name in {library.name, library.name.partition(".so")[0] + ".so" if ".so" in library.name else library.name}:
-        link = TOOLKIT / "lib64" / name
+        link = folder / name
         if not link.is_symlink():
             link.symlink_to(library)
 
