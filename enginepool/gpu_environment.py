@@ -24,12 +24,10 @@ def gpu_environment(current: Mapping[str, str]) -> dict[str, str]:
     """
     if importlib.util.find_spec("kvcached") is None:
         raise PoolError("the engine sglang needs the package kvcached on a GPU; run `make gpu`")
-    preload = str(saver_library())
-    if already := current.get("LD_PRELOAD"):
-        preload = f"{preload}:{already}"
+    preload = [str(saver_library()), *_cuda_runtime(), *filter(None, [current.get("LD_PRELOAD")])]
     return {
-        # torch_memory_saver takes over cudaMalloc, which it can only from a process's start.
-        "LD_PRELOAD": preload,
+        # torch_memory_saver takes over cudaMalloc, which it can only from a process's start, and ahead of who has it.
+        "LD_PRELOAD": ":".join(preload),
         # kvcached patches SGLang while it is imported, if told so.
         "ENABLE_KVCACHED": "true",
         "KVCACHED_AUTOPATCH": "1",
@@ -76,6 +74,14 @@ def saver_library() -> Path:
     if len(libraries) != 1:
         raise PoolError(f"{_SAVER}: expected one {pattern} in {folder.parent}, found {len(libraries)}")
     return libraries[0]
+
+
+def _cuda_runtime() -> list[str]:
+    """Torch's libcudart, which the memory saver wants: the loader does not find it in site-packages, and torch comes later."""
+    found, major = importlib.util.find_spec("nvidia"), torch_cuda().partition(".")[0]
+    folders = found.submodule_search_locations if found and found.submodule_search_locations else ()
+    libraries = (Path(folder, f"cu{major}", "lib", f"libcudart.so.{major}") for folder in folders)
+    return [str(library) for library in libraries if library.exists()][:1]
 
 
 def torch_cuda() -> str:

@@ -80,6 +80,12 @@ def _forget_if_cut_off(name: str) -> None:
         found = distribution(name)
     except PackageNotFoundError:
         return
-    folder = Path(str(found.locate_file(""))) / f"{found.metadata['Name'].replace('-', '_')}-{found.version}.dist-info"
-    if not _was_finished(found) and folder.is_relative_to(VENV):
-        shutil.rmtree(folder, ignore_errors=True)
+    if not _was_finished(found):
+        for folder in Path(str(found.locate_file(""))).glob(f"*-{found.version}.dist-info"):
+            if _normal(folder.name.partition("-")[0]) == _normal(name) and folder.is_relative_to(VENV):
+                shutil.rmtree(folder)
+
+
+def _normal(name: str) -> str:
+    """Spelt as all spellings of it are compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()

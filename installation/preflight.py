@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,16 @@ from pathlib import Path
 from gateway.doctor.compilers import check_cxx, check_python_headers
 from gateway.doctor.driver import CHECK, check_driver, driver_cuda, driver_release, nvidia_gpus_on_the_bus
 from gateway.doctor.finding import Finding, failed, ok
-from installation.places import PROJECT, VENV
+from installation.places import PROJECT, STAMP, VENV
 
 PYTHONS = ((3, 11), (3, 13))
 """First and last that every pin has a wheel for."""
 GLIBC = (2, 34)
 """Of SGLang's wheel."""
 DISK = 20 * 10**9
-"""Bytes: packages, pip's cache of them, and what it unpacks meanwhile."""
+"""Bytes: the packages, 9 GB, as wheels 5 GB more, and again in pip's cache."""
+TEMPORARY = 6 * 10**9
+"""Bytes of wheels while they are installed."""
 
 
 def passes(without_gpu: bool) -> bool:
@@ -46,6 +49,7 @@ def findings() -> Iterator[Finding]:
     yield _libc()
     yield _git()
     yield _disk()
+    yield _temporary()
 
 
 def _driver() -> Finding:
@@ -107,6 +111,17 @@ def _disk() -> Finding:
     return failed("disk", f"{text}, {_gb(needed)} are needed", "free some, or put the checkout on a larger disk")
 
 
+def _temporary() -> Finding:
+    """pip puts all wheels there first. It may be memory."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    text = f"{_gb(free)} free in {folder}"
+    if free >= TEMPORARY or STAMP.exists():
+        return ok("temporary files", text)
+    fix = "name a folder on a larger disk: TMPDIR=/var/tmp make gpu"
+    return failed("temporary files", f"{text}, {_gb(TEMPORARY)} are needed", fix)
+
+
 def _size(folder: Path) -> int:
     """Bytes in it, as an earlier run may have left them."""
     return sum(entry.lstat().st_size for entry in folder.rglob("*"))
@@ -117,6 +132,6 @@ def _gb(nbytes: int) -> str:
 
 
 def _print(finding: Finding) -> None:
-    print(f"{finding.status:8} {finding.check:15} {finding.text}", flush=True)
+    print(f"{finding.status:8} {finding.check:16} {finding.text}", flush=True)
     if finding.fix:
-        print(f"{'':8} {'':15} -> {finding.fix}", flush=True)
+        print(f"{'':8} {'':16} -> {finding.fix}", flush=True)

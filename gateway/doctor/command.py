@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -50,10 +51,11 @@ def examine(path: Path | None) -> Iterator[Finding]:
         gpus = _Gpus(threads) if gpu and cuda is not None else None
         yield from said
         yield check_python()
-        yield from check_packages(gpu)
+        yield from check_packages(gpu or _is_for_gpus())
         yield _as_needed(gpu, driver.check_driver(cuda, driver.driver_release(), on_the_bus))
         yield from gpus.findings() if gpus else ()
-        yield from _check_serving_on_gpus() if gpu else ()
+        yield from check_mps(os.environ) if gpu else ()
+        yield from _check_kernels() if gpu or _is_for_gpus() else ()
         yield from check_memory()
         yield from check_limits(registry.open_files(wanted) if wanted else 0)
         yield from registry.check_registry(wanted, gpus.count if gpus else None) if wanted else ()
@@ -98,8 +100,12 @@ def _ask_loaded() -> Answer | None:
     return ask("gateway.doctor.patches", seconds=PATCH_PATIENCE, environment=environment)
 
 
-def _check_serving_on_gpus() -> Iterator[Finding]:
-    yield from check_mps(os.environ)
+def _is_for_gpus() -> bool:
+    """Whether this environment is, say in an image that is built where there is no GPU."""
+    return importlib.util.find_spec("kvcached") is not None
+
+
+def _check_kernels() -> Iterator[Finding]:
     yield from check_compilers(os.environ)
     yield from check_kernel_folders(os.environ)
 
