@@ -1,3 +1,4 @@
+## make gpu               a working environment for GPUs, and whether the machine is fit; ARGS=--without-gpu to build an image
 ## make demo              three tiny models on two workers, served; ARGS=--once ends after showing it
 ## make test              lint, types and the whole test suite
 ## make gpu-test          what needs a GPU and the extra `gpu`, some minutes; `make test` leaves it out
@@ -10,10 +11,14 @@ BIN := $(VENV)/bin
 ARGS ?=
 EXAMPLES ?= 2000
 
-.PHONY: help demo test lint types pytest gpu-test fuzz bench clean
+.PHONY: help gpu demo test lint types pytest gpu-test fuzz bench clean
 
 help:
 	@sed -n 's/^## //p' Makefile
+
+# Says itself if this Python is too old, among all else that is lacking.
+gpu:
+	@$(PYTHON) -m installation $(ARGS)
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python -m gateway.demo $(ARGS)
@@ -30,8 +35,8 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.sglang
 	$(BIN)/python -m pytest $(ARGS)
 
-# No dependencies: whoever has a GPU has installed what fits it, with warnings of its own.
-gpu-test:
+# An environment that `make gpu` has not made is left as it is. SGLang's packages for GPUs have warnings of their own.
+gpu-test: $(if $(wildcard $(VENV)/.gpu),$(VENV)/.dev)
 	$(BIN)/python -m pytest -W default -m gpu tests/gpu $(ARGS)
 
 fuzz: $(VENV)/.dev
@@ -47,6 +52,15 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Prism needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
 	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 
+# What `make gpu` has installed holds all of this, of versions that fit its torch: then only tests' own tools are added.
+ifneq ($(wildcard $(VENV)/.gpu),)
+$(VENV)/.runtime $(VENV)/.sglang:
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt
+	sed '/^-r /d' $< | $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r /dev/stdin
+	@touch $@
+else
 $(VENV)/.runtime: $(VENV)/bin/python requirements/runtime.txt pyproject.toml
 	@echo "installing Prism and what it needs into $(VENV); the first time this takes a minute or more"
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/runtime.txt
@@ -62,3 +76,4 @@ $(VENV)/.sglang: $(VENV)/.dev requirements/sglang-cpu.txt
 	@echo "installing SGLang for the tests of its engine"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements/sglang-cpu.txt
 	@touch $@
+endif

@@ -105,6 +105,12 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from gateway.doctor import command
+
+    return command.run(options.registry, as_json=options.json)
+
+
 def _admin(options: argparse.Namespace) -> int:
     command = Command(
         options.command,
@@ -146,6 +152,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("registry", type=Path, metavar="FILE")
     check.add_argument("--simulate", action="store_true", help="it need not be able to serve: `shape` is enough")
     check.set_defaults(run=_check)
+    doctor = commands.add_parser("doctor", help="look whether this machine is fit to serve, and say what to do")
+    doctor.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="has it what this registry needs?")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(run=_doctor)
     replayed = commands.add_parser("replay", help="decide a recorded run again, and say whether it comes to the same")
     replayed.add_argument("recording", type=Path, metavar="FILE", help="of `prism serve --record`")
     replayed.add_argument("--validate", action="store_true", help="check the invariants, even if the first run did not")

@@ -13,6 +13,7 @@ import pytest
 from bench.processes import PROJECT
 
 LIBRARY = "torch_memory_saver_hook_mode_preload_cu13.abi3.so"
+RUNTIME = "nvidia/cu13/lib/libcudart.so.13"
 ASK = "import json; from enginepool.gpu_environment import gpu_environment as asked; print(json.dumps(asked({})))"
 
 
@@ -24,6 +25,8 @@ def packages(tmp_path: Path) -> Path:
         (tmp_path / name / "__init__.py").touch()
     (tmp_path / "torch" / "version.py").write_text("cuda: Optional[str] = '13.0'\n")
     (tmp_path / LIBRARY).touch()
+    (tmp_path / RUNTIME).parent.mkdir(parents=True)
+    (tmp_path / RUNTIME).touch()
     return tmp_path
 
 
@@ -54,9 +57,16 @@ def test_where_kernels_are_kept_is_settled_before_torch_settles_it(
     assert made(packages, current)["TRITON_CACHE_DIR"] == folder
 
 
-def test_the_memory_savers_library_comes_before_what_is_preloaded_already(packages: Path) -> None:
-    assert made(packages, {})["LD_PRELOAD"] == f"{packages / LIBRARY}"
-    assert made(packages, {"LD_PRELOAD": "/other.so"})["LD_PRELOAD"] == f"{packages / LIBRARY}:/other.so"
+def test_the_memory_savers_library_comes_before_all_else_that_is_preloaded(packages: Path) -> None:
+    ours = f"{packages / LIBRARY}:{packages / RUNTIME}"
+    assert made(packages, {})["LD_PRELOAD"] == ours
+    assert made(packages, {"LD_PRELOAD": "/other.so"})["LD_PRELOAD"] == f"{ours}:/other.so"
+
+
+def test_what_compiles_kernels_is_found_without_an_activated_environment(packages: Path) -> None:
+    environment = made(packages, {"PATH": "/usr/bin"})
+    assert environment["PATH"] == f"/usr/bin:{Path(sys.executable).parent}"
+    assert "CUDA_HOME" not in made(packages, {"CUDA_HOME": "/opt/cuda"})
 
 
 def test_a_package_that_is_missing_is_named(packages: Path) -> None:

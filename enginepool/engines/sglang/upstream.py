@@ -20,9 +20,10 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 from config.errors import EngineError
+from enginepool import tested
 from enginepool.engines.sglang import tokenizers
 
-TESTED = ("0.5.17",)
+TESTED = tested.SGLANG
 _USUAL = (
     "but the state was deleted in TokenizerManager",
     "Request is disconnected from the client side",

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from config.errors import EngineError
-from enginepool import library_logs
+from enginepool import library_logs, tested
 
-TESTED_KVCACHED = ("0.1.6",)
+TESTED_KVCACHED = tested.KVCACHED
 _SCARCITY = ("shrink to", "available_size()=", "alloc_page() failed", "Failed to reserve blocks")
 """What kvcached warns of while a KV limit falls or memory is short: both are Prism's own doing, and it sees to both."""
 _WEIGHTS = "weights"
