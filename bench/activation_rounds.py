@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from jinja2 import Template
-from tokenizers import Tokenizer
 
 from bench.device_memory import DeviceMemory
 from bench.errors import BenchError
 from bench.gateway_under_test import GatewayUnderTest
 from bench.outcomes import Outcome
-from bench.prompts import PromptWriter
-from gateway.demo_models import CHAT_TEMPLATE
+from bench.prompts import ExactWriter, PromptWriter
+from bench.tokens import counter_of
 
 PROMPT_TOKENS = 256
 """With what the chat template adds."""
@@ -77,24 +75,14 @@ class Prompts:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._writer = PromptWriter(0)
-        self._counters: dict[str, Callable[[str], int]] = {}
+        self._exact: dict[str, ExactWriter] = {}
 
     def write(self, model: str, tokens: int = PROMPT_TOKENS) -> str:
         if self._folder is None:
             return self._writer.write(tokens)
-        if model not in self._counters:
-            self._counters[model] = _counter(self._folder / model / "tokenizer.json")
-        return self._writer.fit(tokens, self._counters[model])
-
-
-def _counter(file: Path) -> Callable[[str], int]:
-    tokenizer, template = Tokenizer.from_file(str(file)), Template(CHAT_TEMPLATE)
-
-    def count(text: str) -> int:
-        asked = template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=True)
-        return len(tokenizer.encode(asked, add_special_tokens=False).ids)
-
-    return count
+        if model not in self._exact:
+            self._exact[model] = ExactWriter.counting(model, counter_of(self._folder / model))
+        return self._exact[model].write(tokens)
 
 
 class Rounds:

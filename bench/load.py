@@ -1,6 +1,9 @@
 """Load test of an OpenAI-compatible server: `python -m bench.load --url ... --models ... --rate ... --duration ...`.
 
-Arrivals are open-loop: a request leaves when its time has come, however slow the answers are.
+Arrivals are open-loop: a request leaves when its time has come, however slow the answers are. Prompts have exactly the
+tokens asked for, by the server's own count, and answers too; where that cannot be, the report says by how much not.
+Before the clock starts, each model is asked once for that; without its tokenizer (`--tokenizer`, or `--registry` beside
+Prism), some 200 times.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import uvloop
 
+from bench.acquaintance import Acquaintance, bodies_of, by_tokenizer, meet, stranger
 from bench.arguments import Parser, positive_float, positive_int
+from bench.counters import counters, named_folder
 from bench.errors import BenchError, UsageError
 from bench.load_report import report
 from bench.openai_client import list_models, session
 from bench.plan import choose_models, make_plan, objectives
 from bench.progress import say
-from bench.prompts import PromptWriter
 from bench.replay import Replay
 from bench.summary import summarize
 from bench.workload import Lengths, parse_lengths, parse_popularity
@@ -42,6 +47,7 @@ def parser() -> Parser:
     made.add_argument("--rate", type=positive_float, help=RATE_HELP)
     made.add_argument("--duration", type=duration, help="such as 60s or 10m; with --trace, its first part")
     made.add_argument("--trace", type=Path, help=TRACE_HELP)
+    made.add_argument("--time-scale", type=positive_float, default=1.0, metavar="X", help=TIME_SCALE_HELP)
     made.add_argument(
         "--burstiness", type=burstiness, default=1.0, help="coefficient of variation of the gaps; 1 is Poisson"
     )
@@ -50,6 +56,9 @@ def parser() -> Parser:
     made.add_argument("--output-tokens", type=lengths, default="lognormal:64,512", help=LENGTHS_HELP)
     made.add_argument("--max-tokens", type=positive_int, help="no answer is asked to be longer")
     made.add_argument("--max-prompt-tokens", type=positive_int, help="no prompt is longer")
+    made.add_argument("--tokenizer", type=named_folder, action="append", default=[], metavar="NAME=FOLDER")
+    made.add_argument("--registry", type=Path, metavar="FILE", help="Prism's: where models and their tokenizers are")
+    made.add_argument("--estimate", action="store_true", help=ESTIMATE_HELP)
     made.add_argument("--seed", type=int, default=0, help="same seed, same requests at the same times")
     made.add_argument("--slo-ttft", type=slo, help="such as 500ms; else what the server says of each model")
     made.add_argument("--slo-tpot", type=slo, help="such as 50ms; likewise")
@@ -61,6 +70,8 @@ def parser() -> Parser:
 
 RATE_HELP = "requests per second; of a --trace by thinning or copying its requests, not by stretching its time"
 TRACE_HELP = "CSV(.gz) of arrival_s, [model,] prompt_tokens, output_tokens; or of ServeGen's rates, an hour if not said"
+TIME_SCALE_HELP = "of the --trace's time: 0.5 sends the same requests twice as fast, bursts and gaps alike"
+ESTIMATE_HELP = "ask nothing ahead: lengths of prompts are an estimate without a tokenizer, and answers may end early"
 LENGTHS_HELP = "tokens: N, uniform:LOW-HIGH or lognormal:MEDIAN,P99"
 
 
@@ -106,6 +117,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     chosen = made.parse_args(given)
     if chosen.trace is None and (chosen.rate is None or chosen.duration is None):
         made.error("give --rate and --duration, or --trace")
+    if chosen.trace is None and chosen.time_scale != 1:
+        made.error("--time-scale: only with --trace; another --rate does the same without")
     if not chosen.url.startswith(("http://", "https://")):
         made.error(f"--url: expected http://HOST:PORT, got {chosen.url}")
     chosen.url = chosen.url.rstrip("/").removesuffix("/v1")
@@ -125,12 +138,26 @@ async def load(chosen: argparse.Namespace) -> int:
         models = choose_models(chosen.models, listed)
         plan = make_plan(chosen, models)
         slos = objectives(chosen, listed, models)
+        bodies = bodies_of(plan, await get_acquainted(chosen, client, models))
         say(f"{len(plan)} requests to {len(models)} models over {plan[-1].at:.1f} s")
-        replay = Replay(client, chosen.url, plan, PromptWriter(chosen.seed), chosen.timeout)
+        replay = Replay(client, chosen.url, plan, bodies, chosen.timeout)
         took = await run_until_stopped(replay)
     figures = summarize(replay.outcomes, slos, took)
     report(chosen, figures, replay.outcomes, slos)
     return exit_code(figures, replay.stopped)
+
+
+async def get_acquainted(
+    chosen: argparse.Namespace, client: aiohttp.ClientSession, models: Sequence[str]
+) -> dict[str, Acquaintance]:
+    """Raises: BenchError."""
+    known = counters(dict(chosen.tokenizer), chosen.registry, models)
+    if not chosen.estimate:
+        return await meet(client, chosen.url, models, known, chosen.seed, chosen.timeout)
+    return {
+        name: by_tokenizer(chosen.seed, name, known[name]) if name in known else stranger(chosen.seed, name)
+        for name in models
+    }
 
 
 async def run_until_stopped(replay: Replay) -> float:

@@ -19,9 +19,29 @@ def report(
         print(f"\n{warning}")
     if chosen.json:
         given = {name: value for name, value in vars(chosen).items() if name != "api_key"}
-        chosen.json.write_text(json.dumps({"arguments": given, **figures}, indent=2, default=str) + "\n")
+        content = {"arguments": given, **figures, "requests": [entry_of(outcome) for outcome in outcomes]}
+        chosen.json.write_text(json.dumps(content, indent=2, default=str) + "\n")
     if chosen.png:
         draw(chosen.png, headline(chosen, figures), outcomes, slos, figures)
+
+
+def entry_of(outcome: Outcome) -> dict[str, Any]:
+    """One request: what was asked for, and what came. Seconds; `at` from the start, the others from `at`."""
+    return {
+        "at": outcome.arrival.at,
+        "model": outcome.arrival.model,
+        "prompt_tokens": outcome.arrival.prompt_tokens,
+        "prompt_tokens_counted": outcome.prompt_tokens,
+        "output_tokens": outcome.arrival.output_tokens,
+        "output_tokens_got": outcome.output_tokens,
+        "late": outcome.lateness,
+        "ttft": outcome.ttft if outcome.completed else None,
+        "tpot": outcome.tpot if outcome.completed else None,
+        "e2e": outcome.e2e,
+        "failure": outcome.error if outcome.ended is not None else "unfinished",
+        "worker": outcome.worker,
+        "device": outcome.device,
+    }
 
 
 def headline(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> str:
@@ -66,4 +86,23 @@ def warnings(figures: Mapping[str, Any]) -> list[str]:
         )
     if figures["all"]["attainment"]["both"] is None:
         found.append("no SLO was given, and the server states none: attainment is unknown")
+    return [
+        *found,
+        *inexact(figures["models"], "prompt_tokens", "prompts"),
+        *inexact(figures["models"], "answer_tokens", "answers"),
+    ]
+
+
+def inexact(models: Mapping[str, Any], key: str, what: str) -> list[str]:
+    """A line for each model whose lengths were not those asked for."""
+    found = []
+    for name, group in models.items():
+        lengths = group[key]
+        if lengths["exact"] is not None and lengths["exact"] < 1:
+            found.append(
+                f"{name}: {what} had {lengths['off_mean']:+.1f} tokens more than asked for in the mean, at most "
+                f"{lengths['off_most']:+d}; {100 * lengths['exact']:.1f}% were exact"
+            )
+        elif group["completed"] and lengths["exact"] is None:
+            found.append(f"{name}: the server does not say how many tokens its {what} had")
     return found

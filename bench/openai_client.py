@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from bench.errors import BenchError
 from bench.outcomes import Outcome, Slo
+from gateway.routing import DEVICE_HEADER, WORKER_HEADER
 
 Clock = Callable[[], float]
 """Seconds from the start of the run."""
@@ -93,8 +94,11 @@ async def list_models(client: aiohttp.ClientSession, url: str) -> dict[str, Slo]
     return {model.id: Slo(model.slo.ttft_s, model.slo.tpot_s) for model in listed}
 
 
-def chat_body(model: str, prompt: str, max_tokens: int) -> bytes:
-    """A streamed chat that ends with its usage."""
+def chat_body(model: str, prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> bytes:
+    """A streamed chat that ends with its usage; with `ignore_eos`, no earlier than after `max_tokens`.
+
+    OpenAI knows no such parameter; SGLang, vLLM and Prism's engines do.
+    """
     fields = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -102,7 +106,7 @@ def chat_body(model: str, prompt: str, max_tokens: int) -> bytes:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    return msgspec.json.encode(fields)
+    return msgspec.json.encode(fields | {"ignore_eos": True} if ignore_eos else fields)
 
 
 async def stream_chat(
@@ -128,6 +132,8 @@ async def _stream(client: aiohttp.ClientSession, url: str, body: bytes, outcome:
     async with client.post(f"{url}/v1/chat/completions", data=body, headers=headers) as response:
         if response.status != HTTPStatus.OK:
             return f"http {response.status}"
+        outcome.worker = response.headers.get(WORKER_HEADER)
+        outcome.device = response.headers.get(DEVICE_HEADER)
         rest = b""
         async for received in response.content.iter_any():
             at = clock()

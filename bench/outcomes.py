@@ -27,6 +27,9 @@ class Outcome:
     """As the server counted."""
     completion_tokens: int | None = None
     """Likewise."""
+    worker: str | None = None
+    """Which one answered, and on which device, if the server says so."""
+    device: str | None = None
 
     def token(self, at: float) -> None:
         """A piece of text has arrived."""

@@ -45,13 +45,15 @@ def make_plan(chosen: argparse.Namespace, models: Sequence[str]) -> list[Arrival
 
 
 def plan_of_trace(chosen: argparse.Namespace, models: Sequence[str]) -> list[Arrival]:
-    """The trace of the length, at the rate and for the models that were asked for. Raises: BenchError."""
+    """The trace of the length, at the pace, at the rate and for the models that were asked for. Raises: BenchError."""
     trace = read_trace(chosen.trace, duration=chosen.duration, rate=chosen.rate, seed=chosen.seed).stored()
     mapping = map_models(trace, models) if names_models(chosen.trace) else {}
     for name, stand_in in mapping.items():
         say(f"trace: {name} is {stand_in}")
     return [
-        Arrival(request.at, mapping.get(request.model, ""), request.prompt_tokens, request.output_tokens)
+        Arrival(
+            request.at * chosen.time_scale, mapping.get(request.model, ""), request.prompt_tokens, request.output_tokens
+        )
         for request in trace
     ]
 

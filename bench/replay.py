@@ -10,11 +10,10 @@ from time import perf_counter
 
 import aiohttp
 
-from bench.openai_client import chat_body, stream_chat
+from bench.openai_client import stream_chat
 from bench.outcomes import Outcome
 from bench.percentiles import percentile
 from bench.progress import say, say_again
-from bench.prompts import PromptWriter
 from bench.workload import Arrival
 
 LATENESS_ALLOWED = 0.05
@@ -24,10 +23,10 @@ PROGRESS_EVERY_IN_A_LOG = 5.0
 
 
 class Replay:
-    """One run of a plan. `outcomes` holds every request that was sent."""
+    """One run of a plan, whose requests have these `bodies`. `outcomes` holds every request that was sent."""
 
     def __init__(
-        self, client: aiohttp.ClientSession, url: str, plan: Sequence[Arrival], prompts: PromptWriter, patience: float
+        self, client: aiohttp.ClientSession, url: str, plan: Sequence[Arrival], bodies: Sequence[bytes], patience: float
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.stopped = False
@@ -36,7 +35,7 @@ class Replay:
         self._client = client
         self._url = url
         self._plan = plan
-        self._prompts = prompts
+        self._bodies = bodies
         self._patience = patience
         self._running: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
@@ -62,9 +61,7 @@ class Replay:
         return perf_counter() - self.began
 
     async def _send_all(self) -> None:
-        for arrival in self._plan:
-            # written ahead of its time, so that writing makes nothing late
-            body = chat_body(arrival.model, self._prompts.write(arrival.prompt_tokens), arrival.output_tokens)
+        for arrival, body in zip(self._plan, self._bodies, strict=True):
             await self._wait_until(arrival.at)
             if self.stopped:
                 return

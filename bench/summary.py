@@ -57,6 +57,7 @@ def _group(ended: Sequence[Outcome], slos: Mapping[str, Slo], took: float) -> di
         "goodput_rps": good / took,
         "output_tokens_per_s": sum(outcome.output_tokens for outcome in done) / took,
         "prompt_tokens": _prompt_tokens(done),
+        "answer_tokens": _answer_tokens(done),
     }
 
 
@@ -92,10 +93,24 @@ def _share(met: Sequence[bool]) -> float | None:
 
 def _prompt_tokens(done: Sequence[Outcome]) -> dict[str, float | None]:
     """How close the prompts came to the lengths asked for, by the server's own count."""
-    counted = [outcome for outcome in done if outcome.prompt_tokens is not None]
+    return _closeness([(outcome.arrival.prompt_tokens, outcome.prompt_tokens) for outcome in done])
+
+
+def _answer_tokens(done: Sequence[Outcome]) -> dict[str, float | None]:
+    """Likewise the answers."""
+    return _closeness([(outcome.arrival.output_tokens, outcome.completion_tokens) for outcome in done])
+
+
+def _closeness(pairs: Sequence[tuple[int, int | None]]) -> dict[str, float | None]:
+    """Of pairs of asked for and counted. `off` is counted less asked, `off_most` the largest of either sign."""
+    counted = [(asked, count) for asked, count in pairs if count is not None]
+    off = [count - asked for asked, count in counted]
     return {
-        "asked_mean": _mean([outcome.arrival.prompt_tokens for outcome in counted]),
-        "counted_mean": _mean([outcome.prompt_tokens for outcome in counted if outcome.prompt_tokens is not None]),
+        "asked_mean": _mean([asked for asked, _ in counted]),
+        "counted_mean": _mean([count for _, count in counted]),
+        "off_mean": _mean(off),
+        "off_most": max(off, key=abs, default=None),
+        "exact": _share([not each for each in off]),
     }
 
 

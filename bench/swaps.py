@@ -50,7 +50,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=new_file, help="write all figures to this file")
     parser.add_argument("--record", type=absolute, metavar="FILE", help="the scheduler's decisions, for `prism replay`")
-    parser.set_defaults(trace=None, burstiness=1.0, max_prompt_tokens=None, max_tokens=None)
+    parser.set_defaults(trace=None, time_scale=1.0, burstiness=1.0, max_prompt_tokens=None, max_tokens=None)
     chosen = parser.parse_args(given)
     if (chosen.registry is None) != chosen.tiny:
         parser.error("give a registry, or --tiny")

@@ -19,7 +19,7 @@ from bench.device_memory import DeviceMemory
 from bench.errors import BenchError
 from bench.gateway_under_test import PATIENCE, GatewayUnderTest, serving
 from bench.machine import describe_machine, versions
-from bench.openai_client import list_models
+from bench.openai_client import chat_body, list_models
 from bench.outcomes import Outcome
 from bench.percentiles import spread
 from bench.plan import make_plan
@@ -70,7 +70,9 @@ class Soak:
     async def _under_load(self, subject: GatewayUnderTest) -> dict[str, Any]:
         listed = await list_models(subject.client, subject.url)
         plan = make_plan(self._chosen, self._names)
-        replay = Replay(subject.client, subject.url, plan, PromptWriter(self._chosen.seed), PATIENCE)
+        writer = PromptWriter(self._chosen.seed)
+        bodies = [chat_body(it.model, writer.write(it.prompt_tokens), it.output_tokens) for it in plan]
+        replay = Replay(subject.client, subject.url, plan, bodies, PATIENCE)
         sights: list[Sight] = []
         teardowns: list[Phases] = []
         counted = await _counters(subject)

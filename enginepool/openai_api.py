@@ -35,6 +35,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     seed: int | None
     n: int
     stop: tuple[str, ...]
+    ignore_eos: bool = False
+    """Go on to `max_tokens`, whatever the model says; as SGLang and vLLM have it."""
 
 
 class ChatMessage(Struct, frozen=True):
@@ -87,6 +89,7 @@ class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
     stop: _Stop = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    ignore_eos: bool | None = None
     user: str | None = None
     metadata: _Metadata = None
     frequency_penalty: Any = None
@@ -271,6 +274,7 @@ def _sampling(sent: _Body, max_tokens: int | None) -> Sampling:
         seed=sent.seed,
         n=sent.n or 1,
         stop=_stop(sent.stop),
+        ignore_eos=bool(sent.ignore_eos),
     )
 
 

@@ -18,7 +18,7 @@ from enginepool.routes import INFERENCE_ROUTES
 from gateway import status
 from gateway.core import Gateway
 from gateway.live import LiveRequest
-from gateway.routing import read_model, read_slo
+from gateway.routing import DEVICE_HEADER, WORKER_HEADER, read_model, read_slo
 from gateway.sse import STREAMING, open_stream
 
 log = logging.getLogger("prism.http")
@@ -58,9 +58,18 @@ class _Routes:
             answer = await live.answer
             if isinstance(answer, Head):
                 return await self._relay(request, live, answer)
-            return web.Response(body=answer.body, status=answer.status, content_type=answer.content_type)
+            return web.Response(
+                body=answer.body, status=answer.status, content_type=answer.content_type, headers=self._route(live)
+            )
         finally:
             self._gateway.release(live)
+
+    def _route(self, live: LiveRequest) -> dict[str, str]:
+        """Headers that say who answers."""
+        if live.worker is None:
+            return {}
+        device = self._gateway.context.pool.workers[live.worker].device
+        return {WORKER_HEADER: str(live.worker), DEVICE_HEADER: device}
 
     async def _read_body(self, request: web.Request) -> bytes:
         limit = self._limits.max_body
@@ -75,7 +84,8 @@ class _Routes:
         raise RequestError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
 
     async def _relay(self, request: web.Request, live: LiveRequest, head: Head) -> web.StreamResponse:
-        response, stream = await open_stream(request, head.status, head.content_type, self._limits.stream_buffer)
+        limit = self._limits.stream_buffer
+        response, stream = await open_stream(request, head.status, head.content_type, limit, self._route(live))
         live.attach(stream)
         await stream.finished
         try:

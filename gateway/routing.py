@@ -10,6 +10,8 @@ import msgspec
 from config.errors import RequestError
 
 SLO_HEADER = "X-SLO-TTFT-MS"
+WORKER_HEADER, DEVICE_HEADER = "X-Prism-Worker", "X-Prism-Device"
+"""Of an answer: the number of the worker that gives it, and its device."""
 BYTES_PER_TOKEN = 4.0
 """Of a prompt, until the worker has counted."""
 

@@ -9,6 +9,7 @@ headers at once, and `write_eof` ends the chunked body with its last chunk.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -48,10 +49,10 @@ class EventStream:
 
 
 async def open_stream(
-    request: web.Request, status: int, content_type: str, buffer_limit: int
+    request: web.Request, status: int, content_type: str, buffer_limit: int, headers: Mapping[str, str]
 ) -> tuple[web.StreamResponse, EventStream]:
     """Send the headers of a streamed answer."""
-    response = web.StreamResponse(status=status)
+    response = web.StreamResponse(status=status, headers=headers)
     response.content_type = content_type
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"

@@ -123,6 +123,14 @@ def test_several_choices_are_answered_whole_and_streamed(prism: Prism) -> None:
     assert set(texts.values()) == {" the gate"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_says_which_worker_gave_it_and_on_which_device(prism: Prism, stream: bool) -> None:
+    prism.command("activate", model="alpha")
+    serving = str(prism.model("alpha")["workers"][0])
+    headers = chat(prism, "alpha", stream=stream).headers
+    assert (headers["X-Prism-Worker"], headers["X-Prism-Device"]) == (serving, "cpu")
+
+
 def test_every_answer_has_an_id_of_its_own(prism: Prism) -> None:
     assert len({chat(prism, "alpha", max_tokens=1).json["id"] for _ in range(5)}) == 5
 

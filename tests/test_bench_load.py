@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
+from transformers import AutoTokenizer
 
 from bench.errors import BenchError, UsageError
 from bench.load import arguments, load, main
@@ -22,9 +23,10 @@ from bench.load_report import warnings
 from bench.openai_client import list_models, session
 from bench.outcomes import Outcome, Slo
 from bench.plan import choose_models, make_plan, objectives
-from bench.prompts import PromptWriter
+from bench.prompts import ExactWriter, PromptWriter
 from bench.standin import make_app
 from bench.summary import summarize
+from bench.tokens import counter_of
 from bench.workload import Arrival, arrival_times
 
 MINIMAL = ["--url", "http://127.0.0.1:1", "--rate", "1", "--duration", "1"]
@@ -62,6 +64,7 @@ def outcome(*, ttft: float, model: str = "m", tokens: int = 11, tpot: float = 0.
     for number in range(tokens):
         found.token(100.0 + ttft + number * tpot)
     found.ended = found.last_token
+    found.prompt_tokens, found.completion_tokens = 5, tokens
     return found
 
 
@@ -88,6 +91,10 @@ async def test_a_run_reports_every_model_and_every_kind_of_failure(server: TestS
     assert sum(group["requests"] for group in models.values()) == figures["all"]["requests"]
     assert figures["all"]["goodput_rps"] == pytest.approx(models["good"]["completed"] / figures["took_s"])
     assert figures["tpot_from"] == "usage"
+    assert len(figures["requests"]) == figures["all"]["requests"]
+    assert {entry["failure"] for entry in figures["requests"] if entry["model"] == "good"} == {None}
+    assert {entry["failure"] for entry in figures["requests"] if entry["model"] == "cuts"} == {"cut off"}
+    assert {entry["output_tokens_got"] for entry in figures["requests"] if entry["model"] == "good"} == {5}
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -102,7 +109,7 @@ async def test_ctrl_c_ends_the_run_and_still_reports(tmp_path: Path) -> None:
     app.on_response_prepare.append(notice)
     async with TestServer(app) as running:
         command = [sys.executable, "-m", "bench.load", "--url", str(running.make_url("")), "--rate", "20"]
-        command += ["--duration", "1h", "--json", str(tmp_path / "run.json")]
+        command += ["--duration", "1h", "--estimate", "--json", str(tmp_path / "run.json")]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
         await arrived.wait()
         process.send_signal(signal.SIGINT)
@@ -212,7 +219,7 @@ async def test_no_request_leaves_before_its_time_or_waits_for_another(tmp_path: 
     app.middlewares.append(gather)
     async with TestServer(app) as running:
         given = ["--url", str(running.make_url("")), "--rate", "100", "--duration", "0.205s", "--burstiness", "0"]
-        await load(arguments([*given, "--json", str(tmp_path / "run.json")]))
+        await load(arguments([*given, "--estimate", "--json", str(tmp_path / "run.json")]))
 
     figures = json.loads((tmp_path / "run.json").read_text())
     assert figures["all"]["completed"] == 20
@@ -262,6 +269,8 @@ def test_a_model_that_the_server_has_not_is_named() -> None:
         (["--prompt-tokens", "uniform:9-3"], "9 is above 3"),
         (["--output-tokens", "normal:3"], "expected N, uniform:LOW-HIGH or lognormal:MEDIAN,P99"),
         (["--max-tokens", "many"], "--max-tokens: invalid whole number value: 'many'"),
+        (["--time-scale", "2"], "--time-scale: only with --trace"),
+        (["--tokenizer", "m"], "expected NAME=FOLDER of a model's tokenizer, got 'm'"),
         (["--url", "localhost:8000"], "expected http://HOST:PORT"),
         (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
         (["--colour"], "unrecognized arguments: --colour"),
@@ -316,6 +325,13 @@ def test_a_trace_without_models_is_spread_over_them_by_popularity(tmp_path: Path
     assert sum(arrival.model == "a" for arrival in plan) == pytest.approx(667, abs=50)
     assert {arrival.model for arrival in plan} == {"a", "b"}
     assert {arrival.output_tokens for arrival in plan} == {64}
+
+
+def test_a_traces_time_can_be_stretched_and_compressed(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", REQUESTS, "0,a,1,2", "1,a,3,4", "10,b,5,6")
+
+    assert [arrival.at for arrival in plan_of(path, "--time-scale", "0.5")] == [0.0, 0.5, 5.0]
+    assert [arrival.at for arrival in plan_of(path, "--time-scale", "2", "--duration", "5s")] == [0.0, 2.0]
 
 
 @pytest.mark.parametrize("rate", [0.25, 3.0])
@@ -375,10 +391,68 @@ def test_prompts_are_text_that_never_repeats() -> None:
         assert all(one != next_one for one, next_one in pairwise(words))
 
 
-def test_prompts_have_about_the_length_asked_for() -> None:
+def test_prompts_have_about_the_length_asked_for_where_nobody_counts() -> None:
     writer = PromptWriter(seed=3)
 
     assert [len(writer.write(tokens).split()) for tokens in (135, 1350)] == [100, 1000]
+
+
+LENGTHS = [20, 21, 40, 333, 1000, 3999]
+
+
+def test_prompts_are_exact_by_a_models_own_tokenizer_and_template(demo_folder: Path) -> None:
+    folder = demo_folder / "llama-tiny"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ExactWriter.counting(3, counter_of(folder)).write_each(LENGTHS)
+    chats = [[{"role": "user", "content": text}] for text in texts]
+
+    assert [len(tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"]) for c in chats] == LENGTHS
+
+
+def test_exact_prompts_are_text_too(demo_folder: Path) -> None:
+    words = ExactWriter.counting(3, counter_of(demo_folder / "llama-tiny")).write(2000).split()
+
+    assert max(words.count(word) for word in set(words)) < len(words) / 5
+
+
+def test_a_prompt_shorter_than_the_template_is_the_shortest_there_is(demo_folder: Path) -> None:
+    count_each = counter_of(demo_folder / "llama-tiny")
+    (text,) = ExactWriter.counting(3, count_each).write_each([1])
+
+    assert text == "1."
+    assert count_each([text]) == count_each(["1."])
+
+
+async def test_a_server_is_asked_how_it_counts_where_no_tokenizer_is_known(tmp_path: Path) -> None:
+    """This one counts characters, and refuses `ignore_eos`."""
+
+    @web.middleware
+    async def strict(request: web.Request, handler: web.Handler) -> web.StreamResponse:
+        if request.method == "POST" and "ignore_eos" in msgspec.json.decode(await request.read()):
+            return web.json_response({"error": {"message": "unknown parameter"}}, status=400)
+        return await handler(request)
+
+    app = make_app(("counts",), tpot=0.0)
+    app.middlewares.append(strict)
+    async with TestServer(app) as running:
+        given = ["--url", str(running.make_url("")), "--rate", "100", "--duration", "0.5s", "--prompt-tokens"]
+        await load(arguments([*given, "uniform:2-4000", "--json", str(tmp_path / "run.json")]))
+
+    lengths = json.loads((tmp_path / "run.json").read_text())["models"]["counts"]["prompt_tokens"]
+    assert abs(lengths["off_most"]) <= 1
+
+
+async def test_without_asking_the_report_says_how_far_off_lengths_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with TestServer(make_app(("counts",), tpot=0.0)) as running:
+        given = ["--url", str(running.make_url("")), "--rate", "100", "--duration", "0.2s", "--prompt-tokens", "1000"]
+        await load(arguments([*given, "--estimate", "--json", str(tmp_path / "run.json")]))
+
+    lengths = json.loads((tmp_path / "run.json").read_text())["models"]["counts"]["prompt_tokens"]
+    assert lengths["exact"] == 0
+    assert lengths["off_mean"] == pytest.approx(lengths["counted_mean"] - 1000)
+    assert f"counts: prompts had {lengths['off_mean']:+.1f} tokens more than asked for" in capsys.readouterr().out
 
 
 def test_the_same_seed_writes_the_same_prompts() -> None:

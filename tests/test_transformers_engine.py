@@ -220,7 +220,9 @@ async def test_a_stop_string_ends_the_answer_and_is_not_in_it(llama: Driver, str
     assert choices[-1]["finish_reason"] == "stop"
 
 
-async def test_an_end_of_turn_token_ends_the_answer(driver: Driver, stored: dict[str, Stored], tmp_path: Path) -> None:
+async def test_an_end_of_turn_token_ends_the_answer_unless_told_to_go_on(
+    driver: Driver, stored: dict[str, Stored], tmp_path: Path
+) -> None:
     model = stored["llama-tiny"]
     generated = generate(model.spec.path, 10)
     assert generated[5] not in generated[:5]
@@ -233,6 +235,9 @@ async def test_an_end_of_turn_token_ends_the_answer(driver: Driver, stored: dict
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["choices"][0]["text"] == AutoTokenizer.from_pretrained(model.spec.path).decode(generated[:5])
     assert body["usage"]["completion_tokens"] == 6
+    asked_on = (await driver.run(max_tokens=10, ignore_eos=True)).body
+    assert asked_on["choices"][0]["finish_reason"] == "length"
+    assert asked_on["usage"]["completion_tokens"] == 10
 
 
 async def test_n_answers_share_one_prefill_and_differ(llama: Driver) -> None:

@@ -26,7 +26,7 @@ class Sequence:
         self.sampler = Sampler(request.sampling, index)
         self.last = -1
         self._left = limit
-        self._eos = model.eos
+        self._eos = frozenset[int]() if request.sampling.ignore_eos else model.eos
         self._detokenizer = Detokenizer(model.tokenizer)
         self._stop = StopFilter(request.sampling.stop)
 
