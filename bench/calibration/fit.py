@@ -130,7 +130,11 @@ def _prefill_step(shape: Shape, tokens: int, before: int) -> Either:
 
 def fit_decode(points: Sequence[DecodePoint], shapes: Mapping[str, Shape]) -> Fit:
     """The terms of `bench.simulator.calibration.Decode`. Raises: BenchError."""
-    rates = {"weight bytes": "weight_bytes_per_s", "KV bytes": "kv_bytes_per_s"}
+    rates = {
+        "weight bytes": "weight_bytes_per_s",
+        "KV bytes": "kv_bytes_per_s",
+        "longest KV bytes": "longest_kv_bytes_per_s",
+    }
     return _as_rates(_fit([_decode_sample(point, shapes[point.model]) for point in points]), rates, "decode")
 
 
@@ -142,7 +146,7 @@ def _decode_sample(point: DecodePoint, shape: Shape) -> Sample:
     }
     attention = Either(
         {"KV bytes": shape.kv_bytes * point.context},
-        {"attention_seconds": shape.layers * point.context / point.batch},
+        {"longest KV bytes": shape.kv_bytes * point.context / point.batch},
     )
     words = f"{point.model}, batch {point.batch}, prompts of {point.prompt}"
     return Sample(words, point.median, always, [attention])
