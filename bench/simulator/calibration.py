@@ -70,10 +70,8 @@ class Front(Entry, frozen=True):
     """The way to the engine and back, which keeps nobody else from anything."""
 
     seconds: NotNegative
-    """Of a request, until the engine has it, and more for each token of its prompt:"""
+    """Of a request, and more for each token of its prompt:"""
     seconds_per_token: NotNegative
-    seconds_after: NotNegative
-    """From the engine to the client."""
 
 
 class TimeSlices(Entry, frozen=True):

@@ -27,7 +27,7 @@ class Costs:
         self.blank_activation = max(calibration.blank.duration(self.shard_bytes), self.parked_activation)
         self.load = calibration.disk.duration(weight_bytes)
         self.park = calibration.park.seconds
-        self._shape = shape
+        self.shape = shape
         self._tensor_parallel = tensor_parallel
         self.exchange = calibration.tensor_parallel.seconds_per_layer * shape.layers if tensor_parallel > 1 else 0.0
         prefill = calibration.prefill
@@ -60,7 +60,7 @@ class Costs:
     def prefill_load(self, work: float) -> Load:
         """However short the prompts, all weights are read."""
         busy = max(work, self._weights(1))
-        return Load(busy, busy, self.launch + self.prefill_host, self._shape.layers)
+        return Load(busy, busy, self.launch + self.prefill_host, self.shape.layers)
 
     def decode(self, batch: int, context: int, longest: float | None = None) -> float:
         """Seconds that the GPU has for one step of `batch` requests, whose prompts and answers have `context` tokens
@@ -71,7 +71,7 @@ class Costs:
         """Likewise of the steps that follow. Attention lasts as long as reading all of the KV cache, or the longest
         request's, which on several devices is read no faster: each has fewer of its heads, and fewer blocks for them."""
         decode = self._decode
-        fixed = decode.seconds_per_layer * self._shape.layers + batch * decode.seconds_per_request
+        fixed = decode.seconds_per_layer * self.shape.layers + batch * decode.seconds_per_request
         every, one = self._read * context, self._longest * longest
         attention = longer(Line(every, self._read * batch), Line(one, self._longest))
         return attention.plus(fixed + self._weights(batch) + self.exchange)
@@ -86,20 +86,15 @@ class Costs:
     def decode_load(self, gpu: float, batch: int, context: int, *, resident: bool) -> Load:
         """Of steps that the GPU has for `gpu` seconds; `resident`: other workers of the device have models, too."""
         host = self._host.seconds + batch * self._host.seconds_per_request + resident * self._host.seconds_beside
-        return Load(gpu, self._weights(batch) + self._read * context, host, self._shape.layers)
+        return Load(gpu, self._weights(batch) + self._read * context, host, self.shape.layers)
 
     def front(self, prompt_tokens: int) -> float:
-        """Seconds from a request's dispatch until its engine has it."""
+        """Seconds that a request is on its way to its engine and its first token on the way back."""
         return self._front.seconds + prompt_tokens * self._front.seconds_per_token
-
-    @property
-    def after(self) -> float:
-        """Seconds from the engine to the client."""
-        return self._front.seconds_after
 
     def _weights(self, batch: int) -> float:
         """Seconds in which a decode step reads its weights."""
-        return self._shape.bytes_read(batch) / self._decode.weight_bytes_per_s / self._tensor_parallel
+        return self.shape.bytes_read(batch) / self._decode.weight_bytes_per_s / self._tensor_parallel
 
     def tokens_in(self, kv_limit: int) -> int:
         """Tokens for which a KV cache of `kv_limit` bytes on each device has room, in whole pages."""

@@ -57,4 +57,4 @@ def _model(costs: Costs) -> ModelProfile:
 def _first_token(costs: Costs, tokens: int) -> float:
     """Seconds from a request's dispatch, alone on its device."""
     step = costs.prefill(costs.prefill_work(tokens, 0)) + costs.prefill_host
-    return costs.front(tokens) + step + costs.after
+    return costs.front(tokens) + step

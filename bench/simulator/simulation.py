@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.simulator.calibration import Calibration
 from bench.simulator.costs import Costs
-from bench.simulator.engine import Engine, Job, Outcome
+from bench.simulator.engine import Engine, Job
 from bench.simulator.outcomes import Answer, MemorySample, Result
 from bench.simulator.places import IDLE, Place
 from bench.simulator.profile import profile_of
@@ -215,8 +215,8 @@ class Simulation:
             return
         deadline = self.scheduler.state.requests[action.request].deadline
         job = Job(action.request, deadline, asked.prompt_tokens, asked.output_tokens)
-        front = self._costs[asked.model].front(asked.prompt_tokens)
-        self._at(self.now + front, partial(self._submit, place, place.engine, job))
+        arrives = self.now + self._costs[asked.model].front(asked.prompt_tokens)
+        self._at(arrives, partial(self._submit, place, place.engine, job))
 
     def _submit(self, place: Place, engine: Engine, job: Job) -> None:
         """What was on its way to an engine that is gone by now is lost with what that had under way."""
@@ -272,27 +272,18 @@ class Simulation:
     def _run_ended(self, place: Place, number: int) -> None:
         if number != place.planned or place.engine is None:
             return
-        doing, after = place.doing, place.engine.costs.after
+        doing = place.doing
         outcome = place.engine.complete()
         self._begin(place, before=doing)
-        if after:
-            self._at(self.now + after, partial(self._answered, outcome))
-        else:
-            self._answered(outcome)
-
-    def _answered(self, outcome: Outcome) -> None:
-        """What clients have by now, but those that were aborted meanwhile."""
         at = self.now - self._began
         for request in outcome.first_tokens:
-            if not self._answers[request].ended:
-                self._answers[request].first_token_at = at
-                self._feed(events.FirstToken(request))
+            self._answers[request].first_token_at = at
+            self._feed(events.FirstToken(request))
         for request in outcome.finished:
             answer = self._answers[request]
-            if not answer.ended:
-                answer.finished_at = at
-                self._end(request, "finished")
-                self._feed(events.Finished(request, answer.asked.output_tokens))
+            answer.finished_at = at
+            self._end(request, "finished")
+            self._feed(events.Finished(request, answer.asked.output_tokens))
 
     def _set_kv_limit(self, action: actions.SetKvLimit) -> None:
         place = self._places[action.worker]
