@@ -48,8 +48,8 @@ class Decode(Entry, frozen=True):
     """At which weights are read, and the KV cache of a batch that keeps the GPU busy:"""
     kv_bytes_per_s: Positive
     longest_kv_bytes_per_s: Positive
-    """At which the batch's longest context is read. SGLang's Triton kernel cuts a context into 8 pieces at most, so that
-    few blocks read it, however many others have nothing left to do."""
+    """At which the batch's longest context is read. SGLang's Triton kernel cuts a context into 8 pieces at most: few
+    blocks read it, however many others have nothing left to do."""
 
 
 class DecodeHost(Entry, frozen=True):

@@ -69,7 +69,7 @@ class Costs:
 
     def decode_line(self, batch: int, context: int, longest: float) -> Line:
         """Likewise of the steps that follow. Attention lasts as long as reading all of the KV cache, or the longest
-        request's, which on several devices is read no faster: each has fewer of its heads, and fewer blocks for them."""
+        request's. On several devices that is read no faster: each has fewer of its heads, and fewer blocks for them."""
         decode = self._decode
         fixed = decode.seconds_per_layer * self.shape.layers + batch * decode.seconds_per_request
         every, one = self._read * context, self._longest * longest

@@ -84,7 +84,7 @@ class Outcome:
 
 
 class Engine:
-    """`max_running` bounds the batch, `kv_limit` (bytes) the KV cache; `first_use` is whether its process is new to it."""
+    """`max_running` bounds the batch, `kv_limit` (bytes) the KV cache; `first_use`: its process is new to its model."""
 
     def __init__(self, costs: Costs, max_running: int, kv_limit: int, *, first_use: bool = False) -> None:
         self.run: Run | None = None

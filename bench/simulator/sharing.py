@@ -1,9 +1,9 @@
 """How engines share a GPU: each waits in turn for every other one that has something for it.
 
-Without MPS the GPU is given to one process at a time, for a slice of time. With MPS kernels of all processes are resident
-at once, and what they take turns at is its memory and its arithmetic, a kernel at a time: a model's kernels are many small
-ones, which wait longer for a large model's than those do for them. What an engine does not need the GPU for, because its
-host is not ready with the next step, hides neighbours either way.
+Without MPS the GPU is given to one process at a time, for a slice of time. With MPS all processes' kernels run at once, and
+what they take turns at is the GPU's memory and arithmetic, a kernel at a time: a small model's kernels wait longer for a
+large model's than those do for them. While an engine does not need the GPU, because its host is not ready with the next
+step, nobody waits for it, either way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.simulator.calibration import Calibration, Mps, TimeSlices
 from bench.simulator.lines import Line, longer
 
 ROUNDS = 6
-"""In which it is worked out how often each wants the GPU, which depends on how long it waits, and that on the others."""
+"""In which it is worked out how often each wants the GPU: it depends on how long it waits, and that on the others."""
 
 
 @dataclass(frozen=True, slots=True)
