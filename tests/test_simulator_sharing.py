@@ -1,4 +1,4 @@
-"""What a step takes in the simulator besides its kernels alone: long contexts, hosts, neighbours, MPS, the way there."""
+"""What a step takes in the simulator besides its kernels alone: long contexts, hosts, neighbours, the way there."""
 
 from __future__ import annotations
 

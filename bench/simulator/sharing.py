@@ -1,9 +1,9 @@
 """How engines share a GPU: each waits in turn for every other one that has something for it.
 
-Without MPS the GPU is given to one process at a time, for a slice of time. With MPS all processes' kernels run at once, and
-what they take turns at is the GPU's memory and arithmetic, a kernel at a time: a small model's kernels wait longer for a
-large model's than those do for them. While an engine does not need the GPU, because its host is not ready with the next
-step, nobody waits for it, either way.
+Without MPS the GPU is given to one process at a time, for a slice of time. With MPS the kernels of all run at once, and
+what they take turns at is the GPU's memory and arithmetic, a kernel at a time: a small model's kernels wait longer for
+a large model's than those do for them. While an engine does not need the GPU, because its host is not ready with the
+next step, nobody waits for it, either way.
 """
 
 from __future__ import annotations
