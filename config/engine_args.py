@@ -28,6 +28,7 @@ _SGLANG: dict[str, Any] = {
     "quantization": Word,
     "reasoning_parser": Word,
     "tool_call_parser": Word,
+    "triton_attention_num_kv_splits": Count,
 }
 """Of SGLang's server arguments those that are the model's own affair. The others are Prism's."""
 

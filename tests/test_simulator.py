@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from bench.calibration.measurements import read_measurements
 from bench.errors import BenchError
 from bench.shapes import SHAPES
-from bench.simulator.calibration import H200, read_calibration
+from bench.simulator.calibration import H200, Calibration, read_calibration
 from bench.simulator.costs import Costs
 from bench.simulator.engine import Engine, Job
 from bench.simulator.models import costs_of, on_gpus
 from bench.simulator.outcomes import Answer, Result
 from bench.simulator.profile import LONG, SHORT, profile_of
 from bench.simulator.report import Setting, row
+from bench.simulator.sharing import ALONE
 from bench.simulator.simulation import Simulation
 from bench.traces.synthetic_text import parse_synthetic
 from bench.traces.trace import Request, Trace
@@ -61,8 +62,18 @@ def registry(folder: Path, models: dict[str, str], **sections: Any) -> Registry:
     return on_gpus(read_registry(write_registry(folder, models, **sections), serving=False), None, None)
 
 
-def simulate(made: Registry, trace: Trace, *, capacity: int = 130 * GIB) -> Result:
-    simulation = Simulation(made, costs_of(made.models, CALIBRATION), CALIBRATION, capacity=capacity, validate=True)
+def simulate(
+    made: Registry,
+    trace: Trace,
+    *,
+    capacity: int = 130 * GIB,
+    calibration: Calibration = CALIBRATION,
+    mps: bool = False,
+    warmed: bool = True,
+) -> Result:
+    simulation = Simulation(
+        made, costs_of(made.models, calibration), calibration, capacity=capacity, mps=mps, warmed=warmed, validate=True
+    )
     return simulation.run(trace)
 
 
@@ -72,16 +83,23 @@ def pinned(made: Registry) -> Registry:
 
 def alone_tpot(model: str, prompt: int, output: int) -> float:
     """Seconds per token of an answer in a batch of its own: its context is one token longer at each step."""
-    steps = [costs(model).decode(1, prompt + generated) for generated in range(1, output)]
+    made = costs(model)
+    steps = [made.decode_beside(1, prompt + said, prompt + said, ALONE)[0].first for said in range(1, output)]
     return sum(steps) / len(steps)
 
 
 def prefill_alone(model: str, *chunks: int) -> float:
     made, before, seconds = costs(model), 0, 0.0
     for chunk in chunks:
-        seconds += made.prefill(made.prefill_work(chunk, before))
+        seconds += made.prefill(made.prefill_work(chunk, before)) + made.prefill_host
         before += chunk
     return seconds
+
+
+def first_token_alone(model: str, *chunks: int) -> float:
+    """Seconds of a prompt's steps, and of its way to the engine and back."""
+    made = costs(model)
+    return made.front(sum(chunks)) + prefill_alone(model, *chunks)
 
 
 # --- one request, two models ------------------------------------------------------------------------------------
@@ -93,7 +111,7 @@ def test_a_request_alone_takes_what_the_calibration_says(tmp_path: Path) -> None
     (answer,) = simulate(made, Trace.of([Request(1.0, "a", 300, 50)])).answers
 
     assert answer.ended == "finished"
-    assert answer.ttft == pytest.approx(prefill_alone("llama-8b", 300))
+    assert answer.ttft == pytest.approx(first_token_alone("llama-8b", 300))
     assert answer.tpot == pytest.approx(alone_tpot("llama-8b", 300, 50))
 
 
@@ -102,7 +120,7 @@ def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
 
     (answer,) = simulate(made, Trace.of([Request(0.0, "a", 20_000, 1)])).answers
 
-    assert answer.ttft == pytest.approx(prefill_alone("llama-8b", 8192, 8192, 20_000 - 2 * 8192))
+    assert answer.ttft == pytest.approx(first_token_alone("llama-8b", 8192, 8192, 20_000 - 2 * 8192))
     assert answer.tpot == 0.0
 
 
@@ -112,9 +130,9 @@ def test_two_models_take_turns_on_one_worker(tmp_path: Path) -> None:
     result = simulate(made, Trace.of([Request(0.0, "a", 100, 10), Request(60.0, "b", 100, 10)]))
 
     first, second = result.answers
-    assert first.ttft == pytest.approx(costs("llama-1b").blank_activation + prefill_alone("llama-1b", 100))
+    assert first.ttft == pytest.approx(costs("llama-1b").blank_activation + first_token_alone("llama-1b", 100))
     rebuilt = CALIBRATION.teardown.seconds + costs("llama-8b").blank_activation
-    assert second.ttft == pytest.approx(rebuilt + prefill_alone("llama-8b", 100))
+    assert second.ttft == pytest.approx(rebuilt + first_token_alone("llama-8b", 100))
     assert (result.activations, result.migrations) == (2, 0)
 
 
@@ -123,7 +141,7 @@ def test_a_parked_model_comes_back_in_the_time_of_its_copy(tmp_path: Path) -> No
 
     _, second = simulate(made, Trace.of([Request(0.0, "a", 100, 10), Request(30.0, "a", 100, 10)])).answers
 
-    assert second.ttft == pytest.approx(costs("llama-8b").parked_activation + prefill_alone("llama-8b", 100))
+    assert second.ttft == pytest.approx(costs("llama-8b").parked_activation + first_token_alone("llama-8b", 100))
 
 
 def test_models_of_one_gpu_slow_each_other_while_both_run(tmp_path: Path) -> None:
@@ -131,7 +149,8 @@ def test_models_of_one_gpu_slow_each_other_while_both_run(tmp_path: Path) -> Non
 
     together = simulate(made, Trace.of([Request(0.0, "a", 300, 200), Request(0.0, "b", 300, 200)])).answers
 
-    slowdown = 1 + CALIBRATION.colocation.per_neighbour
+    slices = CALIBRATION.time_slices
+    slowdown = 2 + slices.switch_seconds / slices.slice_seconds
     for answer in together:
         assert answer.tpot is not None
         assert answer.tpot / alone_tpot("llama-8b", 300, 200) == pytest.approx(slowdown, rel=0.02)
@@ -152,13 +171,15 @@ def test_a_model_on_two_gpus_takes_half_as_long_and_the_exchange_between_them(tm
 
     (alone,), (shared,) = (simulate(pinned(made), asked).answers for made in (one, two))
 
-    layers = shape_of(SHAPES["llama-8b"]).layers
+    shape = shape_of(SHAPES["llama-8b"])
+    layers = shape.layers
     exchange = CALIBRATION.tensor_parallel.seconds_per_layer * layers
     assert alone.ttft is not None
-    assert shared.ttft == pytest.approx(exchange + alone.ttft / 2)
+    around = costs("llama-8b").front(4000) + CALIBRATION.prefill_host.seconds
+    assert shared.ttft == pytest.approx(around + exchange + (alone.ttft - around) / 2)
     decode = CALIBRATION.decode
     kept = layers * decode.seconds_per_layer + decode.seconds_per_request
-    kept += layers * decode.attention_seconds * (4000 + 50)
+    kept += shape.kv_bytes / decode.longest_kv_bytes_per_s * (4000 + 50)
     assert alone.tpot is not None
     assert shared.tpot == pytest.approx(kept + exchange + (alone.tpot - kept) / 2)
 
@@ -172,7 +193,9 @@ def test_its_parts_are_copied_at_the_same_time(tmp_path: Path) -> None:
 
     copied = (whole.weight_bytes - halves.shard_bytes) / CALIBRATION.blank.bytes_per_s
     assert whole.blank_activation - halves.blank_activation == pytest.approx(copied)
-    assert answer.ttft == pytest.approx(halves.blank_activation + halves.prefill(0.0))
+    assert answer.ttft == pytest.approx(
+        halves.blank_activation + halves.front(1) + halves.prefill(0.0) + halves.prefill_host
+    )
 
 
 def test_a_model_that_is_too_large_for_a_gpu_is_served_on_several(tmp_path: Path) -> None:
@@ -196,7 +219,7 @@ def test_it_is_as_slow_as_on_its_busiest_gpu_and_slows_both(tmp_path: Path) -> N
 
     alone, pair = tpots("a")["a"], tpots("a", "b")
     assert alone is not None
-    slower = 1 + CALIBRATION.colocation.per_neighbour
+    slower = 2 + CALIBRATION.time_slices.switch_seconds / CALIBRATION.time_slices.slice_seconds
     assert pair["a"] == pytest.approx(slower * alone, rel=0.05)
     for name in ("b", "c"):
         beside, by_itself = tpots("a", name)[name], tpots(name)[name]
@@ -274,7 +297,7 @@ def test_a_request_that_no_gpu_has_the_kv_cache_for_fails_and_holds_up_nobody(tm
 def drain(engine: Engine, now: float = 0.0) -> dict[int, float]:
     """Run until nothing is left; returns when each request was complete."""
     finished = {}
-    while (end := engine.begin(now, 1.0)) is not None:
+    while (end := engine.begin(now)) is not None:
         now = end
         for request in engine.complete().finished:
             finished[request] = now
@@ -293,7 +316,7 @@ def test_kv_cache_stays_within_its_limit_and_yet_all_are_served(seed: int) -> No
     fill(engine, 40, random.Random(seed))
     now, finished = 0.0, 0
 
-    while (end := engine.begin(now, 1.0)) is not None:
+    while (end := engine.begin(now)) is not None:
         now = end
         assert engine.mapped(now) <= limit
         finished += len(engine.complete().finished)
@@ -306,10 +329,10 @@ def test_kv_cache_stays_within_its_limit_and_yet_all_are_served(seed: int) -> No
 def test_what_was_served_is_counted_while_it_runs() -> None:
     engine = Engine(costs("llama-8b"), 4, GIB)
     engine.submit(Job(1, 1.0, 100, 50))
-    engine.begin(0.0, 1.0)
+    engine.begin(0.0)
     now = prefill_alone("llama-8b", 100)
     engine.complete()
-    end = engine.begin(now, 1.0)
+    end = engine.begin(now)
 
     assert engine.served(now) == (100, 1)
     assert engine.served(now + costs("llama-8b").decode(1, 101)) == (100, 2)
@@ -324,7 +347,7 @@ def test_a_lower_limit_makes_the_newest_wait_again_and_a_higher_one_brings_them_
     for number in range(4):
         engine.submit(Job(number, float(number), 3000, 200))
     now = 0.0
-    while engine.begin(now, 1.0) is not None and engine.run is not None and engine.run.pieces:
+    while engine.begin(now) is not None and engine.run is not None and engine.run.pieces:
         now = engine.run.end()
         engine.complete()
     assert engine.running == 4
@@ -332,7 +355,7 @@ def test_a_lower_limit_makes_the_newest_wait_again_and_a_higher_one_brings_them_
     engine.set_limit(GIB)
     now = engine.cut(now + 1e-4) or now
     assert engine.complete().finished == []
-    engine.begin(now, 1.0)
+    engine.begin(now)
 
     assert (engine.running, engine.waiting) == (2, 2)
     assert engine.mapped(now) <= GIB
@@ -349,7 +372,7 @@ def test_a_cut_changes_no_time(seed: int) -> None:
     fill(stepped, 20, random.Random(seed))
     rng, now, finished = random.Random(seed), 0.0, {}
 
-    while (end := stepped.begin(now, 1.0)) is not None:
+    while (end := stepped.begin(now)) is not None:
         cut = stepped.cut(rng.uniform(now, end))
         assert cut is not None
         now = cut
@@ -363,7 +386,7 @@ def test_an_aborted_request_makes_room_wherever_it_is() -> None:
     engine.submit(Job(1, 1.0, 100, 1000))
     engine.submit(Job(2, 2.0, 100, 10))
     engine.submit(Job(3, 3.0, 100, 10))
-    engine.begin(0.0, 1.0)
+    engine.begin(0.0)
 
     assert [engine.abort(request) for request in (1, 3, 4)] == [True, True, False]
 
@@ -420,7 +443,8 @@ def test_steps_take_what_was_measured_wherever_that_was_the_same_each_time() -> 
     assert len(steady) > 0.9 * len(measured.decode)
     for point in measured.prefill:
         chunks = [min(8192, point.tokens - before) for before in range(0, point.tokens, 8192)]
-        assert prefill_alone(point.model, *chunks) == pytest.approx(point.median, rel=0.2), point
+        kernels = prefill_alone(point.model, *chunks) - len(chunks) * CALIBRATION.prefill_host.seconds
+        assert kernels == pytest.approx(point.median, rel=0.2), point
     for it in steady:
         assert costs(it.model).decode(it.batch, round(it.context)) == pytest.approx(it.median, rel=0.2), it
 
@@ -428,8 +452,8 @@ def test_steps_take_what_was_measured_wherever_that_was_the_same_each_time() -> 
 def test_a_prefill_takes_no_less_than_launching_its_kernels() -> None:
     made, launch = costs("llama-8b"), CALIBRATION.prefill.seconds_per_layer * 32
 
-    assert prefill_alone("llama-8b", 1) == prefill_alone("llama-8b", 100) == pytest.approx(launch)
-    assert prefill_alone("llama-8b", 4096) == made.prefill_work(4096, 0) > launch
+    assert made.prefill(made.prefill_work(1, 0)) == made.prefill(made.prefill_work(100, 0)) == pytest.approx(launch)
+    assert made.prefill(made.prefill_work(4096, 0)) == made.prefill_work(4096, 0) > launch
     assert made.prefill_work(4096, 4096) > made.prefill_work(4096, 0)
 
 
@@ -437,12 +461,13 @@ def test_a_long_context_costs_a_small_batch_latency_and_a_large_one_bandwidth() 
     """Either way each step of a run is longer than the one before by the same."""
     made, decode = costs("llama-8b"), CALIBRATION.decode
 
-    latency, bandwidth = 32 * decode.attention_seconds, 64 * made.kv_bytes / decode.kv_bytes_per_s
-    assert made.growth(1) == made.growth(2) == pytest.approx(latency)
-    assert made.growth(64) == pytest.approx(bandwidth)
-    for batch in (1, 2, 16, 64):
+    latency, bandwidth = (made.kv_bytes / rate for rate in (decode.longest_kv_bytes_per_s, decode.kv_bytes_per_s))
+    growth = {batch: made.decode_line(batch, batch * 100, 100).growth for batch in (1, 2, 16, 64)}
+    assert growth[1] == growth[2] == pytest.approx(latency)
+    assert growth[64] == pytest.approx(64 * bandwidth)
+    for batch, each in growth.items():
         grown = made.decode(batch, batch * 10_000) - made.decode(batch, batch * 100)
-        assert grown == pytest.approx(9_900 * made.growth(batch))
+        assert grown == pytest.approx(9_900 * each)
 
 
 @pytest.mark.parametrize("model", ["qwen3-0.6b", "llama-1b", "llama-8b"])
@@ -450,8 +475,8 @@ def test_a_scheduler_is_told_what_short_and_long_prompts_take(model: str) -> Non
     told = profile_of({model: costs(model)}, CALIBRATION).models[model]
 
     assert told.prefill is not None
-    assert told.prefill.at(SHORT) == pytest.approx(prefill_alone(model, SHORT))
-    assert told.prefill.at(LONG) == pytest.approx(prefill_alone(model, LONG))
+    assert told.prefill.at(SHORT) == pytest.approx(first_token_alone(model, SHORT))
+    assert told.prefill.at(LONG) == pytest.approx(first_token_alone(model, LONG))
 
 
 def test_a_step_reads_no_input_embedding_but_the_outputs() -> None:

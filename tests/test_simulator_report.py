@@ -24,7 +24,16 @@ from bench.simulator.typical import typical
 from bench.traces.trace import Request, Trace
 from config.registry import Slo
 from gateway.cli import main
-from tests.test_simulator import CALIBRATION, GIB, alone_tpot, costs, pinned, prefill_alone, registry, write_registry
+from tests.test_simulator import (
+    CALIBRATION,
+    GIB,
+    alone_tpot,
+    costs,
+    first_token_alone,
+    pinned,
+    registry,
+    write_registry,
+)
 
 MODELS = {"a": "llama-8b", "b": "llama-1b", "c": "llama-3b"}
 SYNTHETIC = ("--synthetic", "zipf:models=3,rate=2,duration=60s")
@@ -102,9 +111,9 @@ def test_the_base_of_objectives_is_how_fast_a_model_is_alone(tmp_path: Path) -> 
     based = alone(made, trace, costs_of(made.models, CALIBRATION), CALIBRATION, capacity=70 * GIB)
 
     a, b, silent = (model.slo for model in based.models)
-    assert a.ttft == pytest.approx(prefill_alone("llama-8b", 300))
+    assert a.ttft == pytest.approx(first_token_alone("llama-8b", 300))
     assert a.tpot == pytest.approx(alone_tpot("llama-8b", 300, 50))
-    assert b.ttft == pytest.approx(prefill_alone("llama-1b", 100))
+    assert b.ttft == pytest.approx(first_token_alone("llama-1b", 100))
     assert b.tpot == pytest.approx(alone_tpot("llama-1b", 100, 20))
     assert silent == Slo()
     assert [model.pinned for model in based.models] == [False, False, False]

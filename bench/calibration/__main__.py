@@ -1,7 +1,9 @@
 """Calibrates the simulator: `python -m bench.calibration --out FILE.json --calibration bench/simulator/h200.json`.
 
-Several of SGLang's own engines, not modified, on one GPU: what steps take by length, batch and context while one works
-alone, and how much they slow each other. Models have real shapes and random weights, which changes no speed.
+Two sorts of engines on one GPU. Several of SGLang's own, not modified: what steps take by length, batch and context while
+one works alone, and how much they slow each other. And Prism's own workers behind their gateway, with and without MPS:
+what their hosts add, what lies in front of them, first uses, and what several at once take. Models have real shapes and
+random weights, which changes no speed. `--from FILE.json --parts together` measures a part again and keeps the rest.
 """
 
 from __future__ import annotations
@@ -12,18 +14,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.calibration.arguments import arguments
+from bench.calibration.arguments import ENGINES, arguments
 from bench.calibration.fit import fit
 from bench.calibration.measure import measure
 from bench.calibration.measurements import Measurements, read_measurements
 from bench.calibration.plan import make_plan
 from bench.calibration.report import markdown, write_measurements, write_page
-from bench.calibration.rewrite import activation_entries, rewrite, step_entries
+from bench.calibration.rewrite import activation_entries, rewrite, step_entries, worker_entries
 from bench.calibration.subject import CHUNK
+from bench.calibration.worker_fit import fit_workers
+from bench.calibration.worker_gateway import HAS_MPS, gateway, make
+from bench.calibration.worker_measure import WorkerRun
+from bench.calibration.worker_page import WorkerPage, short
+from bench.calibration.worker_plan import make_worker_plan
 from bench.machine import describe_machine, versions
 from bench.processes import cancel_on_signals, run_to_its_end
 from bench.progress import say
 from bench.shapes import config_of
+from bench.simulator.calibration import H200, read_calibration
 from config.errors import PrismError
 
 
@@ -34,40 +42,92 @@ def main() -> None:
 async def command(chosen: argparse.Namespace) -> int:
     cancel_on_signals()
     try:
-        measured = read_measurements(chosen.raw) if chosen.raw else await _measured(chosen)
+        measured = read_measurements(chosen.raw) if chosen.raw else _nothing(chosen)
+        failures = await _measure(chosen, measured)
         _conclude(chosen, measured)
     except PrismError as error:
         print(f"bench.calibration: {error}", file=sys.stderr)
         return 1
-    return 0
+    for failure in failures:
+        print(f"bench.calibration: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-async def _measured(chosen: argparse.Namespace) -> Measurements:
+def _nothing(chosen: argparse.Namespace) -> Measurements:
     plan = make_plan(chosen.models, quick=chosen.quick, room=chosen.room)
-    configs = {name: config_of(name, tiny=chosen.tiny) for name in chosen.models}
-    measured = Measurements(
-        machine=describe_machine(), versions=versions(), models=configs, chunk=CHUNK, loads=plan.loads
+    return Measurements(
+        machine=describe_machine(),
+        versions=versions(),
+        models={name: config_of(name, tiny=chosen.tiny) for name in chosen.models},
+        chunk=CHUNK,
+        loads=plan.loads,
     )
-    with tempfile.TemporaryDirectory(prefix="prism-calibration-") as folder:
-        folders = {name: Path(folder, name) for name in configs}
-        for name, config in configs.items():
-            folders[name].mkdir()
-            (folders[name] / "config.json").write_text(json.dumps(config))
-        device = "cpu" if chosen.tiny else "cuda"
-        await measure(plan, folders, device, Path(folder), measured, lambda: write_measurements(chosen.out, measured))
-    return measured
+
+
+async def _measure(chosen: argparse.Namespace, measured: Measurements) -> list[str]:
+    """The parts that are wanted; returns what failed in them. Raises: BenchError."""
+    with tempfile.TemporaryDirectory(prefix="prism-calibration-") as name:
+        folder = Path(name)
+        if ENGINES in chosen.parts:
+            await _engines(chosen, measured, folder)
+        if parts := [part for part in chosen.parts if part != ENGINES]:
+            return await _workers(chosen, measured, parts, chosen.folder or folder / "models")
+    return []
+
+
+async def _engines(chosen: argparse.Namespace, measured: Measurements, folder: Path) -> None:
+    plan = make_plan(chosen.models, quick=chosen.quick, room=chosen.room)
+    measured.loads = plan.loads
+    for rows in (measured.prefill, measured.decode, measured.alone, measured.together):
+        rows.clear()
+    folders = {name: folder / name for name in chosen.models}
+    for name, path in folders.items():
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(config_of(name, tiny=chosen.tiny)))
+    device = "cpu" if chosen.tiny else "cuda"
+    await measure(plan, folders, device, folder, measured, lambda: write_measurements(_out(chosen), measured))
+
+
+async def _workers(chosen: argparse.Namespace, measured: Measurements, parts: list[str], folder: Path) -> list[str]:
+    measured.models |= (configs := {name: config_of(name, tiny=chosen.tiny) for name in chosen.worker_models})
+    plan = make_worker_plan(chosen.worker_models)
+    device = "cpu" if chosen.tiny else chosen.device
+    await make(configs, folder, tiny=chosen.tiny)
+    failures = []
+    for mps in _modes(chosen):
+        async with gateway(plan, measured.shapes, folder, device, mps=mps) as subject:
+            run = WorkerRun(
+                subject, plan, measured.workers, lambda: write_measurements(_out(chosen), measured), mps=mps
+            )
+            await run.measure(parts)
+            failures += run.failures
+    return failures
+
+
+def _modes(chosen: argparse.Namespace) -> list[bool]:
+    wanted = {"on": [True], "off": [False], "both": [False, True]}[chosen.mps]
+    if (chosen.tiny or not HAS_MPS) and True in wanted:
+        say("no MPS here: what it is about is left out")
+        return [mps for mps in wanted if not mps]
+    return list(wanted)
+
+
+def _out(chosen: argparse.Namespace) -> Path:
+    out: Path = chosen.out or chosen.raw
+    return out
 
 
 def _conclude(chosen: argparse.Namespace, measured: Measurements) -> None:
     """Fit, and write what was asked for. Raises: BenchError."""
     fits = fit(measured)
-    print(markdown(measured, fits))
-    out = chosen.out or chosen.raw
+    workers = fit_workers(measured, fits, read_calibration(chosen.calibration or H200))
+    out = _out(chosen)
     write_measurements(out, measured, fits)
-    write_page(out.with_suffix(".md"), measured, fits)
+    write_page(out.with_suffix(".md"), measured, fits, workers)
+    print(short(WorkerPage(measured, workers)) if measured.workers.steps else markdown(measured, fits, workers))
     say(f"written: {out} and {out.with_suffix('.md')}")
     if chosen.calibration is not None:
-        entries = step_entries(measured, fits, str(out))
+        entries = step_entries(measured, fits, str(out)) | worker_entries(workers, measured, str(out))
         if chosen.activation is not None:
             entries |= activation_entries(chosen.activation)
         rewrite(chosen.calibration, entries)

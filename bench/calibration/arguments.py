@@ -7,20 +7,36 @@ from pathlib import Path
 
 from bench.arguments import Parser, positive_int
 from bench.calibration.plan import ROOM
+from bench.calibration.worker_plan import PARTS
 from bench.errors import UsageError
 from bench.shapes import SHAPES
 from config.errors import ShapeError
 from config.shape import shape_of
 
 DEFAULT_MODELS = "llama-1b,llama-8b"
+WORKER_MODELS = "llama-1b,llama-3b,llama-8b"
+ENGINES = "engines"
+"""The part of SGLang's own engines."""
+ALL_PARTS = (ENGINES, *PARTS)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="bench.calibration", description="What steps cost on this GPU, for the simulator.")
     parser.add_argument("--models", type=_names, default=DEFAULT_MODELS, help=f"two or more of {', '.join(SHAPES)}")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="all that was measured; a page goes beside it")
-    parser.add_argument("--from", dest="raw", type=Path, metavar="FILE.json", help="measure nothing: fit this again")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="put prefill, decode and colocation into it")
+    parser.add_argument(
+        "--from", dest="raw", type=Path, metavar="FILE.json", help="what was measured before: only --parts are, again"
+    )
+    parser.add_argument(
+        "--parts", type=_parts, metavar="PART[,PART...]", help=f"of {', '.join(ALL_PARTS)}; all without --from"
+    )
+    parser.add_argument(
+        "--worker-models", type=_names, default=WORKER_MODELS, help="of which Prism's own workers are measured"
+    )
+    parser.add_argument("--folder", type=Path, help="where their checkpoints are, or are made; else they are made anew")
+    parser.add_argument("--device", default="cuda:0", help="of Prism's own workers")
+    parser.add_argument("--mps", choices=("on", "off", "both"), default="both", help="for Prism's own workers")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="put what was found into it")
     parser.add_argument(
         "--activation", type=Path, metavar="FILE", help="what bench.activation wrote: parked, blank, disk and park, too"
     )
@@ -28,11 +44,21 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--room", type=positive_int, default=ROOM, metavar="TOKENS", help="of each model's KV cache")
     parser.add_argument("--tiny", action="store_true", help="shrunken models on a CPU: to try it")
     chosen = parser.parse_args(given)
+    if chosen.parts is None:
+        chosen.parts = [] if chosen.raw else list(ALL_PARTS)
     try:
         _check(chosen)
     except UsageError as error:
         parser.error(str(error))
     return chosen
+
+
+def _parts(text: str) -> list[str]:
+    """In the order in which they are measured."""
+    for name in (wanted := text.split(",")):
+        if name not in ALL_PARTS:
+            raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(ALL_PARTS)}")
+    return [name for name in ALL_PARTS if name in wanted]
 
 
 def _names(text: str) -> list[str]:

@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.calibration.measurements import DecodePoint, Measurements, Member, PrefillPoint, Together
+from bench.calibration.worker_rows import SPLITS, Steps
 from bench.errors import BenchError
 from config.shape import Shape
 
 ROUNDS = 10
 """In which the longer one of two times is looked for again, after a fit."""
 
+UNEVEN = "uneven"
+"""The part in which contexts differ."""
 Counts = Mapping[str, float]
 """By term: how often it counts."""
 Array = npt.NDArray[np.float64]
@@ -87,7 +90,7 @@ def fit(measured: Measurements) -> Fits:
     shapes = measured.shapes
     return Fits(
         fit_prefill(measured.prefill, shapes, measured.chunk),
-        fit_decode(measured.decode, shapes),
+        fit_decode(measured.decode, shapes, [row for row in measured.workers.steps if row.part == UNEVEN]),
         per_neighbour(measured.together),
     )
 
@@ -128,24 +131,41 @@ def _prefill_step(shape: Shape, tokens: int, before: int) -> Either:
 # --- decode ---------------------------------------------------------------------------------------------------
 
 
-def fit_decode(points: Sequence[DecodePoint], shapes: Mapping[str, Shape]) -> Fit:
-    """The terms of `bench.simulator.calibration.Decode`. Raises: BenchError."""
-    rates = {"weight bytes": "weight_bytes_per_s", "KV bytes": "kv_bytes_per_s"}
-    return _as_rates(_fit([_decode_sample(point, shapes[point.model]) for point in points]), rates, "decode")
+def fit_decode(points: Sequence[DecodePoint], shapes: Mapping[str, Shape], uneven: Sequence[Steps] = ()) -> Fit:
+    """The terms of `bench.simulator.calibration.Decode`; `uneven` are steps of contexts of different lengths.
+
+    Raises:
+        BenchError: too few, or they contradict the formula.
+    """
+    rates = {
+        "weight bytes": "weight_bytes_per_s",
+        "KV bytes": "kv_bytes_per_s",
+        "longest KV bytes": "longest_kv_bytes_per_s",
+    }
+    samples = [_decode_sample(point, shapes[point.model]) for point in points]
+    samples += [_uneven_sample(row, shapes[row.model]) for row in uneven if row.kv_splits == SPLITS]
+    return _as_rates(_fit(samples), rates, "decode")
+
+
+def _uneven_sample(row: Steps, shape: Shape) -> Sample:
+    words = f"{row.model}, {row.batch} contexts, the longest of {max(row.contexts)}"
+    return Sample(words, row.seconds, *_decode_terms(shape, row.batch, row.context, row.longest))
 
 
 def _decode_sample(point: DecodePoint, shape: Shape) -> Sample:
+    words = f"{point.model}, batch {point.batch}, prompts of {point.prompt}"
+    terms = _decode_terms(shape, point.batch, point.context, point.context / point.batch)
+    return Sample(words, point.median, *terms)
+
+
+def _decode_terms(shape: Shape, batch: int, context: float, longest: float) -> tuple[Counts, Sequence[Either]]:
     always = {
         "seconds_per_layer": shape.layers,
-        "seconds_per_request": point.batch,
-        "weight bytes": shape.bytes_read(point.batch),
+        "seconds_per_request": batch,
+        "weight bytes": shape.bytes_read(batch),
     }
-    attention = Either(
-        {"KV bytes": shape.kv_bytes * point.context},
-        {"attention_seconds": shape.layers * point.context / point.batch},
-    )
-    words = f"{point.model}, batch {point.batch}, prompts of {point.prompt}"
-    return Sample(words, point.median, always, [attention])
+    attention = Either({"KV bytes": shape.kv_bytes * context}, {"longest KV bytes": shape.kv_bytes * longest})
+    return always, [attention]
 
 
 # --- several at once ------------------------------------------------------------------------------------------
@@ -223,7 +243,7 @@ def _candidates(system: _System) -> Iterator[Array]:
     for share in sorted({*shares, float("inf")}):
         other = shares >= share
         for _ in range(ROUNDS):
-            terms = _not_negative(system.counts(other) / system.seconds[:, None])
+            terms = factors_to_one(system.counts(other) / system.seconds[:, None])
             yield terms
             before, other = other, system.longer(terms)
             if (other == before).all():
@@ -254,7 +274,7 @@ def _matrix(rows: Sequence[Counts], names: Sequence[str]) -> Array:
     return np.array([[row.get(name, 0.0) for name in names] for row in rows], dtype=np.float64)
 
 
-def _not_negative(matrix: Array) -> Array:
+def factors_to_one(matrix: Array) -> Array:
     """The factors, none below zero, with which `matrix` comes closest to ones. By trying which of them are zero: there
     are five at most."""
     count = matrix.shape[1]

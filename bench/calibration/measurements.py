@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from bench.calibration.worker_rows import WorkerRows
 from bench.errors import BenchError
 from config.shape import Shape, shape_of
 
@@ -86,6 +87,8 @@ class Measurements(Struct, kw_only=True):
     decode: list[DecodePoint] = []
     alone: list[Alone] = []
     together: list[Together] = []
+    workers: WorkerRows = msgspec.field(default_factory=WorkerRows)
+    """Of Prism's own workers; all before is of SGLang's own engines."""
 
     @property
     def shapes(self) -> dict[str, Shape]:

@@ -12,6 +12,9 @@ import msgspec
 
 from bench.calibration.fit import Fit, Fits, by_load
 from bench.calibration.measurements import Measurements, Member, Together
+from bench.calibration.tables import ms, percent, table, times
+from bench.calibration.worker_fit import WorkerFits
+from bench.calibration.worker_page import WorkerPage
 from bench.errors import BenchError
 from bench.machine import in_words
 
@@ -21,8 +24,8 @@ PREFILL = (
 )
 DECODE = (
     "a step takes so much for each layer, and for each request; reading weights (the input embedding is not read) at a "
-    "rate; and attention, which is reading the KV cache at a rate, or so much for each layer and token of a request's "
-    "context, whichever is longer."
+    "rate; and attention, which is reading the KV cache at a rate, or that of its longest context at another, whichever "
+    "is longer."
 )
 
 
@@ -38,9 +41,9 @@ def write_measurements(path: Path, measured: Measurements, fits: Fits | None = N
     _write(path, json.dumps(content, indent=1) + "\n")
 
 
-def write_page(path: Path, measured: Measurements, fits: Fits) -> None:
+def write_page(path: Path, measured: Measurements, fits: Fits, workers: WorkerFits) -> None:
     """Raises: BenchError."""
-    _write(path, markdown(measured, fits))
+    _write(path, markdown(measured, fits, workers))
 
 
 def _write(path: Path, content: str) -> None:
@@ -59,7 +62,7 @@ def _fit(found: Fit) -> dict[str, Any]:
 # --- the page -------------------------------------------------------------------------------------------------
 
 
-def markdown(measured: Measurements, fits: Fits) -> str:
+def markdown(measured: Measurements, fits: Fits, workers: WorkerFits) -> str:
     lines = [
         "# What steps cost on this GPU, and how much engines slow each other",
         "",
@@ -71,45 +74,46 @@ def markdown(measured: Measurements, fits: Fits) -> str:
     lines += ["", "## Decode", "", *_decode(measured, fits), *_terms(fits.decode, DECODE)]
     lines += ["", "## Two at once", "", *_pairs(measured, fits)]
     lines += ["", "## Three and four at once", "", *_groups(measured.groups, fits.per_neighbour)]
+    lines += WorkerPage(measured, workers).sections()
     return "\n".join(lines) + "\n"
 
 
 def _prefill(measured: Measurements, fits: Fits) -> list[str]:
     rows = [
-        [it.model, str(it.tokens), _ms(min(it.seconds)), _ms(it.median), _ms(at.fitted), _percent(at.error)]
+        [it.model, str(it.tokens), ms(min(it.seconds)), ms(it.median), ms(at.fitted), percent(at.error)]
         for it, at in zip(measured.prefill, fits.prefill.points, strict=True)
     ]
-    return _table(("model", "tokens", "best, ms", "median, ms", "fitted, ms", "off by"), rows)
+    return table(("model", "tokens", "best, ms", "median, ms", "fitted, ms", "off by"), rows)
 
 
 def _decode(measured: Measurements, fits: Fits) -> list[str]:
     rows = [
         [
-            *(it.model, str(it.batch), str(it.prompt), _ms(min(it.steps)), _ms(it.median)),
-            *(_ms(at.fitted), _percent(at.error), f"{it.batch / it.median:,.0f}"),
+            *(it.model, str(it.batch), str(it.prompt), ms(min(it.steps)), ms(it.median)),
+            *(ms(at.fitted), percent(at.error), f"{it.batch / it.median:,.0f}"),
         ]
-        for it, at in zip(measured.decode, fits.decode.points, strict=True)
+        for it, at in zip(measured.decode, fits.decode.points[: len(measured.decode)], strict=True)
     ]
     header = ("model", "batch", "prompts of", "best step, ms", "median, ms", "fitted, ms", "off by", "tokens/s")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _terms(found: Fit, formula: str) -> list[str]:
     rows = [[name, f"{value:.4g}"] for name, value in found.terms.items()]
-    return ["", f"Fitted: {formula}", "", *_table(("term", "value"), rows), "", f"It is {found.quality}."]
+    return ["", f"Fitted: {formula}", "", *table(("term", "value"), rows), "", f"It is {found.quality}."]
 
 
 def _pairs(measured: Measurements, fits: Fits) -> list[str]:
     loads = [load.name for load in measured.loads]
     slow = by_load(measured.pairs)
-    rows = [[own, *(_times(slow.get((own, other))) for other in loads)] for own in loads]
+    rows = [[own, *(times(slow.get((own, other))) for other in loads)] for own in loads]
     lines = [
-        f"Fitted: a step takes 1 + {fits.per_neighbour:.2f} n times as long beside n busy neighbours, the mean over "
-        "these and the groups below. Mean slow-down by own load and the other's, over all sizes:",
+        f"On average a step takes 1 + {fits.per_neighbour:.2f} n times as long beside n busy neighbours, over these and "
+        "the groups below. Mean slow-down by own load and the other's, over all sizes:",
         "",
-        *_table(("own load", *(f"beside {load}" for load in loads)), rows),
+        *table(("own load", *(f"beside {load}" for load in loads)), rows),
         "",
-        *_table(
+        *table(
             ("one", "its slow-down", "rounds", "the other", "its slow-down", "rounds"),
             [[cell for member in pair.members for cell in _member(member)] for pair in measured.pairs],
         ),
@@ -121,7 +125,7 @@ def _pairs(measured: Measurements, fits: Fits) -> list[str]:
 
 
 def _member(member: Member) -> list[str]:
-    return [f"{member.model} {member.load}", _times(member.slowdown), str(len(member.seconds))]
+    return [f"{member.model} {member.load}", times(member.slowdown), str(len(member.seconds))]
 
 
 def _groups(groups: Sequence[Together], each: float) -> list[str]:
@@ -129,23 +133,7 @@ def _groups(groups: Sequence[Together], each: float) -> list[str]:
     for group in groups:
         for place, member in enumerate(group.members):
             rows.append(["" if place else str(len(group.members)), *_member(member)])
-        rows[-len(group.members)].append(_times(1 + each * (len(group.members) - 1)))
+        rows[-len(group.members)].append(times(1 + each * (len(group.members) - 1)))
     width = 5
     padded = [row + [""] * (width - len(row)) for row in rows]
-    return _table(("at once", "engine", "its slow-down", "rounds", "fitted"), padded)
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.2f}"
-
-
-def _percent(error: float) -> str:
-    return f"{100 * error:+.0f}%"
-
-
-def _times(slowdown: float | None) -> str:
-    return "-" if slowdown is None else f"{slowdown:.2f}x"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return table(("at once", "engine", "its slow-down", "rounds", "by that"), padded)

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.calibration.fit import Fits
 from bench.calibration.measurements import Measurements
+from bench.calibration.worker_fit import WorkerFits
 from bench.errors import BenchError
 from bench.simulator.calibration import read_calibration
 
@@ -41,28 +42,28 @@ def rewrite(path: Path, entries: Entries) -> None:
 
 
 def step_entries(measured: Measurements, fits: Fits, raw: str) -> Entries:
-    """`prefill`, `decode` and `colocation`; `raw` names the file of the measurements."""
-    models = " and ".join(measured.models)
+    """`prefill` and `decode`; `raw` names the file of the measurements."""
+    models = " and ".join(dict.fromkeys(point.model for point in measured.prefill))
     lengths = sorted(point.tokens for point in measured.prefill)
     batches = sorted(point.batch for point in measured.decode)
     prompts = sorted(point.prompt for point in measured.decode)
     prefill = f"{raw}: one prompt of {lengths[0]} to {lengths[-1]} tokens, {models} alone in SGLang's own engine"
     decode = f"{raw}: batches of {batches[0]} to {batches[-1]} after prompts of {prompts[0]} to {prompts[-1]} tokens, "
     decode += f"{models} alone in SGLang's own engine"
-    loads = ", ".join(load.name for load in measured.loads)
-    beside = (
-        f"{raw}: {len(measured.pairs)} pairs and {len(measured.groups)} larger groups of {models}, each with one of "
-    )
-    beside += f"the loads {loads}: the mean for each neighbour."
     return {
         "prefill": _entry(
             fits.prefill.terms, f"{prefill}; fitted to {len(measured.prefill)} points, {fits.prefill.quality}."
         ),
         "decode": _entry(
-            fits.decode.terms, f"{decode}; fitted to {len(measured.decode)} points, {fits.decode.quality}."
+            fits.decode.terms, f"{decode}; fitted to {len(fits.decode.points)} points, {fits.decode.quality}."
         ),
-        "colocation": _entry({"per_neighbour": fits.per_neighbour}, beside),
     }
+
+
+def worker_entries(workers: WorkerFits, measured: Measurements, raw: str) -> Entries:
+    """Whatever was found of Prism's own workers."""
+    elsewhere = " ".join(dict.fromkeys(measured.workers.sources.values()))
+    return {name: _entry(it.terms, f"{raw}: {it.words} {elsewhere}".strip()) for name, it in workers.found.items()}
 
 
 def activation_entries(path: Path) -> Entries:

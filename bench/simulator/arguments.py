@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="such as 80GiB; else the calibration's",
     )
+    add("--mps", choices=("on", "off"), help="whether a GPU's workers are clients of MPS; else the registry's pool.mps")
+    add("--warmed", action="store_true", help="every process has served every model before the trace begins")
     add("--workers", type=positive_int, metavar="N", help="on each GPU; else the registry's")
     add("--rate-scale", type=_listed(positive_float), default=[1.0], metavar="X[,Y...]", help="of the trace's rate")
     alone = "`alone`: each model's p95 of this trace alone on a GPU, always active; else the registry's SLOs"

@@ -47,13 +47,48 @@ class Decode(Entry, frozen=True):
     weight_bytes_per_s: Positive
     """At which weights are read, and the KV cache of a batch that keeps the GPU busy:"""
     kv_bytes_per_s: Positive
-    attention_seconds: NotNegative
-    """For each layer and token of a request's context, however small the batch: few blocks read it."""
+    longest_kv_bytes_per_s: Positive
+    """At which the batch's longest context is read. SGLang's Triton kernel cuts a context into 8 pieces at most: few
+    blocks read it, however many others have nothing left to do."""
 
 
-class Colocation(Entry, frozen=True):
-    per_neighbour: NotNegative
-    """A step takes 1 + this times as long for each other busy worker of its device."""
+class DecodeHost(Entry, frozen=True):
+    """A worker's processes need so long for a decode step, whatever its GPU does meanwhile: it takes no less."""
+
+    seconds: NotNegative
+    seconds_per_request: NotNegative
+    seconds_beside: NotNegative
+    """More, where other workers of the device have a model, busy or not."""
+
+
+class PrefillHost(Entry, frozen=True):
+    seconds: NotNegative
+    """Of a worker's engine for each prefill step, besides its kernels: it decodes nothing meanwhile."""
+
+
+class Front(Entry, frozen=True):
+    """The way to the engine and back, which keeps nobody else from anything."""
+
+    seconds: NotNegative
+    """Of a request, and more for each token of its prompt:"""
+    seconds_per_token: NotNegative
+
+
+class TimeSlices(Entry, frozen=True):
+    """How busy engines of a GPU share it without MPS: in turns."""
+
+    slice_seconds: Positive
+    switch_seconds: NotNegative
+    launch_per_neighbour: NotNegative
+    """Launching a prefill's kernels takes 1 + this times as long for each busy neighbour."""
+
+
+class Mps(Entry, frozen=True):
+    """How busy engines of a GPU share it with MPS: a layer waits for a layer of each other."""
+
+    wait_share: NotNegative
+    """Of the time that the other's layer keeps the GPU busy."""
+    launch_per_neighbour: NotNegative
 
 
 class TensorParallel(Entry, frozen=True):
@@ -106,12 +141,18 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Of the whole GPU."""
     prefill: Prefill
     decode: Decode
-    colocation: Colocation
+    decode_host: DecodeHost
+    prefill_host: PrefillHost
+    front: Front
+    time_slices: TimeSlices
+    mps: Mps
     tensor_parallel: TensorParallel
     parked: Transfer
     """Activations by the state they begin in, weights in host memory; `disk` is what brings them there."""
     blank: Transfer
     disk: Transfer
+    first_use: Transfer
+    """What the first prefill of a model in a process takes beyond later ones."""
     park: Pause
     """From active to parked: as long for a large model as for a small one."""
     teardown: Pause

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from bench.errors import UsageError
 from bench.progress import say, say_again
 from bench.simulator.calibration import read_calibration
-from bench.simulator.models import costs_of
+from bench.simulator.models import costs_of, has_mps
 from bench.simulator.objectives import alone
 from bench.simulator.parallel import run_each
 from bench.simulator.report import Setting, table, write_json
@@ -76,6 +76,8 @@ def _series(options: argparse.Namespace) -> tuple[Series, list[Setting]]:
         ttft_scale=options.ttft_scale,
         tpot_scale=options.tpot_scale,
         validate=options.validate,
+        mps=has_mps(registry) if options.mps is None else options.mps == "on",
+        warmed=options.warmed,
     )
     gpus = options.gpus or [len(registry.pool.devices)]
     policies = options.policy or [registry.scheduler.policy]
@@ -111,7 +113,8 @@ def _mapped(trace: Trace, registry: Registry) -> Trace:
 
 def _say_machine(series: Series, gpus: list[int], registry: Registry) -> None:
     numbers, workers = " or ".join(map(str, gpus)), registry.pool.workers_per_device
-    say(f"{numbers} GPUs with {format_size(series.capacity)} for Prism, {workers} workers on each")
+    shared = "computing at the same time (MPS)" if series.mps else "computing in turns"
+    say(f"{numbers} GPUs with {format_size(series.capacity)} for Prism, {workers} workers on each, {shared}")
     machine, assumed = series.calibration.machine, ", ".join(series.calibration.assumptions)
     say(f"calibration: {machine}; assumed, not measured: {assumed or 'nothing'}")
 

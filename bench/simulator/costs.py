@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bench.simulator.calibration import Calibration
+from bench.simulator.lines import Line, longer
+from bench.simulator.sharing import ALONE, Beside, Load
 from config.shape import Shape
 
 
@@ -25,15 +27,22 @@ class Costs:
         self.blank_activation = max(calibration.blank.duration(self.shard_bytes), self.parked_activation)
         self.load = calibration.disk.duration(weight_bytes)
         self.park = calibration.park.seconds
-        self._shape = shape
+        self.shape = shape
         self._tensor_parallel = tensor_parallel
-        self._exchange = calibration.tensor_parallel.seconds_per_layer * shape.layers if tensor_parallel > 1 else 0.0
+        self.exchange = calibration.tensor_parallel.seconds_per_layer * shape.layers if tensor_parallel > 1 else 0.0
         prefill = calibration.prefill
-        self._launch = prefill.seconds_per_layer * shape.layers
+        self.launch = prefill.seconds_per_layer * shape.layers
+        """Seconds of launching a prefill step's kernels;"""
+        self.prefill_host = calibration.prefill_host.seconds
+        """of what the engine does besides, and of what its process does when it serves the model for the first time."""
+        self.first_use = calibration.first_use.duration(self.shard_bytes)
+        self._host = calibration.decode_host
+        self._front = calibration.front
         self._token_seconds = 2 * shape.active_parameters / prefill.flops_per_s / tensor_parallel
         self._pair_seconds = shape.attention_flops / prefill.attention_flops_per_s / tensor_parallel
         self._decode = calibration.decode
-        self._decodes: dict[int, tuple[float, float]] = {}
+        self._read = shape.kv_bytes / calibration.decode.kv_bytes_per_s / tensor_parallel
+        self._longest = shape.kv_bytes / calibration.decode.longest_kv_bytes_per_s
 
     def prefill_work(self, tokens: int, before: int) -> float:
         """Seconds of arithmetic for `tokens` of a prompt of which `before` tokens are in the KV cache."""
@@ -41,28 +50,51 @@ class Costs:
 
     def prefill(self, work: float) -> float:
         """Seconds of one step with so many seconds of arithmetic: the kernels are launched meanwhile."""
-        return max(self._launch, work) + self._exchange
+        return self.prefill_beside(work, ALONE)
 
-    def decode(self, batch: int, context: int) -> float:
-        """Seconds of one step of `batch` requests whose prompts and answers have `context` tokens together."""
-        fixed, per_token = self._decodes.get(batch) or self._decode_of(batch)
-        return fixed + context * per_token
+    def prefill_beside(self, work: float, beside: Beside) -> float:
+        """Seconds of such a step among what is around its engine."""
+        shared = beside.stretched(Line(work), self.prefill_load(work)).first
+        return max(beside.launched(self.launch), shared) + self.exchange
 
-    def growth(self, batch: int) -> float:
-        """Seconds by which each decode step is longer than the one before."""
-        return batch * (self._decodes.get(batch) or self._decode_of(batch))[1]
+    def prefill_load(self, work: float) -> Load:
+        """However short the prompts, all weights are read."""
+        busy = max(work, self._weights(1))
+        return Load(busy, busy, self.launch + self.prefill_host, self.shape.layers)
 
-    def _decode_of(self, batch: int) -> tuple[float, float]:
-        """Seconds of a step without context, and for each token of it.
+    def decode(self, batch: int, context: int, longest: float | None = None) -> float:
+        """Seconds that the GPU has for one step of `batch` requests, whose prompts and answers have `context` tokens
+        together, the longest of them `longest`: unless that is said, all have the same."""
+        return self.decode_line(batch, context, context / batch if longest is None else longest).first
 
-        Both times of attention are proportional to the context: which one is longer is a matter of the batch alone.
-        """
-        decode, layers = self._decode, self._shape.layers
-        weights = self._shape.bytes_read(batch) / decode.weight_bytes_per_s / self._tensor_parallel
-        fixed = decode.seconds_per_layer * layers + batch * decode.seconds_per_request + weights + self._exchange
-        read = self.kv_bytes / decode.kv_bytes_per_s / self._tensor_parallel
-        self._decodes[batch] = fixed, max(decode.attention_seconds * layers / batch, read)
-        return self._decodes[batch]
+    def decode_line(self, batch: int, context: int, longest: float) -> Line:
+        """Likewise of the steps that follow. Attention lasts as long as reading all of the KV cache, or the longest
+        request's. On several devices that is read no faster: each has fewer of its heads, and fewer blocks for them."""
+        decode = self._decode
+        fixed = decode.seconds_per_layer * self.shape.layers + batch * decode.seconds_per_request
+        every, one = self._read * context, self._longest * longest
+        attention = longer(Line(every, self._read * batch), Line(one, self._longest))
+        return attention.plus(fixed + self._weights(batch) + self.exchange)
+
+    def decode_beside(self, batch: int, context: int, longest: float, beside: Beside) -> tuple[Line, Load]:
+        """Such steps among what is around their engine, and what they ask for. A step is never shorter than what its
+        host needs for it."""
+        gpu = self.decode_line(batch, context, longest)
+        load = self.decode_load(gpu.first, batch, context, resident=beside.resident)
+        return longer(beside.stretched(gpu, load), Line(load.host)), load
+
+    def decode_load(self, gpu: float, batch: int, context: int, *, resident: bool) -> Load:
+        """Of steps that the GPU has for `gpu` seconds; `resident`: other workers of the device have models, too."""
+        host = self._host.seconds + batch * self._host.seconds_per_request + resident * self._host.seconds_beside
+        return Load(gpu, self._weights(batch) + self._read * context, host, self.shape.layers)
+
+    def front(self, prompt_tokens: int) -> float:
+        """Seconds that a request is on its way to its engine and its first token on the way back."""
+        return self._front.seconds + prompt_tokens * self._front.seconds_per_token
+
+    def _weights(self, batch: int) -> float:
+        """Seconds in which a decode step reads its weights."""
+        return self.shape.bytes_read(batch) / self._decode.weight_bytes_per_s / self._tensor_parallel
 
     def tokens_in(self, kv_limit: int) -> int:
         """Tokens for which a KV cache of `kv_limit` bytes on each device has room, in whole pages."""

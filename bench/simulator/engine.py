@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass, field
 
 from bench.simulator.costs import Costs
+from bench.simulator.lines import Line
+from bench.simulator.sharing import ALONE, Beside, Load
 
 DECODE_AHEAD = 64
 """Decode steps for which there must be room in the KV cache when a request joins those that run: else it would soon
@@ -82,11 +84,15 @@ class Outcome:
 
 
 class Engine:
-    """`max_running` bounds the batch, `kv_limit` (bytes) the KV cache."""
+    """`max_running` bounds the batch, `kv_limit` (bytes) the KV cache; `first_use`: its process is new to its model."""
 
-    def __init__(self, costs: Costs, max_running: int, kv_limit: int) -> None:
+    def __init__(self, costs: Costs, max_running: int, kv_limit: int, *, first_use: bool = False) -> None:
         self.run: Run | None = None
-        self._costs = costs
+        self.load: Load | None = None
+        """What the run's steps ask of the GPU."""
+        self.first_use = first_use
+        """Whether it is still to come."""
+        self.costs = costs
         self._max_running = max_running
         self._room = costs.tokens_in(kv_limit)
         self._jobs: dict[int, Job] = {}
@@ -112,7 +118,7 @@ class Engine:
 
     def mapped(self, now: float) -> int:
         """Bytes of KV cache in use."""
-        return self._costs.mapped(self._tokens + self._under_way(now))
+        return self.costs.mapped(self._tokens + self._under_way(now))
 
     def served(self, now: float) -> tuple[int, int]:
         """Tokens of prompts that were prefilled and of answers that were decoded so far."""
@@ -137,7 +143,7 @@ class Engine:
         return found
 
     def set_limit(self, nbytes: int) -> None:
-        self._room = self._costs.tokens_in(nbytes)
+        self._room = self.costs.tokens_in(nbytes)
 
     def cut(self, now: float) -> float | None:
         """Let the run end with the step that is in progress; returns when that is, or None without a run."""
@@ -148,21 +154,34 @@ class Engine:
 
     # steps
 
-    def begin(self, now: float, slowdown: float) -> float | None:
-        """Begin the next run, each step `slowdown` times as long as alone; returns its end, None with nothing to do."""
+    def begin(self, now: float, beside: Beside = ALONE) -> float | None:
+        """Begin the next run among what is around it; returns its end, None with nothing to do."""
         if self._aborted:
             self._drop_aborted()
         self._retract()
         if pieces := self._admit():
-            work = sum(self._costs.prefill_work(tokens, job.prefilled) for job, tokens in pieces)
-            self.run = Run(now, self._costs.prefill(work) * slowdown, pieces)
+            self.run = Run(now, self._prefill(pieces, beside), pieces)
         elif self._running:
-            batch = len(self._running)
-            first, growth = self._costs.decode(batch, self._tokens), self._costs.growth(batch)
-            self.run = Run(now, first * slowdown, growth=growth * slowdown, steps=self._steps_ahead())
+            step = self._decode(beside)
+            steps = min(self._steps_ahead(), step.steps)
+            self.run = Run(now, step.first, growth=step.growth, steps=int(steps))
         else:
             return None
         return self.run.end()
+
+    def _prefill(self, pieces: list[tuple[Job, int]], beside: Beside) -> float:
+        """Seconds of a step."""
+        costs = self.costs
+        work = sum(costs.prefill_work(tokens, job.prefilled) for job, tokens in pieces)
+        self.load = costs.prefill_load(work)
+        first_use, self.first_use = self.first_use, False
+        return costs.prefill_beside(work, beside) + costs.prefill_host + first_use * costs.first_use
+
+    def _decode(self, beside: Beside) -> Line:
+        """Seconds of steps."""
+        longest = max(job.context for job in self._running.values())
+        step, self.load = self.costs.decode_beside(len(self._running), self._tokens, longest, beside)
+        return step
 
     def complete(self) -> Outcome:
         """End the run; returns what it brought to those that are still wanted."""
@@ -236,7 +255,7 @@ class Engine:
     def _admit(self) -> list[tuple[Job, int]]:
         """The next prefill step: earliest deadlines first, as far as the chunk and the KV cache go."""
         pieces: list[tuple[Job, int]] = []
-        left = self._costs.chunk
+        left = self.costs.chunk
         while left > 0 and (job := self._prefilling or self._next(len(pieces))) is not None:
             tokens = min(left, job.context - job.prefilled)
             pieces.append((job, tokens))

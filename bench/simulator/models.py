@@ -30,6 +30,11 @@ def on_gpus(registry: Registry, gpus: int | None, workers: int | None) -> Regist
     return replace(registry, pool=pool)
 
 
+def has_mps(registry: Registry) -> bool:
+    """Whether its workers are clients of MPS, as far as its pool has a word on that."""
+    return getattr(registry.pool, "mps", "off") != "off"
+
+
 def with_objectives(registry: Registry, *, ttft: float, tpot: float) -> Registry:
     """The registry with every objective so many times as long."""
     models = tuple(

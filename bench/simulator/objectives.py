@@ -41,7 +41,7 @@ def alone(
         report(f"{model.name} alone on a GPU")
         own = Trace.of(asked[model.name], duration=trace.duration)
         simulation = Simulation(
-            _of_one(registry, model), {model.name: costs[model.name]}, calibration, capacity=capacity
+            _of_one(registry, model), {model.name: costs[model.name]}, calibration, capacity=capacity, warmed=True
         )
         models.append(replace(model, slo=_slo(model.slo, simulation, own)))
     return replace(registry, models=tuple(models))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from bench.simulator.engine import Engine
 
+IDLE, PREFILL, DECODE = "idle", "prefill", "decode"
+
 
 @dataclass(slots=True, eq=False)
 class Place:
@@ -28,6 +30,8 @@ class Place:
     prefilled: int = 0
     """Tokens of prompts since its process began, of engines that are gone; likewise, of answers:"""
     decoded: int = 0
+    used: set[str] = field(default_factory=set)
+    """Models that its process has served."""
 
     def __post_init__(self) -> None:
         self.leader, self.group = self, (self,)
@@ -35,6 +39,13 @@ class Place:
     @property
     def busy(self) -> bool:
         return self.engine is not None and self.engine.run is not None
+
+    @property
+    def doing(self) -> str:
+        """As its neighbours feel it."""
+        if self.engine is None or self.engine.run is None:
+            return IDLE
+        return PREFILL if self.engine.run.pieces else DECODE
 
     def served(self, now: float) -> tuple[int, int]:
         """Tokens prefilled and decoded since its process began."""
@@ -61,5 +72,7 @@ class Place:
         """The model is taken from its group, and with it what its engine had under way."""
         self.prefilled, self.decoded = self.served(now)
         self.planned = 0
+        if self.engine is not None and self.skeleton is not None and not self.engine.first_use:
+            self.used.add(self.skeleton)
         for place in self.group:
             place.engine = None

@@ -34,6 +34,9 @@ class Series:
     """In place of a setting's `slo_scale`, for this objective; likewise:"""
     tpot_scale: float | None = None
     validate: bool = False
+    mps: bool = False
+    warmed: bool = False
+    """Whether every process has served every model before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ def simulate(series: Series, order: Order, report: Callable[[str], None]) -> Ran
         series.costs,
         series.calibration,
         capacity=series.capacity,
+        mps=series.mps,
+        warmed=series.warmed,
         validate=series.validate,
         memory_every=order.memory_every,
         progress=lambda seconds: report(f"{name}: {seconds:.0f} of {series.trace.duration:.0f} s"),

@@ -15,8 +15,9 @@ from bench.simulator.calibration import Calibration
 from bench.simulator.costs import Costs
 from bench.simulator.engine import Engine, Job
 from bench.simulator.outcomes import Answer, MemorySample, Result
-from bench.simulator.places import Place
+from bench.simulator.places import IDLE, Place
 from bench.simulator.profile import profile_of
+from bench.simulator.sharing import Beside, sharing_of
 from bench.traces.trace import Request, Trace
 from config.registry import Registry
 from scheduler import actions, events
@@ -33,7 +34,8 @@ PATIENCE = 600.0
 class Simulation:
     """`capacity` is the bytes of each device that the scheduler shares out, `costs` has every model's.
 
-    The registry's objectives are the deadlines. With `validate`, the scheduler's invariants are checked at every step.
+    The registry's objectives are the deadlines. `mps` is whether the GPUs' workers are clients of MPS, `warmed` whether
+    every process has served every model before. With `validate`, the scheduler's invariants are checked at every step.
     `memory_every` are the seconds between two samples of the memory, at least 1; None takes none.
     """
 
@@ -44,6 +46,8 @@ class Simulation:
         calibration: Calibration,
         *,
         capacity: int,
+        mps: bool = False,
+        warmed: bool = False,
         validate: bool = False,
         memory_every: float | None = None,
         progress: Callable[[float], None] = lambda seconds: None,
@@ -52,7 +56,7 @@ class Simulation:
         weights = {name: cost.weight_bytes for name, cost in costs.items()}
         capacities = dict.fromkeys(pool.devices, capacity)
         kv_bytes = {name: cost.kv_bytes for name, cost in costs.items()}
-        profile = profile_of(costs, calibration)
+        profile = profile_of(costs, calibration, mps=mps)
         self.scheduler = Scheduler(
             registry, weights, capacities=capacities, kv_bytes=kv_bytes, profile=profile, validate=validate
         )
@@ -60,6 +64,8 @@ class Simulation:
         self._costs = costs
         self._calibration = calibration
         self._capacity = capacity
+        self._sharing = sharing_of(calibration, mps=mps)
+        self._warmed = warmed
         self._max_running = pool.max_running
         self._memory_every = memory_every
         self._memory: list[MemorySample] = []
@@ -208,8 +214,15 @@ class Simulation:
             self._feed(events.Finished(action.request, 0))
             return
         deadline = self.scheduler.state.requests[action.request].deadline
-        place.engine.submit(Job(action.request, deadline, asked.prompt_tokens, asked.output_tokens))
-        self._interrupt(place)
+        job = Job(action.request, deadline, asked.prompt_tokens, asked.output_tokens)
+        arrives = self.now + self._costs[asked.model].front(asked.prompt_tokens)
+        self._at(arrives, partial(self._submit, place, place.engine, job))
+
+    def _submit(self, place: Place, engine: Engine, job: Job) -> None:
+        """What was on its way to an engine that is gone by now is lost with what that had under way."""
+        if place.engine is engine and not self._answers[job.id].ended:
+            engine.submit(job)
+            self._interrupt(place)
 
     def _most_tokens(self, model: str) -> int:
         """Tokens for which its devices have room beside the model alone."""
@@ -232,36 +245,36 @@ class Simulation:
         assert place.engine is not None
         end = place.engine.cut(self.now)
         if end is None:
-            self._begin(place, was_busy=False)
+            self._begin(place, before=IDLE)
         else:
             place.planned = self._at(end, partial(self._run_ended, place, self._numbers + 1))
 
-    def _begin(self, place: Place, *, was_busy: bool) -> None:
-        """Begin an engine's next run. Its neighbours' steps are longer while it has one.
-
-        On several devices it is as slow as on the one with the most of them.
-        """
+    def _begin(self, place: Place, *, before: str) -> None:
+        """Begin an engine's next run. `before` is what it did: its neighbours' steps depend on that."""
         assert place.engine is not None
-        others = max(
-            [
-                sum(other.busy for other in self._neighbours[member.device] if other is not member)
-                for member in place.group
-            ]
-        )
-        end = place.engine.begin(self.now, 1 + self._calibration.colocation.per_neighbour * others)
+        end = place.engine.begin(self.now, self._beside(place))
         if end is not None:
             place.planned = self._at(end, partial(self._run_ended, place, self._numbers + 1))
-        if was_busy != place.busy:
+        if before != place.doing:
             for member in place.group:
                 for other in self._neighbours[member.device]:
                     if other is not member and other.busy:
                         self._interrupt(other.leader)
 
+    def _beside(self, place: Place) -> Beside:
+        devices, resident = [], False
+        for member in place.group:
+            others = [it.engine for it in self._neighbours[member.device] if it is not member and it.engine is not None]
+            devices.append([other.load for other in others if other.run is not None and other.load is not None])
+            resident = resident or bool(others)
+        return Beside(self._sharing, devices, resident)
+
     def _run_ended(self, place: Place, number: int) -> None:
         if number != place.planned or place.engine is None:
             return
+        doing = place.doing
         outcome = place.engine.complete()
-        self._begin(place, was_busy=True)
+        self._begin(place, before=doing)
         at = self.now - self._began
         for request in outcome.first_tokens:
             self._answers[request].first_token_at = at
@@ -308,7 +321,8 @@ class Simulation:
 
     def _activated(self, place: Place, action: actions.Activate, seconds: float) -> None:
         costs = self._costs[action.model]
-        place.put_engine(Engine(costs, self._max_running, action.kv_limit), action.kv_limit)
+        first_use = not self._warmed and action.model not in place.used
+        place.put_engine(Engine(costs, self._max_running, action.kv_limit, first_use=first_use), action.kv_limit)
         self._feed(events.Activated(place.worker, action.model, seconds, costs.held))
 
     def _park(self, action: actions.Park) -> None:
@@ -326,6 +340,7 @@ class Simulation:
     def _recycle(self, action: actions.Recycle) -> None:
         place = self._places[action.worker]
         place.prefilled = place.decoded = 0
+        place.used.clear()
         self._change(self._calibration.start.seconds, partial(self._blanked, place))
 
     def _blanked(self, place: Place) -> None:

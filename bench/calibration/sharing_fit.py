@@ -1,0 +1,141 @@
+"""How engines of one GPU share it, with and without MPS: from what several at once took to `time_slices` and `mps`. Pure.
+
+The model is `bench.simulator.sharing`'s; what is looked for are its few constants, by trying.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.calibration.worker_rows import Busy, FirstTokens, Group, WorkerRows
+from bench.simulator.calibration import Calibration
+from bench.simulator.costs import Costs
+from bench.simulator.sharing import Beside, ByMps, InSlices, Load, Sharing
+
+SLICES = np.arange(0.5e-3, 4.01e-3, 0.25e-3)
+SWITCHES = np.arange(0.0, 0.61e-3, 0.05e-3)
+SHARES = np.arange(0.3, 1.51, 0.01)
+"""What is tried; slices and switches a second time, ten times as fine, around the best."""
+
+Models = Mapping[str, Costs]
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry's terms, and where they come from."""
+
+    terms: dict[str, float]
+    words: str
+
+
+def fit_slices(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+    groups = [group for group in rows.groups if not group.mps]
+    if not _decoding(groups):
+        return None
+    launch, known = _launch(groups, rows.firsts, models, calibration.time_slices.launch_per_neighbour)
+
+    def off(slice_seconds: float, switch_seconds: float) -> float:
+        return _off(groups, models, InSlices(slice_seconds, switch_seconds, launch))
+
+    coarse = _best(off, SLICES, SWITCHES)
+    fine = _best(
+        off,
+        *(
+            np.clip(it + (steps - steps.mean()) / 10, 0, None)
+            for it, steps in zip(coarse, (SLICES, SWITCHES), strict=True)
+        ),
+    )
+    found = InSlices(*fine, launch)
+    terms = {"slice_seconds": fine[0], "switch_seconds": fine[1], "launch_per_neighbour": launch}
+    return Found(terms, _words(groups, models, found) + known)
+
+
+def fit_mps(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+    groups = [group for group in rows.groups if group.mps]
+    if not _decoding(groups):
+        return None
+    launch, known = _launch(groups, rows.firsts, models, calibration.mps.launch_per_neighbour)
+    share = min(SHARES, key=lambda it: _off(groups, models, ByMps(it, launch)))
+    found = ByMps(float(share), launch)
+    return Found({"wait_share": float(share), "launch_per_neighbour": launch}, _words(groups, models, found) + known)
+
+
+def _best(off: Callable[[float, float], float], ones: Iterable[float], others: Sequence[float]) -> tuple[float, float]:
+    return min(((float(one), float(other)) for one in ones for other in others if one > 0), key=lambda it: off(*it))
+
+
+def predicted(member: Busy, group: Group, models: Models, sharing: Sharing) -> float:
+    """Seconds of its step, or of its first token, among the others."""
+    others = [_load(other, models) for other in group.members if other is not member]
+    beside, costs = Beside(sharing, [others], resident=True), models[member.model]
+    if member.batch:
+        step, _ = costs.decode_beside(member.batch, round(member.batch * _context(member)), _context(member), beside)
+        return step.first
+    step_seconds = costs.prefill_beside(costs.prefill_work(member.prompt, 0), beside)
+    return costs.front(member.prompt) + step_seconds + costs.prefill_host
+
+
+def _load(member: Busy, models: Models) -> Load:
+    costs = models[member.model]
+    if not member.batch:
+        return costs.prefill_load(costs.prefill_work(member.prompt, 0))
+    context = round(member.batch * _context(member))
+    return costs.decode_load(costs.decode(member.batch, context), member.batch, context, resident=True)
+
+
+def _context(member: Busy) -> float:
+    return member.prompt + member.said
+
+
+def _decoding(groups: Sequence[Group]) -> list[Group]:
+    """A prompt after another is busy for a part of the time only: such groups say nothing of what shares a GPU."""
+    return [group for group in groups if all(member.batch for member in group.members)]
+
+
+def _errors(groups: Sequence[Group], models: Models, sharing: Sharing) -> list[float]:
+    """Relative."""
+    return [
+        predicted(member, group, models, sharing) / member.seconds - 1
+        for group in _decoding(groups)
+        for member in group.members
+    ]
+
+
+def _off(groups: Sequence[Group], models: Models, sharing: Sharing) -> float:
+    return float(np.square(_errors(groups, models, sharing)).sum())
+
+
+def _launch(groups: Sequence[Group], firsts: Sequence[FirstTokens], models: Models, before: float) -> tuple[float, str]:
+    """By which share launching a prefill takes longer for each neighbour, and where it comes from; `before`, where
+    nothing says so."""
+    found = []
+    for group in groups:
+        for member in group.members:
+            alone = _alone(member, firsts)
+            costs = models[member.model]
+            if not member.batch and alone is not None and costs.prefill_work(member.prompt, 0) < costs.launch:
+                found.append((member.seconds - alone) / costs.launch / (len(group.members) - 1))
+    if not found:
+        return before, " Launches beside neighbours were not among them: from first tokens of short prompts in a probe."
+    return max(0.0, statistics.fmean(found)), f" Launches: {len(found)} short prompts beside others, the mean."
+
+
+def _alone(member: Busy, firsts: Sequence[FirstTokens]) -> float | None:
+    """Seconds to such a prompt's first token with nobody busy beside it."""
+    found = [it for it in firsts if (it.model, it.tokens) == (member.model, member.prompt)]
+    return max(found, key=lambda it: it.beside).median if found else None
+
+
+def _words(groups: Sequence[Group], models: Models, sharing: Sharing) -> str:
+    errors = _errors(groups, models, sharing)
+    mean, worst = statistics.fmean(map(abs, errors)), max(errors, key=abs)
+    at_once = sorted({len(group.members) for group in groups})
+    by = "with MPS" if groups[0].mps else "without MPS"
+    return (
+        f"{len(_decoding(groups))} groups of {at_once[0]} to {at_once[-1]} of Prism's own workers decoding at once {by}: "
+        f"{len(errors)} steps, off by {mean:.0%} on average, at most by {abs(worst):.0%}."
+    )

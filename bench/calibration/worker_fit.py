@@ -1,0 +1,184 @@
+"""From what was measured of Prism's own workers to what a calibration says of them. Pure.
+
+One entry after another, each with those before it: what is left of a time once the kernels' own is taken off.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from msgspec.structs import replace
+
+from bench.calibration.fit import Fits, factors_to_one
+from bench.calibration.measurements import Measurements
+from bench.calibration.sharing_fit import Found, fit_mps, fit_slices
+from bench.calibration.worker_rows import SPLITS, FirstTokens, Stalls, Steps, WorkerRows
+from bench.simulator.calibration import Calibration
+from bench.simulator.costs import Costs
+
+BOUND_BY_HOST = 1.08
+"""Times what its kernels take: a step that takes longer waits for its host."""
+AT_ONCE = 1e15
+"""Bytes a second of what does not depend on bytes."""
+
+Models = Mapping[str, Costs]
+Row = TypeVar("Row", Steps, Stalls, FirstTokens)
+
+
+@dataclass(frozen=True)
+class WorkerFits:
+    found: dict[str, Found]
+    """By entry; what was not measured is not there."""
+    calibration: Calibration
+    """With what was found."""
+
+
+def fit_workers(measured: Measurements, fits: Fits, before: Calibration) -> WorkerFits:
+    """`before` has what was not measured."""
+    calibration = replace(
+        before,
+        prefill=replace(before.prefill, **fits.prefill.terms),
+        decode=replace(before.decode, **fits.decode.terms),
+    )
+    found: dict[str, Found] = {}
+    for entry, find in FITS.items():
+        it = find(measured.workers, calibration, costs_of(measured, calibration))
+        if it is not None:
+            found[entry] = it
+            changed = replace(getattr(calibration, entry), **it.terms, measured=True, source=it.words)
+            calibration = replace(calibration, **{entry: changed})
+    return WorkerFits(found, calibration)
+
+
+def costs_of(measured: Measurements, calibration: Calibration) -> dict[str, Costs]:
+    return {name: Costs(calibration, shape, shape.weight_bytes) for name, shape in measured.shapes.items()}
+
+
+# --- one engine -----------------------------------------------------------------------------------------------
+
+
+def fit_decode_host(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+    """From those steps that take longer than their kernels."""
+    plain = [row for row in rows.steps if row.kv_splits == SPLITS]
+    bound = [row for row in plain if row.seconds > BOUND_BY_HOST * kernels(row, models)]
+    if not plain:
+        return None
+    names = ("seconds", "seconds_per_request", "seconds_beside")
+    if not bound:
+        return Found(dict.fromkeys(names, 0.0), f"{_where(plain)}: no step took longer than its kernels.")
+    counts = np.array([[1.0, row.batch, float(row.beside > 0)] for row in bound])
+    seconds = np.array([row.seconds for row in bound])
+    terms = factors_to_one(counts / seconds[:, None])
+    off = statistics.fmean(abs(counts @ terms / seconds - 1))
+    words = f"{_where(plain)}; of {len(plain)} steps the {len(bound)} that take longer than their kernels, off by "
+    return Found(dict(zip(names, map(float, terms), strict=True)), f"{words}{off:.0%} on average.")
+
+
+def kernels(row: Steps, models: Models) -> float:
+    """Seconds that a step's kernels take."""
+    return models[row.model].decode(row.batch, round(row.context), row.longest)
+
+
+def fit_prefill_host(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+    """The mean of what is left of a stall."""
+    stalls = _among_others(rows.stalls)
+    if not stalls:
+        return None
+    left = [row.median - _prefill(models[row.model], row.tokens) for row in stalls]
+    words = f"{_stalls(stalls)}; {_ms(min(left))} to {_ms(max(left))} besides their kernels, the mean."
+    return Found({"seconds": max(0.0, statistics.fmean(left))}, words)
+
+
+def _stalls(stalls: Sequence[Stalls]) -> str:
+    tokens = sorted({row.tokens for row in stalls})
+    return (
+        f"{_models(stalls)} with {_beside(stalls)}: gaps in a stream with a prefill of {tokens[0]} to {tokens[-1]} tokens "
+        f"in them, less its other gaps"
+    )
+
+
+def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+    """A line by tokens through what is left of first tokens."""
+    firsts = _among_others(rows.firsts)
+    if not firsts:
+        return None
+    host = calibration.prefill_host.seconds
+    left = [row.median - _prefill(models[row.model], row.tokens) - host for row in firsts]
+    seconds, per_token = _line([(row.tokens, rest) for row, rest in zip(firsts, left, strict=True)])
+    words = f"{_models(firsts)} with {_beside(firsts)}: first tokens of an idle engine, less its prefill step; {len(firsts)}"
+    words += f" points from {_ms(min(left))} to {_ms(max(left))}, a line by tokens."
+    return Found({"seconds": seconds, "seconds_per_token": per_token}, words)
+
+
+def fit_first_use(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+    """A line by bytes of weights."""
+    uses: dict[str, list[float]] = defaultdict(list)
+    for row in rows.first_uses:
+        if not row.rehearsed:
+            uses[row.model].append(row.first - row.later)
+    if not uses:
+        return None
+    medians = {model: statistics.median(seconds) for model, seconds in uses.items()}
+    seconds, per_byte = _line([(models[model].weight_bytes, it) for model, it in medians.items()])
+    each = ", ".join(f"{model} {_ms(it)}" for model, it in medians.items())
+    words = f"a process's first token of a model, less later ones, in the median: {each}; a line by bytes."
+    return Found({"seconds": seconds, "bytes_per_s": 1 / per_byte if per_byte else AT_ONCE}, words)
+
+
+Find = Callable[[WorkerRows, Calibration, Models], Found | None]
+FITS: dict[str, Find] = {
+    "decode_host": fit_decode_host,
+    "prefill_host": fit_prefill_host,
+    "front": fit_front,
+    "first_use": fit_first_use,
+    "time_slices": fit_slices,
+    "mps": fit_mps,
+}
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where it begins and how it rises: least squares, neither below zero."""
+    counts = np.array([[1.0, x] for x, _ in points])
+    values = np.array([y for _, y in points])
+    begin, rise = np.linalg.lstsq(counts, values, rcond=None)[0] if len({x for x, _ in points}) > 1 else (0.0, -1.0)
+    if rise < 0:
+        begin, rise = float(values.mean()), 0.0
+    elif begin < 0:
+        begin, rise = 0.0, float((counts[:, 1] * values).sum() / np.square(counts[:, 1]).sum())
+    return max(0.0, float(begin)), float(rise)
+
+
+def _prefill(costs: Costs, tokens: int) -> float:
+    """Seconds of its step's kernels."""
+    return costs.prefill(costs.prefill_work(tokens, 0))
+
+
+def _among_others(rows: Sequence[Row]) -> list[Row]:
+    """Those measured while other models were active, as they are in a pool, if there are such."""
+    return [row for row in rows if row.beside] or list(rows)
+
+
+# --- in words -------------------------------------------------------------------------------------------------
+
+
+def _where(rows: Sequence[Steps]) -> str:
+    batches = sorted({row.batch for row in rows})
+    return f"{_models(rows)} in Prism's own workers, batches of {batches[0]} to {batches[-1]}, {_beside(rows)}"
+
+
+def _models(rows: Iterable[Row]) -> str:
+    return ", ".join(dict.fromkeys(row.model for row in rows))
+
+
+def _beside(rows: Iterable[Row]) -> str:
+    others = " or ".join(str(number) for number in sorted({row.beside for row in rows}))
+    return f"{others} other models active and idle"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"

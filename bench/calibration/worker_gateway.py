@@ -1,0 +1,72 @@
+"""The gateway whose workers are measured: a model for each seat, all in host memory, activated by command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.activation_run import make_models
+from bench.calibration.worker_plan import Seat, WorkerPlan
+from bench.calibration.worker_rows import SPLITS
+from bench.gateway_under_test import GatewayUnderTest, serving
+from config.registry import Model, Pool
+from config.shape import Shape
+
+START_TIMEOUT = 420.0
+"""Seconds for the workers to come up."""
+HOST_SLACK = 1.25
+"""Host memory for the weights, over their size."""
+MAX_RUNNING = 32
+HAS_MPS = "mps" in Pool.__struct_fields__
+HAS_DUMMY = "weights" in Model.__struct_fields__
+"""Whether weights can be made up in host memory, so that no checkpoint need be written."""
+
+
+@asynccontextmanager
+async def gateway(
+    plan: WorkerPlan, shapes: Mapping[str, Shape], folder: Path, device: str, *, mps: bool
+) -> AsyncIterator[GatewayUnderTest]:
+    """Its models are in `folder`, made by `make`. Raises: BenchError when it does not start."""
+    async with serving(_registry(plan, shapes, folder, device, mps=mps), START_TIMEOUT) as subject:
+        yield subject
+
+
+async def make(configs: Mapping[str, Mapping[str, Any]], folder: Path, *, tiny: bool) -> None:
+    """What a gateway needs of each model, if `folder` has not got it. Raises: BenchError, OSError."""
+    if not HAS_DUMMY:
+        await make_models(folder, list(configs), tiny=tiny)
+        return
+    for name, config in configs.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "config.json").write_text(json.dumps(config))
+
+
+def _registry(plan: WorkerPlan, shapes: Mapping[str, Shape], folder: Path, device: str, *, mps: bool) -> dict[str, Any]:
+    seats = plan.seats
+    nbytes = sum(shapes[seat.model].weight_bytes for seat in seats)
+    pool: dict[str, Any] = {
+        "engine": "sglang",
+        "devices": [device],
+        "workers_per_device": len(seats),
+        "blank_reserve": 0,
+        "max_running": MAX_RUNNING,
+    }
+    if HAS_MPS:
+        pool["mps"] = "on" if mps else "off"
+    return {
+        "pool": pool,
+        "weight_store": {"host_memory": int(HOST_SLACK * nbytes) + 2 * 2**30},
+        "scheduler": {"policy": "lru", "idle_timeout": "24h"},
+        "models": [_model(seat, folder / seat.model) for seat in seats],
+    }
+
+
+def _model(seat: Seat, folder: Path) -> dict[str, Any]:
+    made: dict[str, Any] = {"name": seat.name, "dtype": "bfloat16", "preload": True}
+    made |= {"shape": str(folder / "config.json"), "weights": "dummy"} if HAS_DUMMY else {"path": str(folder)}
+    if seat.kv_splits != SPLITS:
+        made["engine_args"] = {"triton_attention_num_kv_splits": seat.kv_splits}
+    return made

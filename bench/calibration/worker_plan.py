@@ -1,0 +1,89 @@
+"""What is measured of Prism's own workers, decided before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.calibration.worker_rows import SPLITS
+
+PARTS = ("alone", "idle", "uneven", "together")
+"""One engine and nobody beside; the others active, but idle; contexts of different lengths; several at once."""
+BATCHES = (1, 4, 8, 16, 32)
+PROMPT = 256
+"""Tokens of prompts whose length does not matter."""
+PROMPTS = (256, 1024, 4096)
+SMALL_COPIES, LARGE_COPIES = 4, 2
+KV_SPLITS = (SPLITS, 16, 32)
+EVEN, UNEVEN = [1015] * 13, [6000] + [600] * 12
+"""Contexts with as many tokens together."""
+PART_SECONDS = 60.0
+"""What has not begun by then is left out."""
+STEP_SECONDS = 30.0
+USE_SECONDS = 300.0
+"""For a model's first use: on a new machine it compiles kernels."""
+FIRST_USE = "first use"
+"""A part of every run."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A model of the registry."""
+
+    name: str
+    model: str
+    """Its shape."""
+    kv_splits: int = SPLITS
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An engine's part in a group; with a batch of 0 it prefills one prompt after another."""
+
+    seat: Seat
+    batch: int
+    prompt: int = PROMPT
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    seats: list[Seat]
+    alone: list[Seat]
+    """One of each size, the smallest first."""
+    uneven: list[Seat]
+    groups: list[list[Wanted]]
+
+
+def make_worker_plan(models: Sequence[str]) -> WorkerPlan:
+    """`models`, the smallest first."""
+    small, middle, large = models[0], models[len(models) // 2], models[-1]
+    smalls = _copies(small, SMALL_COPIES)
+    larges = _copies(large, LARGE_COPIES)
+    others = [Seat(f"{model}-0", model) for model in models if model not in (small, large)]
+    first = next((seat for seat in (*others, *larges) if seat.model == middle), smalls[0])
+    split = [Seat(f"{middle}-k{splits}", middle, splits) for splits in KV_SPLITS if splits != SPLITS]
+    return WorkerPlan(
+        seats=[*smalls, *others, *larges, *split],
+        alone=[smalls[0], *others, larges[0]],
+        uneven=[first, *split],
+        groups=[*_decoding(smalls, larges), *_prefilling(smalls, larges)],
+    )
+
+
+def _copies(model: str, count: int) -> list[Seat]:
+    return [Seat(f"{model}-{number}", model) for number in range(count)]
+
+
+def _decoding(smalls: list[Seat], larges: list[Seat]) -> list[list[Wanted]]:
+    groups = [smalls[:2], smalls, larges, [larges[0], smalls[0]], [*larges, *smalls]]
+    return [[Wanted(seat, batch) for seat in group] for batch in (1, 16) for group in groups]
+
+
+def _prefilling(smalls: list[Seat], larges: list[Seat]) -> list[list[Wanted]]:
+    """Prompts whose step is as long as launching its kernels, and those whose step is longer; of each before others."""
+    beside = ((larges[0], smalls), (larges[0], larges[1:]), (smalls[0], larges))
+    return [
+        [Wanted(one, 0, tokens), *(Wanted(other, 4) for other in others)]
+        for tokens in (PROMPT, 2048)
+        for one, others in beside
+    ]
