@@ -25,6 +25,9 @@ class Cpu:
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def give_way(self) -> None:
+        """Nothing goes on in the background."""
+
     def allocate(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
 
