@@ -1,4 +1,4 @@
-"""What libraries log goes through Prism's log: at the level it has for Prism's users, and each message once per process."""
+"""What libraries log goes through Prism's log, at the level that it has for its users, and each message once."""
 
 from __future__ import annotations
 

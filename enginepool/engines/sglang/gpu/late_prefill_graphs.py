@@ -1,4 +1,4 @@
-"""Prefill graphs, captured while the rank is idle: without one, launching a short prompt's kernels takes longer than running them.
+"""Prefill graphs, captured while the rank is idle: without one, a short prompt takes longer to launch than to run.
 
 SGLang 0.5.17 captures a graph for each of many prompt lengths before it serves. Here a step runs without a graph until
 there is one for its number of tokens.
