@@ -1,4 +1,4 @@
-"""What LateGraphs captures when, with SGLang's own capture replaced by a note of its sizes.
+"""What LateGraphs captures when, by SGLang's own code but for the graphs: in place of each there is a note of its size.
 
     python -m tests.sglang_graphs
 
@@ -8,6 +8,7 @@ prints a `Report` as JSON. A process of its own, since SGLang adapts much in the
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -32,12 +33,10 @@ class Report:
     """The runner's own list afterwards."""
     lacks: dict[str, bool]
     written: list[int]
-    """KV slots that captures would have written to, when the buffers were left full by a batch; sequence lengths:"""
+    """KV slots and requests that captures would have written to, when a batch had left the buffers full; lengths:"""
     lengths: list[int]
     sent_first: dict[str, bool]
     """Whether SGLang is to send what it has before a step for which a graph is captured."""
-    recaptured: list[list[int]]
-    """When SGLang itself wants all of them anew."""
 
 
 def step(size: int) -> Any:
@@ -49,21 +48,17 @@ def batch(size: int, decode: bool = True) -> Any:
     return SimpleNamespace(batch_size=lambda: size, forward_mode=mode)
 
 
-def buffer(runner: Any, name: str) -> torch.Tensor:
-    found: torch.Tensor = runner.buffer_registry.get_slot(name).slice_for(SIZES[-1], SIZES[-1])
-    return found
-
-
 def fill_buffers(runner: Any) -> None:
     """As a batch leaves them behind."""
-    for name in ("out_cache_loc", "seq_lens"):
-        buffer(runner, name).fill_(77)
+    for name in ("out_cache_loc", "req_pool_indices", "seq_lens"):
+        getattr(runner.buffers, name).fill_(77)
 
 
 def main() -> None:
     warm(gpu=False)
-    from sglang.srt.model_executor.cuda_graph_buffer_registry import build_decode_registry
+    from sglang.srt.model_executor.runner import decode_cuda_graph_runner
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
+    from sglang.srt.model_executor.runner_utils.buffers import DecodeInputBuffers
 
     from enginepool.engines.sglang.gpu import late_graphs
 
@@ -72,12 +67,24 @@ def main() -> None:
     lengths: set[int] = set()
 
     def make(runner: Any, model_runner: object) -> None:
-        runner.capture_bs, runner.max_bs, runner.max_num_token = list(SIZES), SIZES[-1], SIZES[-1]
-        runner.buffer_registry = build_decode_registry(
-            device="cpu",
+        runner.model_runner = model_runner
+        runner.capture_bs, runner.max_bs, runner.seq_len_fill_value = list(SIZES), SIZES[-1], 1
+        runner.enable_torch_compile = runner.enable_profile_cuda_graph = runner.enable_pdmux = False
+        runner.backend = SimpleNamespace(capture_session=lambda stream: nullcontext())
+        runner.buffers = DecodeInputBuffers.create(
+            device=torch.device("cpu"),
             max_bs=SIZES[-1],
             max_num_token=SIZES[-1],
+            hidden_size=1,
+            next_token_logits_buffer=torch.zeros((SIZES[-1], 1)),
+            dtype=torch.float32,
+            dp_size=1,
+            pp_size=1,
+            is_encoder_decoder=False,
+            require_mlp_tp_gather=False,
             seq_len_fill_value=1,
+            encoder_len_fill_value=0,
+            num_tokens_per_req=1,
             cache_loc_dtype=torch.int64,
             enable_mamba_track=False,
         )
@@ -87,8 +94,8 @@ def main() -> None:
         if broken:
             raise RuntimeError("no memory")
         captured.append(list(runner.capture_bs))
-        written.update(buffer(runner, "out_cache_loc").tolist())
-        lengths.update(buffer(runner, "seq_lens").tolist())
+        written.update(runner.buffers.out_cache_loc.tolist(), runner.buffers.req_pool_indices.tolist())
+        lengths.update(runner.buffers.seq_lens.tolist())
         fill_buffers(runner)
 
     def told() -> list[list[int]]:
@@ -98,20 +105,22 @@ def main() -> None:
 
     broken = False
     DecodeCudaGraphRunner.__init__ = make
-    DecodeCudaGraphRunner.capture = capture
+    DecodeCudaGraphRunner._capture_one_stream = capture
+    decode_cuda_graph_runner.graph_capture = lambda: nullcontext(SimpleNamespace(stream=None))
     DecodeCudaGraphRunner.can_run_graph = lambda runner, forward_batch: forward_batch.batch_size <= runner.max_bs
     torch.cuda.synchronize = lambda device=None: None
-    graphs = late_graphs.LateGraphs(object())
+    arguments = SimpleNamespace(enable_cudagraph_gc=True)
+    graphs = late_graphs.LateGraphs(SimpleNamespace(device="cpu", server_args=arguments))
     fill_buffers(graphs)
     scheduler = SimpleNamespace(
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(decode_cuda_graph_runner=graphs)),
-        is_disable_overlap_for_batch=lambda batch: False,
+        is_disable_overlap_for_batch=lambda batch, last_batch: False,
     )
     late_graphs.install(scheduler)
     sent_first = {}
     for results, waiting in (("nothing", []), ("a first token", [object()])):
         scheduler.result_queue = waiting
-        sent_first[results] = scheduler.is_disable_overlap_for_batch(batch(3))
+        sent_first[results] = scheduler.is_disable_overlap_for_batch(batch(3), last_batch=None)
     at_first = told()
     asked = {"nobody": None, "prefill of 2": batch(2, decode=False), "decode of 3": batch(3), "decode of 9": batch(9)}
     lacks = {name: graphs.lacks(it) for name, it in asked.items()}
@@ -131,8 +140,7 @@ def main() -> None:
         pass
     idle = told()
     sizes, wrote, long = list(graphs.capture_bs), sorted(written), sorted(lengths)
-    graphs.capture()
-    report = Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, wrote, long, sent_first, told())
+    report = Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, wrote, long, sent_first)
     print(json.dumps(asdict(report)))
 
 

@@ -68,19 +68,11 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
     """SGLang's runner of decode graphs. `missing` are the batch sizes, ascending, that have none yet."""
 
     capture_bs: list[int]
-
-    def __init__(self, model_runner: Any) -> None:
-        self.missing: list[int] = []
-        self._constructed = False
-        super().__init__(model_runner)
-        self._constructed = True
+    missing: list[int]
 
     def capture(self) -> None:
-        """SGLang calls this at the end of the construction, and again when the kind of graph changes."""
-        if self._constructed:
-            self.capture_sizes(self.capture_bs)
-        else:
-            self.missing = list(self.capture_bs)
+        """SGLang calls this at the end of the construction, and never again."""
+        self.missing = list(self.capture_bs)
 
     def can_run_graph(self, forward_batch: Any) -> bool:
         if not super().can_run_graph(forward_batch):
@@ -100,7 +92,6 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
     def capture_sizes(self, sizes: list[int]) -> None:
         """With no step under way, or from within one before anything of it is launched."""
         torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
-        point_at_padding(self.buffer_registry, self.max_num_token)
         known, self.capture_bs = self.capture_bs, sizes
         try:
             with undisturbed(), model_capture_mode():
@@ -108,12 +99,6 @@ class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
         finally:
             self.capture_bs = known
         self.missing = [size for size in self.missing if size not in sizes]
-
-
-def point_at_padding(registry: Any, tokens: int) -> None:
-    """A capture runs the model on what is in its buffers, which would write over the KV cache of the last batch."""
-    for name in registry.slot_names():
-        registry.get_slot(name).reset_padding(0, tokens)
 
 
 class SilentProgress(list[int]):

@@ -72,7 +72,7 @@ class LatePrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
         Without the memory for it, the model does without the graphs that are missing.
         """
         torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
-        late_graphs.point_at_padding(self.buffer_registry, self.max_num_tokens)
+        self._point_at_padding()
         size = self.missing.pop()
         captured, self.capture_num_tokens = self.capture_num_tokens, [size]
         try:
@@ -84,6 +84,11 @@ class LatePrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
             self.missing = []
         finally:
             self.capture_num_tokens = captured
+
+    def _point_at_padding(self) -> None:
+        """A capture runs the model on what is in its buffers, which would write over the KV cache of the last batch."""
+        for name in self.buffer_registry.slot_names():
+            self.buffer_registry.get_slot(name).reset_padding(0, self.max_num_tokens)
 
     def _capture_one_stream(self) -> None:
         """SGLang allocates the memory for outputs once in each capture session, of which it has a single one."""

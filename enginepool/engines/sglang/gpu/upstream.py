@@ -97,19 +97,17 @@ def resume_weights() -> None:
 def forget_gpu_memory() -> None:
     """Drop what SGLang, kvcached and torch keep of a model on the GPU after `upstream.forget_model`.
 
-    Each line stands for memory that was seen to stay: SGLang's caches of input buffers and of logits, the graphs' pool,
-    the saver's pool of parked blocks, and cuBLAS's workspaces of streams that are gone.
+    Each line stands for memory that was seen to stay: SGLang's caches of input buffers and of logits, the graphs' pool
+    in NCCL's eyes, the saver's pool of parked blocks, and cuBLAS's workspaces of streams that are gone.
     """
     from kvcached.integration.sglang import interfaces
     from sglang.srt.distributed.device_communicators import pynccl_allocator
     from sglang.srt.model_executor import input_buffers
     from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
-    from sglang.srt.model_executor.runner_utils import pool
 
     interfaces.shutdown_kvcached()
     input_buffers._forward_input_buffer_pool.clear()
     GraphSharedOutput._process_shared = None
-    pool.set_global_graph_memory_pool(None)
     pynccl_allocator.set_graph_pool_id(None)
     gc.collect()
     implementation = _saver()._impl
