@@ -33,8 +33,10 @@ INPUT_SCALE = 1 / 32
 """Of activations in fp8, where the checkpoint has it: up to 14 in e4m3."""
 DRAWN = 2**24 - 3
 """Numbers that are drawn. A prime, so that no two rows of a matrix begin at the same one."""
-STEP = 64
-"""Numbers between two places where a tensor may begin: kernels want them aligned."""
+STEP = 512
+"""Numbers between two places where a tensor may begin, so that it does in memory where one of its own would."""
+STRIDE = 10007
+"""Places from one tensor's to the next one's. A prime, so that all places are taken before one is again."""
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 KINDS = (torch.float32, torch.bfloat16, torch.float16, *_FP8)
@@ -47,7 +49,7 @@ def fill(module: nn.Module, seed: str, hidden: int) -> None:
         StoreError: a parameter is of a type that a number's meaning cannot be guessed of, such as packed integers.
     """
     std = STD_NARROW if hidden < NARROW else STD
-    matrices: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    matrices: dict[torch.dtype, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.dtype not in KINDS:
             raise StoreError(f"{name} is of {parameter.dtype}: dummy weights are of floating-point numbers only")
@@ -56,7 +58,7 @@ def fill(module: nn.Module, seed: str, hidden: int) -> None:
         elif parameter.dim() < 2:
             parameter.data.fill_(1.0 if name.endswith("weight") else 0.0)
         else:
-            matrices[parameter.dtype].append((name, parameter))
+            matrices[parameter.dtype].append(parameter)
     for dtype, found in matrices.items():
         _fill_matrices(found, dtype, seed, FP8_STD if dtype in _FP8 else std)
 
@@ -76,20 +78,14 @@ def _fill_scale(name: str, scale: Tensor, of_weights: float) -> None:
         scale.fill_(1.0)
 
 
-def _fill_matrices(matrices: list[tuple[str, nn.Parameter]], dtype: torch.dtype, seed: str, std: float) -> None:
-    most = max(parameter.numel() for _, parameter in matrices)
+def _fill_matrices(matrices: list[nn.Parameter], dtype: torch.dtype, seed: str, std: float) -> None:
+    most = max(parameter.numel() for parameter in matrices)
     with _noise(dtype, seed, std, DRAWN + most) as path:
-        for name, parameter in matrices:
-            start = _place(name)
+        for index, parameter in enumerate(matrices):
+            start = index * STRIDE % (DRAWN // STEP) * STEP
             # Private: what a model's own code changes afterwards is its copy.
             mapped = torch.from_file(path, shared=False, size=start + parameter.numel(), dtype=dtype)
             parameter.data = mapped[start:].view(parameter.shape)
-
-
-def _place(name: str) -> int:
-    """Where in the noise a tensor begins."""
-    drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-    return drawn % (DRAWN // STEP) * STEP
 
 
 @contextmanager

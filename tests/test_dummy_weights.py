@@ -231,7 +231,7 @@ def test_no_two_tensors_rows_or_models_are_equal(filled: Layers) -> None:
 
 
 def test_a_tensor_may_be_larger_than_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dummy, "DRAWN", 251 * 64 + 1)
+    monkeypatch.setattr(dummy, "DRAWN", 15 * dummy.STEP + 1)
     layers = Layers()
     dummy.fill(layers, "a", hidden=4096)
     weights = layers.values("0_weight")
