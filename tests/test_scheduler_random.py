@@ -416,7 +416,9 @@ class Pool(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
-        worker = data.draw(st.integers(0, self.workers - 1))
+        self.die(data.draw(st.integers(0, self.workers - 1)))
+
+    def die(self, worker: int) -> None:
         apart = self.isolated.get(self.device[worker]) == worker
         lost = self.lose(worker)
         if apart:
@@ -439,10 +441,29 @@ class Pool(RuleBasedStateMachine):
         self.vanish(worker)
         return lost
 
+    @precondition(lambda self: self.isolated)
+    @rule(data=st.data(), at_work=st.booleans(), dies=st.booleans())
+    def an_isolated_worker_goes_on(self, data: st.DataObject, at_work: bool, dies: bool) -> None:
+        device = data.draw(st.sampled_from(sorted(self.isolated)))
+        worker = self.isolated[device]
+        changing = ("starting", "activating", "parking")
+        while at_work and self.isolated.get(device) == worker and self.phase[worker] in changing:
+            self.progress(worker)
+        if dies:
+            self.die(worker)
+
+    @rule(names=st.lists(st.sampled_from(NAMES), min_size=2, max_size=6))
+    def all_are_at_work(self, names: list[str]) -> None:
+        for name in names:
+            self.requests_arrive(name, 60.0, 1)
+        for _ in range(6):
+            self.all_is_done_but_the_limits()
+
     @rule(data=st.data(), suspected=st.sampled_from([True, True, False]))
     def a_device_fails(self, data: st.DataObject, suspected: bool) -> None:
         """With all of its workers but the isolated one."""
-        device = data.draw(st.sampled_from(sorted(set(self.device))))
+        busy = {self.device[worker] for worker, running in enumerate(self.running) if running - self.streaming}
+        device = data.draw(st.sampled_from(sorted(busy or set(self.device))))
         clients = [n for n in range(self.workers) if self.device[n] == device and n != self.isolated.get(device)]
         assume(clients)
         for worker in clients:
@@ -541,7 +562,8 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def copies_share_no_link(self) -> None:
         if hasattr(self, "over") and self.copies is not None:
-            activating = (n for n, phase in enumerate(self.phase) if phase == "activating")
+            apart = self.isolated.values()  # which wait for nobody
+            activating = (n for n, phase in enumerate(self.phase) if phase == "activating" and n not in apart)
             copying = Counter(self.device[n] for n in activating if n not in self.copied)
             assert max(copying.values(), default=0) <= self.copies
 
