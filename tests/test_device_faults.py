@@ -157,6 +157,18 @@ def test_it_serves_the_suspects_of_one_model_after_the_other() -> None:
     assert pool.dispatched() == [first, second]
 
 
+def test_half_of_the_workers_are_for_the_suspects_and_half_for_the_pool() -> None:
+    pool = bench(devices=(GPU,), workers=4, memory=60 * GIB, copies=4)
+    numbers = on_gpu(pool, "a", "b", "c")
+    fail(pool, workers=(0, 1, 2, 3))
+    isolations = pool.scheduler.state.isolations
+    assert {number: found.waiting for number, found in isolations.items()} == {
+        3: [numbers[0]],
+        2: [numbers[1], numbers[2]],
+    }
+    assert pool.phases() == ["starting", "starting", "isolated", "isolated"]
+
+
 def test_another_fault_adds_its_suspects() -> None:
     pool = bench(devices=(GPU,))
     (first,) = on_gpu(pool, "a")
@@ -166,7 +178,7 @@ def test_another_fault_adds_its_suspects() -> None:
     pool.settle(but=Recycle)
     assert pool.on(second) == 0
     pool.tell(DeviceFault(GPU, (0,), "the GPU failed under it", True))
-    assert pool.scheduler.state.isolations[GPU].waiting == [first, second]
+    assert pool.scheduler.state.isolations[1].waiting == [first, second]
 
 
 def test_a_suspect_whose_client_leaves_is_forgotten() -> None:
@@ -204,7 +216,7 @@ def test_without_memory_for_its_model_a_suspect_is_served_by_the_pool() -> None:
     pool = bench("ab", memory=8 * GIB, devices=(GPU,))
     (first,) = on_gpu(pool, "a")
     fail(pool, workers=(0, 1))
-    assert GPU in pool.scheduler.state.isolations
+    assert 1 in pool.scheduler.state.isolations
     assert pool.scheduler.state.requests[first].isolated
 
 
