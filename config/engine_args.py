@@ -44,6 +44,7 @@ POOL_ARGUMENTS: dict[EngineName, dict[str, Any]] = {
         "held_parked": Bytes,
         "kv_per_token": Bytes,
         "limit_delay": Delay,
+        "faulty": Word,
     },
 }
 """Name and type of what `pool.engine_args` may hold."""

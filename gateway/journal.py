@@ -105,5 +105,5 @@ def _describe(action: actions.Decision, state: State) -> str:
 
 def _model_on(state: State, worker: Worker) -> str | None:
     if worker.phase is Phase.ISOLATED:
-        return state.isolations[worker.device].model
+        return state.isolations[worker.number].model
     return worker.pending.skeleton if worker.pending is not None else worker.model

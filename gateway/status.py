@@ -84,14 +84,15 @@ def _worker(context: Context, worker: Worker) -> dict[str, Any]:
     place = context.pool.workers[worker.number]
     account = context.scheduler.state.account(worker)
     stats = context.journal.stats.get(worker.number)
+    apart = context.scheduler.state.isolations[worker.number] if worker.phase is Phase.ISOLATED else None
     return {
         "worker": worker.number,
         "device": worker.device,
         "pid": place.pid,
         "mps": place.mps is not None,
         "state": worker.phase.value,
-        "model": worker.model,
-        "running": len(worker.running),
+        "model": apart.model if apart else worker.model,
+        "running": len(apart.running if apart else worker.running),
         "rehearsing": worker.rehearsing,
         "in_state_s": time.monotonic() - worker.since if worker.since else None,
         "restarts": place.restarts,

@@ -88,9 +88,8 @@ def _check_isolations(state: State) -> None:
     apart = {worker.number for worker in state.workers if worker.phase is Phase.ISOLATED}
     noted = {found.worker for found in state.isolations.values()}
     _require(apart == noted, f"{apart} are isolated, noted {noted}")
-    for device, found in state.isolations.items():
+    for found in state.isolations.values():
         where = f"isolated worker {found.worker}, {found.phase}"
-        _require(state.workers[found.worker].device == device, f"{where}, is not on {device}")
         here = (*found.waiting, *found.running)
         _require(len(set(here)) == len(here), f"{where}, has a request twice: {here}")
         _require(all(state.requests[number].isolated for number in here), f"{where}, has requests of others: {here}")

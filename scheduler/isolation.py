@@ -1,14 +1,14 @@
-"""Requests that may have made a GPU fail, and the worker that serves them where they can harm nobody else.
+"""Requests that may have made a GPU fail, and the workers that serve them where they can harm nobody else.
 
 Under MPS one client's illegal access ends all clients of its GPU, and nothing tells whose it was. So those that ran
-there and had no byte yet are served by a worker of that device that is no client. It is apart from the pool: no policy
-sees it, and nobody else's requests get there. They run together, model by model. If it dies, whoever was alone on it is
-refused, and of several each is tried alone. Then the worker goes back to the pool.
+there and had no byte yet are served by workers of that device that are no clients. These are apart from the pool: no
+policy sees them, and nobody else's requests get there. Requests of a model run together, and if their worker dies,
+each alone; one that dies under a single request has it refused. A worker without suspects goes back to the pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scheduler import memory
 from scheduler.actions import Abort, Activate, AnyAction, Dispatch, Park, Recycle, RefusalKind, Refuse
@@ -27,24 +27,32 @@ class Isolations:
         self._max_running = max_running
         self._enter = enter
 
-    def take_in(self, place: Worker, suspects: Iterable[Request], now: float) -> tuple[list[AnyAction], list[Request]]:
-        """Isolate requests that run nowhere any more, on the worker `place`, which is starting, unless there is one
-        already. Also returns those for whose models the device has no memory now.
+    def take_in(
+        self, lost: Sequence[Worker], suspects: Iterable[Request], now: float
+    ) -> tuple[list[AnyAction], list[Request]]:
+        """Isolate requests that run nowhere any more, on workers that their device has `lost`, which are starting: half
+        of its workers at most, so that the pool goes on. Also returns those for whose models there is no memory now.
         """
-        device = self._state.devices[place.device]
-        isolation = self._state.isolations.get(device.name)
-        worker = place if isolation is None else self._state.workers[isolation.worker]
-        taken, left = self._reserve(device, worker, sorted(suspects, key=lambda request: request.deadline))
-        if not taken:
-            return [], left
-        for request in taken:
-            request.isolated = True
-        if isolation is not None:
-            isolation.waiting += [request.id for request in taken]
-            return list(self._go_on(isolation, now)), left
-        self._state.isolations[device.name] = Isolation(worker.number, now, [request.id for request in taken])
-        self._enter(worker, Phase.ISOLATED)
-        return [Recycle(worker.number, REASON, isolated=True)], left
+        device = self._state.devices[lost[0].device]
+        known = {isolation.worker for isolation in self._on(device)}
+        more = max(1, len(self._state.on(device)) // 2) - len(known)
+        places = list(lost[-more:]) if more > 0 else []
+        left: list[Request] = []
+        for model, requests in self._by_model(suspects):
+            isolation = self._isolation_for(model, device, places, now)
+            if isolation is None:
+                left += requests
+                continue
+            isolation.waiting += [request.id for request in requests]
+            for request in requests:
+                request.isolated = True
+        actions: list[AnyAction] = []
+        for isolation in self._on(device):
+            if isolation.worker in known:
+                actions += self._go_on(isolation, now)
+            else:
+                actions.append(Recycle(isolation.worker, REASON, isolated=True))
+        return actions, left
 
     def of(self, request: Request) -> Isolation:
         """Where an isolated request is."""
@@ -168,7 +176,7 @@ class Isolations:
     def _end(self, isolation: Isolation) -> Iterator[AnyAction]:
         """The worker becomes one of the pool's again."""
         worker = self._state.workers[isolation.worker]
-        del self._state.isolations[worker.device]
+        del self._state.isolations[worker.number]
         self._state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
         worker.kv_mapped, worker.held_first = 0, None
         self._enter(worker, Phase.STARTING)
@@ -177,24 +185,46 @@ class Isolations:
     # helpers
 
     def _at(self, worker: Worker) -> Isolation:
-        return self._state.isolations[worker.device]
+        return self._state.isolations[worker.number]
+
+    def _on(self, device: Device) -> list[Isolation]:
+        here = (worker.number for worker in self._state.on(device))
+        return [self._state.isolations[number] for number in here if number in self._state.isolations]
 
     def _waiting(self, isolation: Isolation, model: str | None) -> list[Request]:
         """Of a model, or all, in their order."""
         requests = [self._state.requests[number] for number in isolation.waiting]
         return [request for request in requests if model is None or request.model == model]
 
-    def _reserve(self, device: Device, worker: Worker, suspects: list[Request]) -> tuple[list[Request], list[Request]]:
-        """Memory for any one of their models; those whose model has none are returned second."""
-        taken: list[Request] = []
-        left: list[Request] = []
-        fits: dict[str, bool] = {}
-        for request in suspects:
-            model = self._state.models[request.model]
-            if model.name not in fits:
-                fits[model.name] = self._reserve_for(device, worker, model)
-            (taken if fits[model.name] else left).append(request)
-        return taken, left
+    # where they come to
+
+    def _by_model(self, suspects: Iterable[Request]) -> Iterator[tuple[Model, list[Request]]]:
+        """The earliest deadlines first."""
+        by_name: dict[str, list[Request]] = {}
+        for request in sorted(suspects, key=lambda request: request.deadline):
+            by_name.setdefault(request.model, []).append(request)
+        for name, requests in by_name.items():
+            yield self._state.models[name], requests
+
+    def _isolation_for(self, model: Model, device: Device, places: list[Worker], now: float) -> Isolation | None:
+        """The one that has the model already, else a new one on one of the `places`, else the one with the least to do;
+        None if there is no memory."""
+        here = self._on(device)
+        own = [isolation for isolation in here if model.name in self._models(isolation)]
+        if not own and places and self._reserve_for(device, places[-1], model):
+            return self._open(places.pop(), now)
+        for isolation in own or sorted(here, key=lambda it: len(it.waiting) + len(it.running)):
+            if self._reserve_for(device, self._state.workers[isolation.worker], model):
+                return isolation
+        return None
+
+    def _open(self, worker: Worker, now: float) -> Isolation:
+        isolation = self._state.isolations[worker.number] = Isolation(worker.number, now, [])
+        self._enter(worker, Phase.ISOLATED)
+        return isolation
+
+    def _models(self, isolation: Isolation) -> set[str]:
+        return {self._state.requests[number].model for number in (*isolation.waiting, *isolation.running)}
 
     def _reserve_for(self, device: Device, worker: Worker, model: Model) -> bool:
         """On top of what it has for others, of which there is never more than one."""

@@ -637,7 +637,7 @@ class Scheduler:
         blameless = set() if event.suspected else set(self.state.models)
         lost = [self._lose(worker, event.reason, fate, blameless) for worker in workers]
         if suspects:
-            isolating, others = self._isolations.take_in(workers[-1], suspects, self._now)
+            isolating, others = self._isolations.take_in(workers, suspects, self._now)
             self._actions += isolating
             for request in others:
                 self._retry_or_refuse(request)

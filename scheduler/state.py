@@ -286,8 +286,8 @@ class State:
     devices: dict[str, Device]
     estimates: Estimates
     requests: dict[int, Request] = field(default_factory=dict)
-    isolations: dict[str, Isolation] = field(default_factory=dict)
-    """By device."""
+    isolations: dict[int, Isolation] = field(default_factory=dict)
+    """By worker."""
     wanting: dict[str, None] = field(default_factory=dict)
     """Models that want a worker and have none, in the order in which they began to."""
     operator_wants: set[str] = field(default_factory=set)

@@ -409,7 +409,7 @@ def test_a_key_twice(problems: Problems, second: str) -> None:
         (
             "tfft: 1s",
             "pool.engine_args.tfft: expected one of ttft, tpot, activation, held_blank, held_active, held_parked, "
-            "kv_per_token, limit_delay (did you mean ttft?), got an unknown key",
+            "kv_per_token, limit_delay, faulty (did you mean ttft?), got an unknown key",
         ),
         ("tpot: fast", "pool.engine_args.tpot: expected a duration such as 500ms, 2s or 0s, got 'fast'"),
     ],

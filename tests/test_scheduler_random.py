@@ -165,8 +165,8 @@ class Pool(RuleBasedStateMachine):
         self.running: list[set[int]] = [set() for _ in range(self.workers)]
         self.staged: set[str] = set()
         self.staging: str | None = None
-        self.isolated: dict[str, int] = {}
-        """By device, the worker that serves none but suspected requests there."""
+        self.isolated: set[int] = set()
+        """Workers that serve none but suspected requests."""
         self.suspects: dict[int, str] = {}
         """Those that wait for it, and their devices."""
         self.waiting: dict[int, str] = {}
@@ -199,7 +199,7 @@ class Pool(RuleBasedStateMachine):
                 assert self.phase[worker] == "active"
                 assert not self.closed[worker], "dispatched to a worker that is being drained"
                 suspected = self.suspects.pop(request, None)
-                assert (self.isolated.get(self.device[worker]) == worker) == (suspected is not None)
+                assert (worker in self.isolated) == (suspected is not None)
                 assert suspected in (None, self.device[worker])
                 assert self.model[worker] == self.waiting.pop(request)
                 self.running[worker].add(request)
@@ -251,17 +251,14 @@ class Pool(RuleBasedStateMachine):
                 if nbytes >= self.obeyed[worker]:
                     self.obeyed[worker] = nbytes
             case Recycle(worker, _, isolated):
-                device = self.device[worker]
-                back = self.isolated.get(device) == worker
+                back = worker in self.isolated
                 assert not (back and isolated)
                 assert isolated or back or self.phase[worker] == "blank" or worker in self.broken
-                assert not isolated or (self.phase[worker] == "starting" and device not in self.isolated)
+                assert not isolated or self.phase[worker] == "starting"
                 assert not self.running[worker]
-                if back:
-                    assert device not in self.suspects.values(), "its requests are left behind"
-                    del self.isolated[device]
+                self.isolated.discard(worker)
                 if isolated:
-                    self.isolated[device] = worker
+                    self.isolated.add(worker)
                 self.broken.discard(worker)
                 self.vanish(worker)
             case Stage(name):
@@ -416,8 +413,10 @@ class Pool(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
-        worker = data.draw(st.integers(0, self.workers - 1))
-        apart = self.isolated.get(self.device[worker]) == worker
+        self.die(data.draw(st.integers(0, self.workers - 1)))
+
+    def die(self, worker: int) -> None:
+        apart = worker in self.isolated
         lost = self.lose(worker)
         if apart:
             self.suspects |= dict.fromkeys(lost, self.device[worker])
@@ -428,7 +427,7 @@ class Pool(RuleBasedStateMachine):
         """A process is gone. Returns its requests that had no byte, which wait again."""
         name, leader = self.model[worker], self.leader[worker]
         lost = sorted(self.running[leader] - self.streaming)
-        if self.isolated.get(self.device[worker]) == worker and len(self.running[leader]) == 1:
+        if worker in self.isolated and len(self.running[leader]) == 1:
             self.tried_alone |= self.running[leader]
         for number in lost:
             self.waiting[number] = name or ""
@@ -439,11 +438,29 @@ class Pool(RuleBasedStateMachine):
         self.vanish(worker)
         return lost
 
+    @precondition(lambda self: self.isolated)
+    @rule(data=st.data(), at_work=st.booleans(), dies=st.booleans())
+    def an_isolated_worker_goes_on(self, data: st.DataObject, at_work: bool, dies: bool) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.isolated)))
+        changing = ("starting", "activating", "parking")
+        while at_work and worker in self.isolated and self.phase[worker] in changing:
+            self.progress(worker)
+        if dies:
+            self.die(worker)
+
+    @rule(names=st.lists(st.sampled_from(NAMES), min_size=2, max_size=6))
+    def all_are_at_work(self, names: list[str]) -> None:
+        for name in names:
+            self.requests_arrive(name, 60.0, 1)
+        for _ in range(6):
+            self.all_is_done_but_the_limits()
+
     @rule(data=st.data(), suspected=st.sampled_from([True, True, False]))
     def a_device_fails(self, data: st.DataObject, suspected: bool) -> None:
-        """With all of its workers but the isolated one."""
-        device = data.draw(st.sampled_from(sorted(set(self.device))))
-        clients = [n for n in range(self.workers) if self.device[n] == device and n != self.isolated.get(device)]
+        """With all of its workers but the isolated ones."""
+        busy = {self.device[worker] for worker, running in enumerate(self.running) if running - self.streaming}
+        device = data.draw(st.sampled_from(sorted(busy or set(self.device))))
+        clients = [n for n in range(self.workers) if self.device[n] == device and n not in self.isolated]
         assume(clients)
         for worker in clients:
             for number in self.lose(worker):
@@ -541,7 +558,8 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def copies_share_no_link(self) -> None:
         if hasattr(self, "over") and self.copies is not None:
-            activating = (n for n, phase in enumerate(self.phase) if phase == "activating")
+            waits = set(range(self.workers)) - self.isolated
+            activating = (n for n, phase in enumerate(self.phase) if phase == "activating" and n in waits)
             copying = Counter(self.device[n] for n in activating if n not in self.copied)
             assert max(copying.values(), default=0) <= self.copies
 

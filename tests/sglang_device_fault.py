@@ -1,0 +1,53 @@
+"""A worker's front and rank whose GPU fails, as far as a CPU can play that: `python -m tests.sglang_device_fault FOLDER
+WHERE TEXT` serves the model of FOLDER, and CUDA says TEXT while it is built or serves (WHERE). Exits as a worker does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sys
+from typing import Any
+
+import uvloop
+
+from enginepool.engines.sglang import SglangEngine, warm
+from enginepool.engines.sglang.protocol import StartRank
+from enginepool.messages import Manifest, ModelSpec, SegmentRef
+from tests.sglang_first_build import MAX_RUNNING, POOL, load
+
+
+def fail(where: str, text: str) -> None:
+    """Have ranks that are forked later do so."""
+    from enginepool.engines.sglang.rank import commands, main
+
+    def raise_it(*given: Any) -> Any:
+        raise RuntimeError(f"CUDA error: {text}\nCUDA kernel errors might be asynchronously reported.")
+
+    if where == "building":
+        main._build = raise_it
+    else:
+        commands.Serving.between_steps = raise_it  # type: ignore[method-assign]
+
+
+async def serve(model: ModelSpec, manifest: Manifest, segment: SegmentRef) -> None:
+    engine = SglangEngine(lambda output: None, StartRank("cpu", 1, MAX_RUNNING, POOL))
+    await engine.start()
+    await engine.activate(model, manifest, segment, verify=False)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    warm(gpu=False)
+    model = ModelSpec("m", sys.argv[1], "float32", {})
+    forking = multiprocessing.get_context("fork")
+    parent, child = forking.Pipe()
+    forking.Process(target=load, args=(model, child), daemon=True).start()
+    manifest, segment = parent.recv()
+    child.close()
+    fail(sys.argv[2], sys.argv[3])
+    uvloop.run(serve(model, manifest, segment))
+
+
+if __name__ == "__main__":
+    main()
