@@ -80,7 +80,7 @@ def saver_library() -> Path:
 
 
 def _cuda_runtime() -> list[str]:
-    """Torch's libcudart, which the memory saver wants: no loader finds it in site-packages, and torch comes later."""
+    """Torch's libcudart, which the memory saver wants before torch comes; in site-packages no loader finds it."""
     found, major = importlib.util.find_spec("nvidia"), torch_cuda().partition(".")[0]
     folders = found.submodule_search_locations if found and found.submodule_search_locations else ()
     libraries = (Path(folder, f"cu{major}", "lib", f"libcudart.so.{major}") for folder in folders)

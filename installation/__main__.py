@@ -42,9 +42,10 @@ def _inside() -> bool:
 
 
 def _works() -> bool:
-    """Whether `.venv` has a Python that runs, with pip."""
+    """Whether `.venv` has a Python that runs, of a version that will do, with pip; or else it is made anew."""
+    ask = f"import pip, sys; sys.exit(not {preflight.PYTHONS[0]} <= sys.version_info[:2] <= {preflight.PYTHONS[1]})"
     try:
-        return subprocess.run([str(PYTHON), "-c", "import pip"], capture_output=True).returncode == 0
+        return subprocess.run([str(PYTHON), "-c", ask], capture_output=True).returncode == 0
     except OSError:
         return False
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import psutil
 import pynvml
 import pytest
@@ -22,7 +23,7 @@ from msgspec.structs import replace as changed
 from bench.processes import PROJECT
 from enginepool import tested
 from gateway.demo_models import NAMES
-from gateway.doctor import limits, memory, nvml, packages
+from gateway.doctor import command, driver, limits, memory, nvml, packages
 from gateway.doctor.compilers import check_cuda_compiler, check_cxx, check_ninja
 from gateway.doctor.driver import check_driver, driver_cuda
 from gateway.doctor.finding import Finding
@@ -276,6 +277,55 @@ def test_somebodys_mps_daemon_is_named_while_it_lives(tmp_path: Path) -> None:
     assert running.status == "warning"
     assert f"one runs (pid {daemon.pid} of {psutil.Process().username()})" in running.text
     assert [finding.status for finding in check_mps(environment)] == ["ok", "ok"]
+
+
+@pytest.fixture
+def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Answer]], dict[str, Finding]]:
+    """All checks on a machine with a driver, whose processes answer as told."""
+
+    def examine(answers: dict[str, Answer]) -> dict[str, Finding]:
+        monkeypatch.setattr(driver, "driver_cuda", lambda: (13, 0))
+        monkeypatch.setattr(driver, "driver_release", lambda: "580.95.05")
+        monkeypatch.setattr(command, "gpu_environment", lambda environment: {})
+        monkeypatch.setattr(command, "ask", lambda module, *arguments, **_: answers[module])
+        return {finding.check: finding for finding in command.examine(None)}
+
+    return examine
+
+
+def test_a_machine_with_gpus_is_looked_at_for_all_that_they_take(
+    with_gpus: Callable[[dict[str, Answer]], dict[str, Finding]],
+) -> None:
+    facts = json.loads(msgspec.json.encode(nvml.Facts((GPU, GPU))))
+    rates = {"cuda:0": {"gbps": 55.0}, "cuda:1": {"gbps": 54.0}}
+    rows = with_gpus(
+        {
+            "gateway.doctor.nvml": Answer(facts),
+            "enginepool.link_rate": Answer(rates),
+            "gateway.doctor.patches": Answer({"kvcached": "", "saver": ""}),
+        }
+    )
+    fit = {
+        "NVIDIA driver",
+        "cuda:0",
+        "cuda:1",
+        "cuda:0 link",
+        "cuda:1 link",
+        "NVLink",
+        "kvcached loaded",
+        "saver loaded",
+    }
+    assert {check for check in fit if rows[check].status != "ok"} == set()
+    assert rows["cuda:1 link"].text == "PCIe gen 5 x16; 54.0 GB/s measured"
+    assert {"MPS", "kernels' folders", "host memory", "open files"} <= rows.keys()
+
+
+def test_a_driver_that_does_not_answer_is_asked_nothing_more(
+    with_gpus: Callable[[dict[str, Answer]], dict[str, Finding]],
+) -> None:
+    rows = with_gpus({"gateway.doctor.nvml": Answer(failure="no answer within 20 s")})
+    assert (rows["GPUs"].status, rows["GPUs"].text) == ("failed", "NVML: no answer within 20 s")
+    assert not any(check.startswith("cuda:") for check in rows)
 
 
 # What serving on a GPU is made of

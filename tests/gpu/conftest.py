@@ -31,7 +31,7 @@ def memory() -> Iterator[DeviceMemory]:
     """Of the GPU; without one there is nothing to test."""
     for package in ("sglang", "kvcached"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install -e '.[gpu]'")
+            pytest.skip(f"{package} is not installed: make gpu")
     try:
         pynvml.nvmlInit()
         handle = nvml_handle(visible_name(DEVICE, os.environ))
