@@ -382,10 +382,13 @@ class Command(Message, frozen=True):
     """One admin command; answered by one CommandResult when it is done."""
 
     name: str
-    """status, models, workers, activate, evict, drain, resume or stop."""
+    """status, models, workers, activate, evict, drain, resume, policy or stop."""
     model: str = ""
     worker: int | None = None
     now: bool = False
+    policy: str = ""
+    within: float = 60.0
+    """Seconds that what runs may take before the policy changes."""
 
 
 class CommandResult(Message, frozen=True):

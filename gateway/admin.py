@@ -8,15 +8,18 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from config.errors import OperatorError, RequestError
+from config.registry import PolicyName
 from enginepool.channel import Channel
 from enginepool.messages import Command, CommandResult
 from gateway import status
 from gateway.core import Gateway
 
 log = logging.getLogger("prism.admin")
+
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 Outcome = tuple[str, dict[str, Any]]
 """What to tell people, and programs."""
@@ -38,6 +41,7 @@ class AdminServer:
             "evict": self._evict,
             "drain": self._drain,
             "resume": self._resume,
+            "policy": self._policy,
             "stop": self._stop_gateway,
         }
 
@@ -96,6 +100,11 @@ class AdminServer:
     async def _resume(self, command: Command) -> Outcome:
         self._gateway.context.draining = ""
         return "new requests are taken again", {}
+
+    async def _policy(self, command: Command) -> Outcome:
+        if command.policy not in POLICIES:
+            raise OperatorError(f"there is no policy {command.policy}; there are {', '.join(POLICIES)}")
+        return await self._gateway.change_policy(command.policy, command.within), {"policy": command.policy}
 
     async def _stop_gateway(self, command: Command) -> Outcome:
         in_flight = len(self._gateway.context.live)

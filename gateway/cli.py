@@ -12,11 +12,11 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from bench.simulator.arguments import add_arguments
+from bench.simulator.arguments import POLICIES, add_arguments
 from config.errors import ConfigError, OperatorError, PoolError, PrismError, RecordingError
 from config.reader import read_registry
 from config.registry import default_admin_socket
-from config.units import format_duration, format_size
+from config.units import format_duration, format_size, parse_duration
 from enginepool.messages import Command
 from gateway import device_memory, tables
 from gateway.admin_client import run_command
@@ -117,6 +117,8 @@ def _admin(options: argparse.Namespace) -> int:
         getattr(options, "model", ""),
         getattr(options, "worker", None),
         getattr(options, "now", False),
+        getattr(options, "policy", ""),
+        getattr(options, "within", 0.0),
     )
     result = run_command(options.admin_socket, command)
     if options.json:
@@ -192,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     warm.set_defaults(run=_warm)
     admin("drain", "refuse new requests and wait until none is in flight")
     admin("resume", "take new requests again after a drain")
+    policy = admin("policy", "go on under another policy: requests wait, all workers are emptied, weights stay")
+    policy.add_argument("policy", choices=POLICIES, metavar="NAME", help=f"one of {', '.join(POLICIES)}")
+    within = "what runs may take so long, else nothing changes; default: 60s"
+    policy.add_argument("--within", type=_seconds, default=60.0, metavar="TIME", help=within)
     admin("stop", "let requests in flight finish within the grace time, and end")
     return parser
 
@@ -213,6 +219,13 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, got {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -38,31 +38,20 @@ class Context:
         self,
         registry: Registry,
         feed: Callable[[AnyEvent], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         abandon: Callable[[LiveRequest], None],
         *,
         validate: bool,
         record: Path | None,
     ) -> None:
-        self.registry = registry
         self.feed = feed
         self.spawn = spawn
         self.abandon = abandon
         self.catalog = Catalog(registry)
-        setup = Header(
-            VERSION,
-            registry,
-            weight_bytes={model.name: device_bytes(registry, model) for model in registry.models},
-            capacities=capacities(registry.pool),
-            kv_bytes={model.name: kv_bytes_per_token(model) for model in registry.models},
-            profile=read_profile(registry.scheduler.profile),
-            staging=engines.needs_weights(registry.pool.engine),
-            validate=validate,
-        )
-        self.scheduler = setup.scheduler()
-        self.recorder = None if record is None else Recorder(record, setup, self.scheduler)
-        self.decide: Callable[[AnyEvent, float], list[AnyAction]] = (self.recorder or self.scheduler).handle
-        """`Scheduler.handle`, recorded or not."""
+        self._record = record
+        self._recordings = 0
+        self.recorder: Recorder | None = None
+        self.begin(_setup(registry, validate))
         self.live: dict[int, LiveRequest] = {}
         """Requests in flight."""
         self.answers: dict[int, asyncio.Future[Answer]] = {}
@@ -73,5 +62,37 @@ class Context:
         """Bytes done and in all of each model on its way into host memory."""
         self.draining = ""
         """Why new requests are refused; empty while they are not."""
-        self.metrics = Metrics(self.scheduler.state, self.live)
+        self.changing = False
+        """Whether the policy is being changed, for which new requests wait."""
+        self.metrics = Metrics(lambda: self.scheduler.state, self.live)
         self.journal = Journal()
+
+    def begin(self, setup: Header) -> None:
+        """A new scheduler decides from here on. Each has a recording of its own: `run.jsonl`, `run.2.jsonl`, ..."""
+        self.setup = setup
+        self.registry = setup.registry
+        self.scheduler = setup.scheduler()
+        if self.recorder is not None:
+            self.recorder.close()
+        if self._record is not None:
+            self._recordings += 1
+            self.recorder = Recorder(_numbered(self._record, self._recordings), setup, self.scheduler)
+        self.decide: Callable[[AnyEvent, float], list[AnyAction]] = (self.recorder or self.scheduler).handle
+        """`Scheduler.handle`, recorded or not."""
+
+
+def _setup(registry: Registry, validate: bool) -> Header:
+    return Header(
+        VERSION,
+        registry,
+        weight_bytes={model.name: device_bytes(registry, model) for model in registry.models},
+        capacities=capacities(registry.pool),
+        kv_bytes={model.name: kv_bytes_per_token(model) for model in registry.models},
+        profile=read_profile(registry.scheduler.profile),
+        staging=engines.needs_weights(registry.pool.engine),
+        validate=validate,
+    )
+
+
+def _numbered(record: Path, number: int) -> Path:
+    return record if number == 1 else record.with_name(f"{record.stem}.{number}{record.suffix}")

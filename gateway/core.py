@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import OperatorError, RequestError
-from config.registry import Registry
+from config.registry import PolicyName, Registry
 from enginepool import messages
 from enginepool.store import WeightStore
 from enginepool.supervisor import Supervisor
+from gateway.changeover import Changeover
 from gateway.context import Context
 from gateway.effects import Effects
 from gateway.live import LiveRequest
@@ -47,6 +48,7 @@ class Gateway:
         self._numbers = itertools.count(1)
         self._inbox: deque[events.AnyEvent] = deque()
         self._busy = False
+        self._changeover: Changeover | None = None
         self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,8 +96,14 @@ class Gateway:
         live = LiveRequest(next(self._numbers), model, path, body, slo)
         self.context.live[live.id] = live
         self._idle.clear()
-        self.feed(events.Arrived(live.id, model, estimate_prompt_tokens(body), live.deadline))
+        if self._changeover is None:
+            self._arrive(live)
+        else:
+            self._changeover.keep(live)
         return live
+
+    def _arrive(self, live: LiveRequest) -> None:
+        self.feed(events.Arrived(live.id, live.model, estimate_prompt_tokens(live.body), live.deadline))
 
     def release(self, live: LiveRequest) -> None:
         """The client has its answer or is gone; in the latter case the worker drops the request."""
@@ -148,11 +156,54 @@ class Gateway:
             raise OperatorError(answer.text)
         return answer.text
 
+    async def change_policy(self, policy: PolicyName, within: float) -> str:
+        """Go on under another policy, or begin anew under the same; requests wait meanwhile.
+
+        What runs is to finish within `within` seconds.
+
+        Raises:
+            OperatorError: it did not, and nothing has changed; or another change is under way.
+        """
+        if self._changeover is not None:
+            raise OperatorError("a change of the policy is under way already")
+        changeover = self._begin_changeover()
+        try:
+            await changeover.finish(within)
+        except BaseException:
+            self._end_changeover()
+            changeover.release(self._arrive)
+            raise
+        before = self.context.registry.scheduler.policy
+        await asyncio.shield(self.spawn(self._change_over(changeover, policy)))
+        return f"the policy is {policy}, and was {before}"
+
+    def _begin_changeover(self) -> Changeover:
+        self.context.changing = True
+        self._changeover = Changeover(self.context)
+        return self._changeover
+
+    def _end_changeover(self) -> None:
+        self.context.changing = False
+        self._changeover = None
+
+    async def _change_over(self, changeover: Changeover, policy: PolicyName) -> None:
+        """Root of the task of a change; nobody can stop it half way."""
+        before = self.context.registry.scheduler.policy
+        await changeover.empty(self.context.registry.pool.transition_timeout)
+        changeover.build(policy)
+        self.context.journal.policy_changed(before, policy)
+        self._end_changeover()
+        changeover.tell()
+        changeover.release(self._arrive)
+
     # the scheduler
 
     def feed(self, event: events.AnyEvent) -> None:
         """Give the scheduler an event and carry out its decisions. Events that these cause come after."""
         if self._stopped:
+            return
+        if self._changeover is not None and self._changeover.emptying:
+            self._changeover.hear(event)
             return
         self._inbox.append(event)
         if self._busy:
@@ -164,12 +215,15 @@ class Gateway:
                     self._effects.carry_out(action)
         finally:
             self._busy = False
+        if self._changeover is not None:
+            self._changeover.look()
 
     async def _tick(self) -> None:
         """Root of the task that tells the scheduler that time passes."""
         while True:
             await asyncio.sleep(TICK)
-            self._kill_stuck()
+            if self._changeover is None:
+                self._kill_stuck()
             self.feed(events.Tick())
 
     def _kill_stuck(self) -> None:
@@ -186,11 +240,12 @@ class Gateway:
 
     # tasks
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task that `stop` ends."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -56,6 +56,9 @@ class Journal:
             self._refusals[model] = reason
             self._enter(f"refusing requests for {model}: {reason}")
 
+    def policy_changed(self, before: str, after: str) -> None:
+        self._enter(f"the policy is {after}, and was {before}; every worker is blank")
+
     def worker_dead(self, worker: int, reason: str) -> None:
         self._forget(worker)
         self._enter(f"worker {worker} is gone: {reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -18,7 +18,7 @@ ACTIVATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 2.0, 5
 
 
 class Metrics:
-    def __init__(self, state: State, live: Mapping[int, LiveRequest]) -> None:
+    def __init__(self, state: Callable[[], State], live: Mapping[int, LiveRequest]) -> None:
         self._registry = CollectorRegistry()
         self._per_model: dict[str, _ModelMetrics] = {}
         self._requests = Counter(
@@ -103,7 +103,7 @@ class _ModelMetrics:
 
 
 class _StateCollector(Collector):
-    def __init__(self, state: State, live: Mapping[int, LiveRequest]) -> None:
+    def __init__(self, state: Callable[[], State], live: Mapping[int, LiveRequest]) -> None:
         self._state = state
         self._live = live
 
@@ -111,7 +111,7 @@ class _StateCollector(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        state = self._state
+        state = self._state()
         waiting = GaugeMetricFamily("prism_requests_waiting", "Requests without a worker", labels=["model"])
         for model in state.models.values():
             waiting.add_metric([model.name], len(model.queue))

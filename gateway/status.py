@@ -27,6 +27,7 @@ def whole(context: Context) -> dict[str, Any]:
     state = context.scheduler.state
     return {
         "engine": context.registry.pool.engine,
+        "policy": context.registry.scheduler.policy,
         "ready": not unready(context),
         "unready": unready(context),
         "draining": context.draining,
@@ -45,6 +46,8 @@ def unready(context: Context) -> list[str]:
     """What keeps the gateway from being ready; empty when it is."""
     state = context.scheduler.state
     reasons = [f"draining: {context.draining}"] if context.draining else []
+    if context.changing:
+        reasons.append("the policy is being changed")
     if all(worker.phase is Phase.STARTING for worker in state.workers):
         reasons.append("no worker is up yet")
     for model in state.models.values():

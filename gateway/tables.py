@@ -56,7 +56,7 @@ def render_workers(data: dict[str, Any]) -> str:
 def render_status(data: dict[str, Any]) -> str:
     host = data["host_memory"]
     lines = [
-        f"{_readiness(data)}; engine {data['engine']}; "
+        f"{_readiness(data)}; engine {data['engine']}; policy {data['policy']}; "
         f"{data['in_flight']} requests in flight, {data['waiting']} waiting; "
         f"host memory {format_size(host['used'])} of {format_size(host['capacity'])}",
         *(_device(**device) for device in data["devices"]),

@@ -31,6 +31,8 @@ class Header(Struct, frozen=True, tag="prism recording"):
     profile: Profile
     staging: bool
     validate: bool
+    staged: dict[str, int] = {}
+    """Bytes of models that are in host memory already, by an earlier scheduler of the same gateway."""
 
     def scheduler(self, *, validate: bool = False) -> Scheduler:
         """A new one; it checks its invariants if the recorded one did, or with `validate`."""
@@ -41,6 +43,7 @@ class Header(Struct, frozen=True, tag="prism recording"):
             kv_bytes=self.kv_bytes,
             profile=self.profile,
             staging=self.staging,
+            staged=self.staged,
             validate=self.validate or validate,
         )
 

@@ -85,8 +85,9 @@ SMOOTHING = 0.3
 
 class Scheduler:
     """`weight_bytes` has each model's size, from its files; empty when the engine needs no weights. With `staging` they
-    must be in host memory before an activation. `capacities` has the bytes of each device whose memory is accounted,
-    `kv_bytes` those of each model's KV cache per token. Speeds are the profile's until they are learned.
+    must be in host memory before an activation; those of `staged`, in bytes, are there. `capacities` has the bytes of
+    each device whose memory is accounted, `kv_bytes` those of each model's KV cache per token. Speeds are the profile's
+    until they are learned.
 
     With `validate`, every invariant is checked after every event, and InvariantBroken raised.
     """
@@ -101,6 +102,7 @@ class Scheduler:
         kv_bytes: Mapping[str, int] | None = None,
         profile: Profile | None = None,
         staging: bool = True,
+        staged: Mapping[str, int] | None = None,
         validate: bool = False,
     ) -> None:
         self._config = registry.scheduler
@@ -113,6 +115,8 @@ class Scheduler:
         )
         self._observer = Observer(self.state)
         self._policy.prepare(self.state)
+        for name, nbytes in (staged or {}).items():
+            self._is_staged(self.state.models[name], nbytes)
         pinned = (model.tensor_parallel for model in self.state.models.values() if model.pinned)
         self.state.pinned_workers = sum(pinned)
         self._limits = KvLimits(self.state, registry.pool, elastic=self._policy.elastic)
@@ -748,15 +752,18 @@ class Scheduler:
     def _staged(self, event: Staged) -> None:
         model = self.state.models[event.model]
         self.state.host.staging = None
-        self.state.to_preload.pop(model.name, None)
-        model.staged = True
-        model.weight_bytes = event.nbytes
-        self.state.sum_up_host()
+        self._is_staged(model, event.nbytes)
         self.state.estimates.disk.see(event.nbytes, self._now - self.state.host.staging_since)
         if self.state.host.used > self.state.host.capacity:
             self._decide(Unstage(model.name, "it is larger than its files promised; making room for it first"))
         self._refuse_impossible()
         self._plan()
+
+    def _is_staged(self, model: Model, nbytes: int) -> None:
+        self.state.to_preload.pop(model.name, None)
+        model.staged = True
+        model.weight_bytes = nbytes
+        self.state.sum_up_host()
 
     def _refuse_impossible(self) -> None:
         """Sizes are known better now: tell those who wait for what cannot be."""

@@ -233,7 +233,7 @@ def test_status_is_a_page_for_people(cli: RunCli, prism: Prism) -> None:
     done = cli("status", at=prism)
     assert (done.status, done.err) == (0, "")
     first, *rest = done.out.splitlines()
-    assert first.startswith("ready; engine simulated; 0 requests in flight, 0 waiting")
+    assert first.startswith("ready; engine simulated; policy lru; 0 requests in flight, 0 waiting")
     assert any(line.split()[:3] == ["a", "active", "0"] for line in rest)
     assert any("a is active on worker 0" in line for line in rest)
 
