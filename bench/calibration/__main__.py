@@ -1,9 +1,10 @@
 """Calibrates the simulator: `python -m bench.calibration --out FILE.json --calibration bench/simulator/h200.json`.
 
-Two sorts of engines on one GPU. Several of SGLang's own, not modified: what steps take by length, batch and context while
-one works alone, and how much they slow each other. And Prism's own workers behind their gateway, with and without MPS:
-what their hosts add, what lies in front of them, first uses, and what several at once take. Models have real shapes and
-random weights, which changes no speed. `--from FILE.json --parts together` measures a part again and keeps the rest.
+Two sorts of engines on one GPU. Several of SGLang's own, not modified: what steps take by length, batch and context
+while one works alone, and how much they slow each other. And Prism's own workers behind their gateway, with MPS and
+without: what their hosts add, what lies in front of them, first uses, what several at once take. Models have real
+shapes and random weights, which changes no speed. `--from FILE.json --parts together` measures a part again, and keeps
+the rest.
 """
 
 from __future__ import annotations

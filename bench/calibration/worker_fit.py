@@ -97,8 +97,8 @@ def fit_prefill_host(rows: WorkerRows, calibration: Calibration, models: Models)
 def _stalls(stalls: Sequence[Stalls]) -> str:
     tokens = sorted({row.tokens for row in stalls})
     return (
-        f"{_models(stalls)} with {_beside(stalls)}: gaps in a stream with a prefill of {tokens[0]} to {tokens[-1]} tokens "
-        f"in them, less its other gaps"
+        f"{_models(stalls)} with {_beside(stalls)}: gaps in a stream with a prefill of {tokens[0]} to {tokens[-1]} "
+        f"tokens in them, less its other gaps"
     )
 
 
@@ -110,8 +110,8 @@ def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> Fou
     host = calibration.prefill_host.seconds
     left = [row.median - _prefill(models[row.model], row.tokens) - host for row in firsts]
     seconds, per_token = _line([(row.tokens, rest) for row, rest in zip(firsts, left, strict=True)])
-    words = f"{_models(firsts)} with {_beside(firsts)}: first tokens of an idle engine, less its prefill step; {len(firsts)}"
-    words += f" points from {_ms(min(left))} to {_ms(max(left))}, a line by tokens."
+    words = f"{_models(firsts)} with {_beside(firsts)}: first tokens of an idle engine, less its prefill step; "
+    words += f"{len(firsts)} points from {_ms(min(left))} to {_ms(max(left))}, a line by tokens."
     return Found({"seconds": seconds, "seconds_per_token": per_token}, words)
 
 
