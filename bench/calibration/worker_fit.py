@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from bench.calibration.fit import Fits, factors_to_one
+from bench.calibration.fit import AT_ONCE, Fits, factors_to_one
 from bench.calibration.measurements import Measurements
 from bench.calibration.sharing_fit import Found, fit_mps, fit_slices
 from bench.calibration.worker_rows import SPLITS, FirstTokens, Stalls, Steps, WorkerRows
@@ -23,8 +23,6 @@ from bench.simulator.costs import Costs
 
 BOUND_BY_HOST = 1.08
 """Times what its kernels take: a step that takes longer waits for its host."""
-AT_ONCE = 1e15
-"""Bytes a second of what does not depend on bytes."""
 
 Models = Mapping[str, Costs]
 Row = TypeVar("Row", Steps, Stalls, FirstTokens)
