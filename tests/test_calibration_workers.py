@@ -173,7 +173,8 @@ def test_entries_say_what_was_measured_elsewhere() -> None:
 
     entries = worker_entries(fitted(taken), taken, "raw.json")
 
-    assert entries["mps"]["source"].endswith("Seen on another day.")
+    assert entries["front"]["source"].endswith("Seen on another day.")
+    assert "another day" not in entries["mps"]["source"]
     taken.workers.forget("alone", False)
     assert not taken.workers.sources
     assert {row.part for row in taken.workers.steps} <= {"idle", "together", "uneven"}

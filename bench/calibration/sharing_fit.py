@@ -122,7 +122,7 @@ def _launch(groups: Sequence[Group], firsts: Sequence[FirstTokens], models: Mode
             if not member.batch and alone is not None and costs.prefill_work(member.prompt, 0) < costs.launch:
                 found.append((member.seconds - alone) / costs.launch / (len(group.members) - 1))
     if not found:
-        return before, " Launches beside neighbours were not among them: from first tokens of short prompts in a probe."
+        return before, " Launches beside neighbours were not among them."
     return max(0.0, statistics.fmean(found)), f" Launches: {len(found)} short prompts beside others, the mean."
 
 
