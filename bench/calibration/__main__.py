@@ -93,10 +93,11 @@ async def _workers(chosen: argparse.Namespace, measured: Measurements, parts: li
     measured.models |= (configs := {name: config_of(name, tiny=chosen.tiny) for name in chosen.worker_models})
     plan = make_worker_plan(chosen.worker_models)
     device = "cpu" if chosen.tiny else chosen.device
+    nbytes = sum(measured.shapes[seat.model].weight_bytes for seat in plan.seats)
     await make(configs, folder, tiny=chosen.tiny)
     failures = []
     for mps in _modes(chosen):
-        async with gateway(plan, measured.shapes, folder, device, mps=mps) as subject:
+        async with gateway(plan, nbytes, folder, device, mps=mps) as subject:
             run = WorkerRun(
                 subject, plan, measured.workers, lambda: write_measurements(_out(chosen), measured), mps=mps
             )

@@ -12,7 +12,6 @@ from bench.activation_run import make_models
 from bench.calibration.worker_plan import Seat, WorkerPlan
 from bench.calibration.worker_rows import SPLITS
 from bench.gateway_under_test import GatewayUnderTest, serving
-from bench.simulator.shape import Shape
 from config.registry import Model, Pool
 
 START_TIMEOUT = 420.0
@@ -27,10 +26,10 @@ HAS_DUMMY = "weights" in Model.__struct_fields__
 
 @asynccontextmanager
 async def gateway(
-    plan: WorkerPlan, shapes: Mapping[str, Shape], folder: Path, device: str, *, mps: bool
+    plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: bool
 ) -> AsyncIterator[GatewayUnderTest]:
-    """Its models are in `folder`, made by `make`. Raises: BenchError when it does not start."""
-    async with serving(_registry(plan, shapes, folder, device, mps=mps), START_TIMEOUT) as subject:
+    """Its models have so many bytes together, and are in `folder`, made by `make`. Raises: BenchError."""
+    async with serving(_registry(plan, nbytes, folder, device, mps=mps), START_TIMEOUT) as subject:
         yield subject
 
 
@@ -44,9 +43,8 @@ async def make(configs: Mapping[str, Mapping[str, Any]], folder: Path, *, tiny: 
         (folder / name / "config.json").write_text(json.dumps(config))
 
 
-def _registry(plan: WorkerPlan, shapes: Mapping[str, Shape], folder: Path, device: str, *, mps: bool) -> dict[str, Any]:
+def _registry(plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: bool) -> dict[str, Any]:
     seats = plan.seats
-    nbytes = sum(shapes[seat.model].weight_bytes for seat in seats)
     pool: dict[str, Any] = {
         "engine": "sglang",
         "devices": [device],
