@@ -28,7 +28,8 @@ from bench.calibration.measurements import (
 )
 from bench.calibration.plan import STEPS, Plan, make_plan
 from bench.calibration.report import markdown, write_measurements
-from bench.calibration.rewrite import activation_entries, rewrite, step_entries
+from bench.calibration.rewrite import activation_entries, rewrite, step_entries, worker_entries
+from bench.calibration.worker_fit import fit_workers
 from bench.errors import BenchError
 from bench.shapes import SHAPES
 from bench.simulator.calibration import H200, Transfer, read_calibration
@@ -42,6 +43,11 @@ TRUE = read_calibration()
 """Its constants are what a fit has to find in what it would predict."""
 PER_NEIGHBOUR = (0.2 + 1.0 + 0.5) / 3
 """Of what is predicted."""
+
+
+def page_of(measured: Measurements) -> str:
+    fits = fit(measured)
+    return markdown(measured, fits, fit_workers(measured, fits, TRUE))
 
 
 def time_to_first(costs: Costs, tokens: int) -> float:
@@ -93,7 +99,7 @@ def test_the_constants_of_prefill_are_found_again() -> None:
 def test_the_constants_of_decode_are_found_again() -> None:
     found = fit_decode(predicted().decode, SHAPE)
     assert found.terms == pytest.approx({name: getattr(TRUE.decode, name) for name in found.terms})
-    assert found.terms["attention_seconds"] > 0
+    assert found.terms["longest_kv_bytes_per_s"] < found.terms["kv_bytes_per_s"]
     assert found.worst.error == pytest.approx(0, abs=1e-9)
 
 
@@ -120,7 +126,7 @@ def test_where_launching_kernels_no_longer_hides_the_work_is_found(layer: float,
 def test_a_page_names_what_is_off_most() -> None:
     measured = predicted()
     measured.decode[2] = replace(measured.decode[2], steps=[1.5 * measured.decode[2].median])
-    page = markdown(measured, fit(measured))
+    page = page_of(measured)
     assert "% (llama-1b, batch 32, prompts of 64)." in page
     assert "off by 0% on average, at most by 0%" in page
 
@@ -162,11 +168,10 @@ def test_a_rewritten_calibration_can_be_read_and_keeps_the_rest(tmp_path: Path) 
     rewrite(path, step_entries(measured, fit(measured), "docs/results/calibration.json"))
     found = read_calibration(path)
     assert found.prefill.flops_per_s == TRUE.prefill.flops_per_s
-    assert found.decode.attention_seconds == TRUE.decode.attention_seconds
-    assert found.colocation.per_neighbour == pytest.approx(PER_NEIGHBOUR, rel=1e-3)
-    assert found.colocation.measured
+    assert found.decode.longest_kv_bytes_per_s == TRUE.decode.longest_kv_bytes_per_s
+    assert found.decode.measured
     assert "docs/results/calibration.json: one prompt of 64 to 16384 tokens" in found.prefill.source
-    assert (found.machine, found.parked, found.held, found.chunk) == (TRUE.machine, TRUE.parked, TRUE.held, TRUE.chunk)
+    assert (found.machine, found.parked, found.mps, found.chunk) == (TRUE.machine, TRUE.parked, TRUE.mps, TRUE.chunk)
 
 
 def test_a_rewritten_calibration_is_as_easily_read_as_before(tmp_path: Path) -> None:
@@ -183,7 +188,9 @@ def test_the_shipped_calibration_is_what_was_measured(tmp_path: Path) -> None:
     path, raw = tmp_path / "gpu.json", Path("docs/results/calibration.json")
     path.write_text(H200.read_text())
     measured = read_measurements(PROJECT / raw)
-    rewrite(path, step_entries(measured, fit(measured), str(raw)))
+    fits = fit(measured)
+    workers = fit_workers(measured, fits, TRUE)
+    rewrite(path, step_entries(measured, fits, str(raw)) | worker_entries(workers, measured, str(raw)))
     assert path.read_text() == H200.read_text()
 
 
@@ -225,7 +232,7 @@ def test_measurements_are_read_back_without_their_fits(tmp_path: Path) -> None:
 
 def test_the_page_has_a_row_for_each_figure() -> None:
     measured = predicted()
-    page = markdown(measured, fit(measured))
+    page = page_of(measured)
     assert "| llama-8b | 16384 |" in page
     assert "| llama-8b | 32 | 2048 |" in page
     assert "| llama-1b decode 1 | 1.20x | 1 | llama-8b prefill | 2.00x | 1 |" in page
@@ -266,7 +273,7 @@ def test_what_was_measured_before_is_fitted_again_without_a_gpu(tmp_path: Path) 
     command: list[str | Path] = [sys.executable, "-m", "bench.calibration", "--from", raw, "--calibration", calibration]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert read_calibration(calibration).colocation.per_neighbour == pytest.approx(PER_NEIGHBOUR, rel=1e-3)
+    assert read_calibration(calibration).decode.kv_bytes_per_s == pytest.approx(TRUE.decode.kv_bytes_per_s, rel=1e-3)
     assert raw.with_suffix(".md").read_text().startswith("# What steps cost")
 
 

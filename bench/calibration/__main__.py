@@ -1,9 +1,10 @@
 """Calibrates the simulator: `python -m bench.calibration --out FILE.json --calibration bench/simulator/h200.json`.
 
-Two sorts of engines on one GPU. Several of SGLang's own, not modified: what steps take by length, batch and context while
-one works alone, and how much they slow each other. And Prism's own workers behind their gateway, with and without MPS:
-what their hosts add, what lies in front of them, first uses, and what several at once take. Models have real shapes and
-random weights, which changes no speed. `--from FILE.json --parts together` measures a part again and keeps the rest.
+Two sorts of engines on one GPU. Several of SGLang's own, not modified: what steps take by length, batch and context
+while one works alone, and how much they slow each other. And Prism's own workers behind their gateway, with MPS and
+without: what their hosts add, what lies in front of them, first uses, what several at once take. Models have real
+shapes and random weights, which changes no speed. `--from FILE.json --parts together` measures a part again, and keeps
+the rest.
 """
 
 from __future__ import annotations
@@ -92,10 +93,11 @@ async def _workers(chosen: argparse.Namespace, measured: Measurements, parts: li
     measured.models |= (configs := {name: config_of(name, tiny=chosen.tiny) for name in chosen.worker_models})
     plan = make_worker_plan(chosen.worker_models)
     device = "cpu" if chosen.tiny else chosen.device
+    nbytes = sum(measured.shapes[seat.model].weight_bytes for seat in plan.seats)
     await make(configs, folder, tiny=chosen.tiny)
     failures = []
     for mps in _modes(chosen):
-        async with gateway(plan, measured.shapes, folder, device, mps=mps) as subject:
+        async with gateway(plan, nbytes, folder, device, mps=mps) as subject:
             run = WorkerRun(
                 subject, plan, measured.workers, lambda: write_measurements(_out(chosen), measured), mps=mps
             )

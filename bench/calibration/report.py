@@ -24,8 +24,8 @@ PREFILL = (
 )
 DECODE = (
     "a step takes so much for each layer, and for each request; reading weights (the input embedding is not read) at a "
-    "rate; and attention, which is reading the KV cache at a rate, or that of its longest context at another, whichever "
-    "is longer."
+    "rate; and attention, which is reading the KV cache at a rate, or its longest context at another, whichever is "
+    "longer."
 )
 
 
@@ -108,8 +108,8 @@ def _pairs(measured: Measurements, fits: Fits) -> list[str]:
     slow = by_load(measured.pairs)
     rows = [[own, *(times(slow.get((own, other))) for other in loads)] for own in loads]
     lines = [
-        f"On average a step takes 1 + {fits.per_neighbour:.2f} n times as long beside n busy neighbours, over these and "
-        "the groups below. Mean slow-down by own load and the other's, over all sizes:",
+        f"On average a step takes 1 + {fits.per_neighbour:.2f} n times as long beside n busy neighbours, over these "
+        "and the groups below. Mean slow-down by own load and the other's, over all sizes:",
         "",
         *table(("own load", *(f"beside {load}" for load in loads)), rows),
         "",

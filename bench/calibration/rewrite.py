@@ -19,6 +19,9 @@ from bench.simulator.calibration import read_calibration
 DIGITS = 4
 NUMBER = re.compile(r"(?<=: )-?\d+(\.\d+)?(e[+-]?\d+)?(?=,?$)", re.MULTILINE)
 """That is the value of a key, in JSON with a line for each."""
+SHARING = {"time_slices", "mps"}
+"""Entries that come from the part"""
+TOGETHER = "together"
 Entries = dict[str, dict[str, Any]]
 """Of a calibration, by name."""
 
@@ -62,8 +65,16 @@ def step_entries(measured: Measurements, fits: Fits, raw: str) -> Entries:
 
 def worker_entries(workers: WorkerFits, measured: Measurements, raw: str) -> Entries:
     """Whatever was found of Prism's own workers."""
-    elsewhere = " ".join(dict.fromkeys(measured.workers.sources.values()))
-    return {name: _entry(it.terms, f"{raw}: {it.words} {elsewhere}".strip()) for name, it in workers.found.items()}
+    elsewhere = measured.workers.sources
+    return {
+        name: _entry(it.terms, " ".join([f"{raw}: {it.words}", *_sources(elsewhere, together=name in SHARING)]))
+        for name, it in workers.found.items()
+    }
+
+
+def _sources(elsewhere: Mapping[str, str], *, together: bool) -> list[str]:
+    """Of what was measured elsewhere: several at once, or all the rest."""
+    return list(dict.fromkeys(said for key, said in elsewhere.items() if key.startswith(TOGETHER) == together))
 
 
 def activation_entries(path: Path) -> Entries:

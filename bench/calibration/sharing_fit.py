@@ -1,4 +1,4 @@
-"""How engines of one GPU share it, with and without MPS: from what several at once took to `time_slices` and `mps`. Pure.
+"""How engines of one GPU share it: from what several at once took to a calibration's `time_slices` and `mps`. Pure.
 
 The model is `bench.simulator.sharing`'s; what is looked for are its few constants, by trying.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.calibration.worker_rows import Busy, FirstTokens, Group, WorkerRows
 from bench.simulator.calibration import Calibration
@@ -22,6 +23,7 @@ SHARES = np.arange(0.3, 1.51, 0.01)
 """What is tried; slices and switches a second time, ten times as fine, around the best."""
 
 Models = Mapping[str, Costs]
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,7 @@ def fit_slices(rows: WorkerRows, calibration: Calibration, models: Models) -> Fo
         return _off(groups, models, InSlices(slice_seconds, switch_seconds, launch))
 
     coarse = _best(off, SLICES, SWITCHES)
-    fine = _best(
-        off,
-        *(
-            np.clip(it + (steps - steps.mean()) / 10, 0, None)
-            for it, steps in zip(coarse, (SLICES, SWITCHES), strict=True)
-        ),
-    )
+    fine = _best(off, *(_around(*it) for it in zip(coarse, (SLICES, SWITCHES), strict=True)))
     found = InSlices(*fine, launch)
     terms = {"slice_seconds": fine[0], "switch_seconds": fine[1], "launch_per_neighbour": launch}
     return Found(terms, _words(groups, models, found) + known)
@@ -64,8 +60,14 @@ def fit_mps(rows: WorkerRows, calibration: Calibration, models: Models) -> Found
     return Found({"wait_share": float(share), "launch_per_neighbour": launch}, _words(groups, models, found) + known)
 
 
-def _best(off: Callable[[float, float], float], ones: Iterable[float], others: Sequence[float]) -> tuple[float, float]:
-    return min(((float(one), float(other)) for one in ones for other in others if one > 0), key=lambda it: off(*it))
+def _best(off: Callable[[float, float], float], ones: Iterable[float], others: Iterable[float]) -> tuple[float, float]:
+    tried = ((float(one), float(other)) for one in ones for other in others if one > 0)
+    return min(tried, key=lambda it: off(*it))
+
+
+def _around(value: float, tried: Array) -> Array:
+    """A tenth of the distance from one to the next."""
+    return np.asarray(np.clip(value + (tried - tried.mean()) / 10, 0, None))
 
 
 def predicted(member: Busy, group: Group, models: Models, sharing: Sharing) -> float:
@@ -120,7 +122,7 @@ def _launch(groups: Sequence[Group], firsts: Sequence[FirstTokens], models: Mode
             if not member.batch and alone is not None and costs.prefill_work(member.prompt, 0) < costs.launch:
                 found.append((member.seconds - alone) / costs.launch / (len(group.members) - 1))
     if not found:
-        return before, " Launches beside neighbours were not among them: from first tokens of short prompts in a probe."
+        return before, " Launches beside neighbours were not among them."
     return max(0.0, statistics.fmean(found)), f" Launches: {len(found)} short prompts beside others, the mean."
 
 
@@ -133,9 +135,8 @@ def _alone(member: Busy, firsts: Sequence[FirstTokens]) -> float | None:
 def _words(groups: Sequence[Group], models: Models, sharing: Sharing) -> str:
     errors = _errors(groups, models, sharing)
     mean, worst = statistics.fmean(map(abs, errors)), max(errors, key=abs)
-    at_once = sorted({len(group.members) for group in groups})
-    by = "with MPS" if groups[0].mps else "without MPS"
+    at_once, by = sorted({len(group.members) for group in groups}), "with MPS" if groups[0].mps else "without MPS"
     return (
-        f"{len(_decoding(groups))} groups of {at_once[0]} to {at_once[-1]} of Prism's own workers decoding at once {by}: "
-        f"{len(errors)} steps, off by {mean:.0%} on average, at most by {abs(worst):.0%}."
+        f"{len(_decoding(groups))} groups of {at_once[0]} to {at_once[-1]} of Prism's own workers decoding at once "
+        f"{by}: {len(errors)} steps, off by {mean:.0%} on average, at most by {abs(worst):.0%}."
     )

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from bench.calibration.fit import Fits, factors_to_one
+from bench.calibration.fit import AT_ONCE, Fits, factors_to_one
 from bench.calibration.measurements import Measurements
 from bench.calibration.sharing_fit import Found, fit_mps, fit_slices
 from bench.calibration.worker_rows import SPLITS, FirstTokens, Stalls, Steps, WorkerRows
@@ -23,8 +23,6 @@ from bench.simulator.costs import Costs
 
 BOUND_BY_HOST = 1.08
 """Times what its kernels take: a step that takes longer waits for its host."""
-AT_ONCE = 1e15
-"""Bytes a second of what does not depend on bytes."""
 
 Models = Mapping[str, Costs]
 Row = TypeVar("Row", Steps, Stalls, FirstTokens)
@@ -97,8 +95,8 @@ def fit_prefill_host(rows: WorkerRows, calibration: Calibration, models: Models)
 def _stalls(stalls: Sequence[Stalls]) -> str:
     tokens = sorted({row.tokens for row in stalls})
     return (
-        f"{_models(stalls)} with {_beside(stalls)}: gaps in a stream with a prefill of {tokens[0]} to {tokens[-1]} tokens "
-        f"in them, less its other gaps"
+        f"{_models(stalls)} with {_beside(stalls)}: gaps in a stream with a prefill of {tokens[0]} to {tokens[-1]} "
+        f"tokens in them, less its other gaps"
     )
 
 
@@ -110,8 +108,8 @@ def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> Fou
     host = calibration.prefill_host.seconds
     left = [row.median - _prefill(models[row.model], row.tokens) - host for row in firsts]
     seconds, per_token = _line([(row.tokens, rest) for row, rest in zip(firsts, left, strict=True)])
-    words = f"{_models(firsts)} with {_beside(firsts)}: first tokens of an idle engine, less its prefill step; {len(firsts)}"
-    words += f" points from {_ms(min(left))} to {_ms(max(left))}, a line by tokens."
+    words = f"{_models(firsts)} with {_beside(firsts)}: first tokens of an idle engine, less its prefill step; "
+    words += f"{len(firsts)} points from {_ms(min(left))} to {_ms(max(left))}, a line by tokens."
     return Found({"seconds": seconds, "seconds_per_token": per_token}, words)
 
 

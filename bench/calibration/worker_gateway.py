@@ -27,10 +27,10 @@ HAS_DUMMY = "weights" in Model.__struct_fields__
 
 @asynccontextmanager
 async def gateway(
-    plan: WorkerPlan, shapes: Mapping[str, Shape], folder: Path, device: str, *, mps: bool
+    plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: bool
 ) -> AsyncIterator[GatewayUnderTest]:
-    """Its models are in `folder`, made by `make`. Raises: BenchError when it does not start."""
-    async with serving(_registry(plan, shapes, folder, device, mps=mps), START_TIMEOUT) as subject:
+    """Its models have so many bytes together, and are in `folder`, made by `make`. Raises: BenchError."""
+    async with serving(_registry(plan, nbytes, folder, device, mps=mps), START_TIMEOUT) as subject:
         yield subject
 
 
@@ -44,9 +44,8 @@ async def make(configs: Mapping[str, Mapping[str, Any]], folder: Path, *, tiny: 
         (folder / name / "config.json").write_text(json.dumps(config))
 
 
-def _registry(plan: WorkerPlan, shapes: Mapping[str, Shape], folder: Path, device: str, *, mps: bool) -> dict[str, Any]:
+def _registry(plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: bool) -> dict[str, Any]:
     seats = plan.seats
-    nbytes = sum(shapes[seat.model].weight_bytes for seat in seats)
     pool: dict[str, Any] = {
         "engine": "sglang",
         "devices": [device],

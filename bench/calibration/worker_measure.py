@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 from bench.calibration.worker_plan import (
     BATCHES,
@@ -32,12 +33,14 @@ from bench.rawclient import EventCount
 
 WINDOW = 0.4
 """Seconds over which the steps of one engine are counted; of several:"""
-WINDOW_TOGETHER = 1.2
+WINDOW_TOGETHER = 1.0
 REHEARSAL_BEGINS = 0.4
 """Seconds without a request after which a worker that is going to rehearse its model does so."""
 CAPTURES = 1.0
 """Seconds in which an idle worker captures the graphs that nobody has wanted yet, 50 ms each."""
 TIMES = 3
+ENDLESS = {"ignore_eos": True}
+"""Has SGLang go on whatever a model says."""
 
 Step = tuple[str, Callable[[], Awaitable[None]]]
 
@@ -46,10 +49,17 @@ class WorkerRun:
     """One gateway's measurements, with or without MPS; `rows` fills up, and is saved after each step."""
 
     def __init__(
-        self, subject: GatewayUnderTest, plan: WorkerPlan, rows: WorkerRows, save: Callable[[], None], *, mps: bool
+        self,
+        subject: GatewayUnderTest,
+        plan: WorkerPlan,
+        rows: WorkerRows,
+        save: Callable[[], None],
+        *,
+        mps: bool,
+        options: Mapping[str, Any] = ENDLESS,
     ) -> None:
         self._subject = subject
-        self._streams = Streams(subject.url)
+        self._streams = Streams(subject.url, options)
         self._plan = plan
         self._rows = rows
         self._save = save
@@ -248,8 +258,8 @@ class WorkerRun:
         await asyncio.sleep(REHEARSAL_BEGINS)
         rehearsed = any(worker["rehearsing"] for worker in await self._subject.workers())
         await self._settled()
-        async with self._decoding(seat, [PROMPT] * BATCHES[-1]) as count:
-            await rates([count], WINDOW / 4)
+        async with self._decoding(seat, [PROMPT] * BATCHES[-1]):
+            await asyncio.sleep(WINDOW / 4)
         later = statistics.median([await self._first_token(seat, PROMPT) for _ in range(TIMES)])
         row = FirstUse(part=FIRST_USE, mps=self._mps, model=seat.model, first=first, later=later, rehearsed=rehearsed)
         self._rows.first_uses.append(row)

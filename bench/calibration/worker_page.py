@@ -27,8 +27,10 @@ class WorkerPage:
         rows = self._rows
         if not (rows.steps or rows.groups):
             return []
-        lines = ["", "# Prism's own workers", "", "Behind their gateway, by `python -m bench.calibration` as well."]
-        lines += [f"From elsewhere: {source}" for source in dict.fromkeys(rows.sources.values())]
+        lines = ["", "# Prism's own workers", "", "Engines behind their gateway, asked as by clients."]
+        for source in dict.fromkeys(rows.sources.values()):
+            parts = [part for part, its in rows.sources.items() if its == source]
+            lines += ["", f"Not measured by this bench: {'; '.join(parts)}. {source}"]
         lines += self._section("Decode steps, one engine busy", self.steps())
         lines += self._section("First tokens of an idle engine", self._firsts())
         lines += self._section("What a prefill adds to a gap between two tokens", self._stalls())

@@ -17,7 +17,7 @@ SMALL_COPIES, LARGE_COPIES = 4, 2
 KV_SPLITS = (SPLITS, 16, 32)
 EVEN, UNEVEN = [1015] * 13, [6000] + [600] * 12
 """Contexts with as many tokens together."""
-PART_SECONDS = 60.0
+PART_SECONDS = 75.0
 """What has not begun by then is left out."""
 STEP_SECONDS = 30.0
 USE_SECONDS = 300.0

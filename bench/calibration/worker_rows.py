@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 from msgspec import Struct
 
@@ -56,7 +57,7 @@ class FirstTokens(Struct, frozen=True, kw_only=True):
 
 
 class Stalls(Struct, frozen=True, kw_only=True):
-    """What a prompt does to a request that decodes: the gaps between its tokens with a prefill in it, and the others."""
+    """What a prompt does to a request that decodes: the gaps between its tokens with a prefill in them, and others."""
 
     part: str
     mps: bool
@@ -112,7 +113,8 @@ class WorkerRows(Struct, kw_only=True):
     def forget(self, part: str, mps: bool) -> None:
         """Before it is measured again."""
         self.sources.pop(source_key(part, mps), None)
-        for rows in (self.steps, self.firsts, self.stalls, self.first_uses, self.groups):
+        everything: tuple[list[Any], ...] = (self.steps, self.firsts, self.stalls, self.first_uses, self.groups)
+        for rows in everything:
             rows[:] = [row for row in rows if (row.part, row.mps) != (part, mps)]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,9 +18,11 @@ from bench.calibration.subject import TOKEN_IDS
 from bench.errors import BenchError
 from bench.rawclient import Address, EventCount, EventStream, connect
 
-ENDLESS = 4096
-"""Tokens of an answer that is given up before."""
-BRIEFLY = 16
+LONG, SHORT = 1536, 768
+"""Tokens of an answer that is given up before it is complete. An engine keeps KV cache for what is still to come, so
+that large batches ask for less."""
+LARGE = 16
+"""The largest batch that asks for long answers."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,24 @@ class Rate:
 
 
 class Streams:
-    """Asks one gateway."""
+    """Asks one gateway. `options` are fields of a request that only some engines take."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._options = options
         parts = urlsplit(url)
         self._address = Address(parts.hostname or "127.0.0.1", parts.port or 80)
         self._random = random.Random(0)
 
     @asynccontextmanager
     async def decoding(self, model: str, prompts: Sequence[int]) -> AsyncIterator[EventCount]:
-        """A prompt of each of these lengths; all have their first token, and decode until the end of the context.
+        """A prompt of each of these lengths; all have their first token, and decode until the end of the block.
 
         Raises:
             BenchError: one was refused or has ended.
         """
         count = EventCount(len(prompts))
-        streams = [await self._open(model, tokens, ENDLESS, count) for tokens in prompts]
+        answer = LONG if len(prompts) <= LARGE else SHORT
+        streams = [await self._open(model, tokens, answer, count) for tokens in prompts]
         try:
             await count.settled.wait()
             _check(count, model)
@@ -62,7 +67,7 @@ class Streams:
         """Seconds. Raises: BenchError."""
         count = EventCount(1)
         began = perf_counter()
-        stream = await self._open(model, tokens, BRIEFLY, count)
+        stream = await self._open(model, tokens, SHORT, count)
         try:
             await count.settled.wait()
             _check(count, model)
@@ -83,8 +88,8 @@ class Streams:
             "prompt": self._random.choices(TOKEN_IDS, k=tokens),
             "max_tokens": answer,
             "temperature": 0,
-            "ignore_eos": True,
             "stream": True,
+            **self._options,
         }
         body = msgspec.json.encode(fields)
         head = (

@@ -29,7 +29,7 @@ class Costs:
         self.park = calibration.park.seconds
         self.shape = shape
         self._tensor_parallel = tensor_parallel
-        self.exchange = calibration.tensor_parallel.seconds_per_layer * shape.layers if tensor_parallel > 1 else 0.0
+        self._exchange = calibration.tensor_parallel.seconds_per_layer * shape.layers if tensor_parallel > 1 else 0.0
         prefill = calibration.prefill
         self.launch = prefill.seconds_per_layer * shape.layers
         """Seconds of launching a prefill step's kernels;"""
@@ -55,7 +55,7 @@ class Costs:
     def prefill_beside(self, work: float, beside: Beside) -> float:
         """Seconds of such a step among what is around its engine."""
         shared = beside.stretched(Line(work), self.prefill_load(work)).first
-        return max(beside.launched(self.launch), shared) + self.exchange
+        return max(beside.launched(self.launch), shared) + self._exchange
 
     def prefill_load(self, work: float) -> Load:
         """However short the prompts, all weights are read."""
@@ -74,7 +74,7 @@ class Costs:
         fixed = decode.seconds_per_layer * self.shape.layers + batch * decode.seconds_per_request
         every, one = self._read * context, self._longest * longest
         attention = longer(Line(every, self._read * batch), Line(one, self._longest))
-        return attention.plus(fixed + self._weights(batch) + self.exchange)
+        return attention.plus(fixed + self._weights(batch) + self._exchange)
 
     def decode_beside(self, batch: int, context: int, longest: float, beside: Beside) -> tuple[Line, Load]:
         """Such steps among what is around their engine, and what they ask for. A step is never shorter than what its

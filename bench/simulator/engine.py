@@ -92,7 +92,7 @@ class Engine:
         """What the run's steps ask of the GPU."""
         self.first_use = first_use
         """Whether it is still to come."""
-        self.costs = costs
+        self._costs = costs
         self._max_running = max_running
         self._room = costs.tokens_in(kv_limit)
         self._jobs: dict[int, Job] = {}
@@ -118,7 +118,7 @@ class Engine:
 
     def mapped(self, now: float) -> int:
         """Bytes of KV cache in use."""
-        return self.costs.mapped(self._tokens + self._under_way(now))
+        return self._costs.mapped(self._tokens + self._under_way(now))
 
     def served(self, now: float) -> tuple[int, int]:
         """Tokens of prompts that were prefilled and of answers that were decoded so far."""
@@ -143,7 +143,7 @@ class Engine:
         return found
 
     def set_limit(self, nbytes: int) -> None:
-        self._room = self.costs.tokens_in(nbytes)
+        self._room = self._costs.tokens_in(nbytes)
 
     def cut(self, now: float) -> float | None:
         """Let the run end with the step that is in progress; returns when that is, or None without a run."""
@@ -171,7 +171,7 @@ class Engine:
 
     def _prefill(self, pieces: list[tuple[Job, int]], beside: Beside) -> float:
         """Seconds of a step."""
-        costs = self.costs
+        costs = self._costs
         work = sum(costs.prefill_work(tokens, job.prefilled) for job, tokens in pieces)
         self.load = costs.prefill_load(work)
         first_use, self.first_use = self.first_use, False
@@ -180,7 +180,7 @@ class Engine:
     def _decode(self, beside: Beside) -> Line:
         """Seconds of steps."""
         longest = max(job.context for job in self._running.values())
-        step, self.load = self.costs.decode_beside(len(self._running), self._tokens, longest, beside)
+        step, self.load = self._costs.decode_beside(len(self._running), self._tokens, longest, beside)
         return step
 
     def complete(self) -> Outcome:
@@ -255,7 +255,7 @@ class Engine:
     def _admit(self) -> list[tuple[Job, int]]:
         """The next prefill step: earliest deadlines first, as far as the chunk and the KV cache go."""
         pieces: list[tuple[Job, int]] = []
-        left = self.costs.chunk
+        left = self._costs.chunk
         while left > 0 and (job := self._prefilling or self._next(len(pieces))) is not None:
             tokens = min(left, job.context - job.prefilled)
             pieces.append((job, tokens))
