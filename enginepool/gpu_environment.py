@@ -48,6 +48,8 @@ def gpu_environment(current: Mapping[str, str]) -> dict[str, str]:
         # The template forks, and a fork copies no thread.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        # pyarrow, which pandas imports where it is installed, starts one for its allocator.
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
     }
 
 

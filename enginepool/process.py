@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import pickle
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -19,6 +22,9 @@ DEVICE_FAULT = "the GPU failed under it"
 """Why a process ended, as `describe_exit` says it, that ended by `DEVICE_FAULT_EXIT`."""
 DEVICE_FAULT_EXIT = 86
 """Exit code of a worker, or of a part of it, whose GPU cannot be used by it any more."""
+
+
+Answer = TypeVar("Answer")
 
 
 def set_up_logging(level: str = "INFO") -> None:
@@ -48,6 +54,38 @@ def give_back_heap() -> None:
     """Give freed memory back to the system. glibc keeps what lies below anything in use: some MiB with each model."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def ask_a_fork(question: Callable[[], Answer]) -> Answer:
+    """Have a forked child call `question`, and return its answer or raise what it raised: what it starts ends with it.
+
+    To be called from a process without threads. Both have to be picklable.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        _answer(question, write_end)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    answer, error = pickle.loads(said)
+    if error is not None:
+        raise error
+    result: Answer = answer
+    return result
+
+
+def _answer(question: Callable[[], object], write_end: int) -> NoReturn:
+    said: tuple[Any, Exception | None]
+    try:
+        said = question(), None
+    except Exception as error:  # it is raised in the parent
+        said = None, error
+    with open(write_end, "wb") as pipe:
+        pipe.write(pickle.dumps(said))
+    os._exit(0)
 
 
 def kill_group(pid: int) -> None:

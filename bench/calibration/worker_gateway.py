@@ -13,7 +13,6 @@ from bench.calibration.worker_plan import Seat, WorkerPlan
 from bench.calibration.worker_rows import SPLITS
 from bench.gateway_under_test import GatewayUnderTest, serving
 from config.registry import Model, Pool
-from config.shape import Shape
 
 START_TIMEOUT = 420.0
 """Seconds for the workers to come up."""
@@ -37,7 +36,7 @@ async def gateway(
 async def make(configs: Mapping[str, Mapping[str, Any]], folder: Path, *, tiny: bool) -> None:
     """What a gateway needs of each model, if `folder` has not got it. Raises: BenchError, OSError."""
     if not HAS_DUMMY:
-        await make_models(folder, list(configs), tiny=tiny)
+        await make_models(folder, list(configs), tiny=tiny, dummy=False)
         return
     for name, config in configs.items():
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,10 @@ from torch import Tensor
 from config.gpus import VISIBLE
 from enginepool.engines.sglang.gpu import late_graphs, late_prefill_graphs, upstream
 from enginepool.engines.sglang.gpu.elastic_kv import ElasticKv
-from enginepool.engines.sglang.gpu.host_copies import HostCopies
+from enginepool.engines.sglang.gpu.host_copies import HostCopies, keep_host_quiet
 from enginepool.engines.sglang.gpu.link import CopyTimer, Link
 from enginepool.engines.sglang.gpu.memory import GpuMemory
+from enginepool.engines.sglang.gpu.preload import preload_kernels
 from enginepool.engines.sglang.sockets import kv_name
 from enginepool.messages import SegmentRef
 
@@ -41,8 +42,12 @@ class Gpu:
         self._weights = self._paused = 0
         """Bytes allocated, and those of them whose memory is given back for now."""
 
+    def prepare_first_step(self) -> None:
+        preload_kernels()
+
     def building(self) -> AbstractContextManager[None]:
         """Registering memory would hold the driver up."""
+        keep_host_quiet()
         return self._copies.paused()
 
     def give_way(self) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,12 @@ PIECE = 64 * 2**20
 """Bytes registered at a time: some 20 ms, in which the driver does little else."""
 QUIET = 0.2
 """Seconds without a step before memory is registered: the driver would keep what a step maps or loads waiting."""
+ACTIVATION = 1.5
+"""Seconds from the beginning of an activation, with its first steps, in which no rank of the host registers anything: a
+first step loads kernels, each of which would wait for the driver."""
 MOST_WAIT = 2.0
-"""Seconds between two pieces in a rank that is never quiet, of which registering then takes one hundredth."""
+"""Seconds between two pieces where it is never quiet, of which registering then takes one hundredth."""
+_LOOK = 0.02
 _READ_ONLY = 8
 """cudaHostRegisterReadOnly."""
 
@@ -129,9 +133,9 @@ class HostCopies:
             time.sleep(took)  # half of the time is the serving thread's, which the driver keeps waiting meanwhile
 
     def _wait_for_quiet(self) -> None:
-        began = time.monotonic()
-        while (now := time.monotonic()) < min(self._quiet_from, began + MOST_WAIT):
-            time.sleep(min(self._quiet_from, began + MOST_WAIT) - now)
+        until = time.monotonic() + MOST_WAIT
+        while (now := time.monotonic()) < until and (now < self._quiet_from or _somebody_activates()):
+            time.sleep(_LOOK)
 
     def _next(self) -> HostCopy | None:
         """The last one offered is the most wanted."""
@@ -141,12 +145,35 @@ class HostCopies:
         return None
 
 
+def keep_host_quiet() -> None:
+    """An activation begins: for the next while all ranks of this gateway leave the driver to it."""
+    file = _open("activating")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    ends = threading.Timer(ACTIVATION, file.close)
+    ends.daemon = True
+    ends.start()
+
+
+def _somebody_activates() -> bool:
+    with _open("activating") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 @contextmanager
 def _alone_on_this_host() -> Iterator[None]:
     """All workers register the same memory at about the same time, and would only get into each other's way."""
-    with open(Path(tempfile.gettempdir(), "registering"), "w") as file:
+    with _open("registering") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _open(name: str) -> IO[bytes]:
+    """A file in the gateway's run folder, for a lock between its ranks: the kernel drops it with its process."""
+    return open(Path(tempfile.gettempdir(), name), "wb")
 
 
 def _timed(call: Callable[[], object]) -> float:

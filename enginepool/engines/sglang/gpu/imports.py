@@ -14,6 +14,7 @@ from typing import Any
 import pynvml
 
 from config.errors import EngineError
+from enginepool.process import ask_a_fork
 
 _CORES_PER_MULTIPROCESSOR = 128
 """Of every architecture from compute capability 8.6 on, and of 9.0; 8.0 has 64."""
@@ -39,7 +40,7 @@ def answered_by_nvml() -> Iterator[None]:
     """
     import torch
 
-    count, properties = _describe()
+    count, properties = ask_a_fork(_describe)  # NVML leaves a thread, and the template is about to fork
     answers: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: count,

@@ -22,6 +22,9 @@ class Cpu:
     def __init__(self) -> None:
         self._seconds = 0.0
 
+    def prepare_first_step(self) -> None:
+        """Nothing is loaded late."""
+
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
 

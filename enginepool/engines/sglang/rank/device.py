@@ -53,6 +53,10 @@ class Device(Protocol):
     memory: int
     """Bytes in all; 0 for a CPU."""
 
+    def prepare_first_step(self) -> None:
+        """What the first step of this process would load, loaded while nobody waits."""
+        ...
+
     def building(self) -> AbstractContextManager[None]:
         """To be held while a Scheduler is made."""
         ...

@@ -44,6 +44,7 @@ def run_rank(connection: Connection, start: StartRank) -> None:
     device = open_device(start.gpu, start.mps)
     connection.send(RankReady(device.used()))
     ahead.prepare_first_build(start.device)
+    device.prepare_first_step()
     while True:
         try:
             command: Any = connection.recv()
