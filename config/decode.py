@@ -151,6 +151,8 @@ def _description(hint: Any) -> str | None:
 
 
 def _parsed(content: Any, hint: Any) -> Any:
-    """A value with a unit as a number of its base unit; any other as it is."""
+    """A value with a unit as a number of its base unit; any other as it is, but for what YAML takes for a boolean."""
+    if isinstance(content, bool) and {"on", "off"} <= {*get_args(_bare(hint))}:
+        return "on" if content else "off"
     parse = next((meta.extra["parse"] for meta in _metas(hint) if meta.extra), None)
     return parse(content) if parse else content
