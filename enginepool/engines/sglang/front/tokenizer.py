@@ -57,10 +57,9 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         live.gone.set()
 
     def forget(self, live: LiveRequest) -> None:
-        """With `n` answers, SGLang itself would keep some of a request's entries."""
+        """It has an end; SGLang has dropped its own entries."""
         for rid in live.rids:
             self._live.pop(rid, None)
-            self.rid_to_state.pop(rid, None)
 
     async def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
         live = CURRENT.get()

@@ -9,5 +9,5 @@ def evictable(tree_cache: Any) -> int:
     """Tokens in entries of the prefix cache that no running request uses."""
     try:
         return int(tree_cache.evictable_size())
-    except NotImplementedError:  # those of hybrid models count by kind of layer
+    except NotImplementedError:  # one for nothing but sliding windows counts by kind of layer
         return int(tree_cache.full_evictable_size())

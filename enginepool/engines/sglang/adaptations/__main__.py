@@ -1,0 +1,59 @@
+"""See the package."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+
+from enginepool.engines.sglang.adaptations import source, uses
+from enginepool.engines.sglang.adaptations.probes import Answer, Verdict
+from enginepool.engines.sglang.adaptations.table import ADAPTATIONS, Adaptation
+
+_PACKAGES = ("sglang", "kvcached", "torch_memory_saver", "llguidance", "torch", "transformers")
+
+
+def main() -> int:
+    """Print the table. Returns the exit status."""
+    if not source.installed("sglang"):
+        print("SGLang is not installed, so there is nothing to look at", file=sys.stderr)
+        return 1
+    print("Installed:", ", ".join(map(_version, _PACKAGES)), end="\n\n")
+    answers = {adaptation: _judge(adaptation) for adaptation in ADAPTATIONS}
+    for adaptation, answer in answers.items():
+        print(_describe(adaptation, *answer))
+    gone = [f"{where}: {problem}" for target, where in uses.used().items() if (problem := _problem(target))]
+    print(f"\nImported besides: {len(uses.used())} names, {len(gone) or 'none'} of them gone")
+    print("".join(f"  {it}\n" for it in gone), end="")
+    return int(bool(gone) or any(verdict is Verdict.MISSING for verdict, _ in answers.values()))
+
+
+def _judge(adaptation: Adaptation) -> Answer:
+    if problems := [it for it in map(_problem, adaptation.targets) if it]:
+        return Verdict.MISSING, "; ".join(problems)
+    if missing := {source.package(it) for it in adaptation.targets if not source.installed(it)}:
+        return Verdict.UNKNOWN, f"needs {', '.join(sorted(missing))}, which is not installed"
+    return adaptation.probe()
+
+
+def _problem(target: str) -> str:
+    return source.problem(target) if source.installed(target) else ""
+
+
+def _describe(adaptation: Adaptation, verdict: Verdict, reason: str) -> str:
+    said = f"{verdict} ({reason})" if reason else str(verdict)
+    return (
+        f"{adaptation.name}: {said}\n"
+        f"    instead of {adaptation.stands_for}\n"
+        f"    {adaptation.where}; seen needed with {adaptation.seen}"
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,546 @@
+"""Every adaptation to upstream: what it is for, the versions that were seen to need it, where it is, and how to tell.
+
+`targets` are what it changes, overrides or calls, so that SGLang may not rename it or have it take something else;
+names that the code imports are known without being listed (`uses`). How to write one: `source`. Who adds an adaptation
+adds its line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enginepool.engines.sglang.adaptations.probes import Probe, always, lacks, on_gpu, runs, says
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    name: str
+    stands_for: str
+    where: str
+    """Below this engine's folder."""
+    seen: str
+    """The package, and the versions that needed it."""
+    probe: Probe
+    targets: tuple[str, ...] = ()
+
+
+_SGLANG = "sglang 0.5.15.post1 to 0.5.17"
+_KVCACHED = "kvcached 0.1.6"
+_SAVER = "torch_memory_saver 0.0.10"
+
+_SCHEDULER = "sglang.srt.managers.scheduler"
+_BATCH = "sglang.srt.managers.schedule_batch"
+_ADDER = "sglang.srt.managers.schedule_policy:PrefillAdder"
+_TOKENIZER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
+_GRAMMAR = "sglang.srt.constrained.llguidance_backend:GuidanceGrammar"
+_ARGUMENTS = "sglang.srt.server_args"
+_LOADER = "sglang.srt.model_loader.loader"
+_GROUPS = "sglang.srt.distributed.parallel_state"
+_ROTARY = "sglang.srt.layers.rotary_embedding"
+_GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
+_MANAGER = "kvcached.kv_cache_manager:KVCacheManager"
+_MEMORY_SAVER = "torch_memory_saver.entrypoint"
+
+_GLOO_THREADS = """
+import os, tempfile, torch.distributed as d
+with tempfile.TemporaryDirectory() as folder:
+    d.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+    before = len(os.listdir("/proc/self/task"))
+    d.new_group([0])
+    print("needed" if len(os.listdir("/proc/self/task")) > before else "not needed")
+    d.destroy_process_group()
+"""
+_LATE_ERROR = """
+from llguidance import LLMatcher, LLTokenizer
+import numpy
+tokenizer = LLTokenizer("byte")
+matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema('{"$ref": "#"}'), log_level=0)
+before = matcher.is_error()
+matcher.compute_bitmask()
+print("needed" if matcher.is_error() and not before else "not needed")
+"""
+
+PROCESS = (
+    Adaptation(
+        "stand-ins on a CPU",
+        "imports of packages that load on a GPU only",
+        "upstream.py",
+        f"{_SGLANG} (sgl_kernel: 0.5.17)",
+        says("sglang.srt.utils.common", "\nfrom torchvision.io import"),
+        ("sglang.kernels.ops.kvcache.cache_move",),
+    ),
+    Adaptation(
+        "quiet",
+        "progress bars, and errors for clients that leave",
+        "upstream.py",
+        _SGLANG,
+        says("sglang.srt.managers.tokenizer_manager", "but the state was deleted in TokenizerManager"),
+        ("sglang.srt.model_loader.weight_utils:tqdm", "sglang.srt.model_loader.weight_utils:DisabledTqdm"),
+    ),
+    Adaptation(
+        "nothing is compiled by torch",
+        "tracing anew in each process",
+        "upstream.py",
+        _SGLANG,
+        says("sglang.srt.layers.sampler", "@torch.compile("),
+        ("torch._dynamo.config:disable",),
+    ),
+    Adaptation(
+        "no watchdog",
+        "a thread that holds the Scheduler for ever",
+        "upstream.py",
+        _SGLANG,
+        says(f"{_SCHEDULER}:Scheduler.init_watch_dog_memory_saver_input_blocker", "= create_scheduler_watchdog("),
+        (f"{_SCHEDULER}:create_scheduler_watchdog",),
+    ),
+    Adaptation(
+        "leave at once",
+        "a second of sleep after being told to stop",
+        "upstream.py",
+        _SGLANG,
+        lacks(f"{_SCHEDULER}:Scheduler.maybe_sleep_on_idle", "gracefully_exit"),
+        (f"{_SCHEDULER}:Scheduler.maybe_sleep_on_idle()", f"{_SCHEDULER}:Scheduler.gracefully_exit"),
+    ),
+    Adaptation(
+        "one gloo thread",
+        "a thread for each process group, which wakes every 10 ms",
+        "upstream.py",
+        "torch 2.11.0 to 2.13.0",
+        runs(_GLOO_THREADS),
+        ("torch.distributed.distributed_c10d:ProcessGroupGloo",),
+    ),
+    Adaptation(
+        "load snapshots in the model's folder",
+        "files left in /dev/shm",
+        "upstream.py",
+        _SGLANG,
+        says("sglang.srt.managers.load_snapshot:shm_path_for", "/dev/shm/"),
+        ("sglang.srt.managers.load_snapshot:shm_path_for(ipc_name)",),
+    ),
+    Adaptation(
+        "tokenizers kept",
+        "reading each up to five times per activation",
+        "tokenizers.py",
+        _SGLANG,
+        says("sglang.srt.managers.tp_worker", "self.tokenizer = get_tokenizer("),
+        tuple(
+            f"sglang.srt.{module}:get_tokenizer"
+            for module in (
+                "managers.tokenizer_manager",
+                "managers.detokenizer_manager",
+                "managers.tp_worker",
+                "managers.scheduler",
+                "utils.hf_transformers_utils",
+            )
+        ),
+    ),
+    Adaptation(
+        "templates looked into once",
+        "searching templates and vocabularies at each activation",
+        "tokenizers.py",
+        _SGLANG,
+        lacks("sglang.srt.parser.template_manager:TemplateManager._run_template_detection", "cache"),
+        ("sglang.srt.parser.template_manager:TemplateManager._run_template_detection(template, tokenizer)",),
+    ),
+    Adaptation(
+        "grammars' tokenizers made late",
+        "half a second at each activation",
+        "tokenizers.py",
+        f"{_SGLANG} (with eos_token: 0.5.17)",
+        says("sglang.srt.constrained.llguidance_backend:GuidanceBackend.__init__", "= from_tokenizer(", "eos_token="),
+        (
+            "sglang.srt.constrained.llguidance_backend:from_tokenizer",
+            "sglang.srt.constrained.llguidance_backend:GuidanceBackend.llguidance_tokenizer",
+            "llguidance.hf:from_tokenizer(hf_tokenizer, n_vocab, eos_token, ...)",
+        ),
+    ),
+)
+"""In each process, and in the template before it forks."""
+
+REBUILDING = (
+    Adaptation(
+        "a rank without SGLang's main function",
+        "a process for each model",
+        "rank/main.py",
+        f"{_SGLANG} (publishing before: 0.5.17)",
+        says(f"{_SCHEDULER}:run_scheduler_process", 'publish(server_args, role="scheduler")', "Scheduler("),
+        (
+            f"{_SCHEDULER}:Scheduler(server_args, port_args, gpu_id, tp_rank, moe_ep_rank, pp_rank, attn_cp_rank, "
+            "moe_dp_rank, dp_rank)",
+            f"{_SCHEDULER}:Scheduler.run_event_loop()",
+            f"{_ARGUMENTS}:set_global_server_args_for_scheduler(server_args)",
+            f"{_ARGUMENTS}:ServerArgs.override(source)",
+        ),
+    ),
+    Adaptation(
+        "what a Scheduler releases",
+        "the end of SGLang's process",
+        "upstream.py: release",
+        _SGLANG,
+        says(f"{_SCHEDULER}:run_scheduler_process", "_shutdown_fpm()", "release_host_resources()"),
+        (
+            f"{_SCHEDULER}:Scheduler.release_host_resources()",
+            f"{_SCHEDULER}:Scheduler.metrics_reporter",
+            f"{_SCHEDULER}:Scheduler.load_snapshot_writer",
+        ),
+    ),
+    Adaptation(
+        "what SGLang keeps of a model",
+        "the end of SGLang's process",
+        "upstream.py: forget_model",
+        _SGLANG,
+        says(f"{_ROTARY}.factory:get_rope", "_ROPE_DICT["),
+        (
+            f"{_ROTARY}.factory:_ROPE_DICT",
+            f"{_GROUPS}:destroy_model_parallel()",
+            f"{_GROUPS}:destroy_distributed_environment()",
+            "sglang.srt.runtime_context:reset_context()",
+        ),
+    ),
+    Adaptation(
+        "process groups meet in a file",
+        "a TCP port that another may take",
+        "upstream.py: init_distributed_by",
+        _SGLANG,
+        always,
+        ("sglang.srt.environ:Envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE",),
+    ),
+    Adaptation(
+        "a socket for calls that nobody makes",
+        "ten attempts a second to connect",
+        "upstream.py: bind_unused",
+        _SGLANG,
+        says("sglang.srt.managers.scheduler_components.ipc_channels", "rpc_ipc_name"),
+        (f"{_ARGUMENTS}:PortArgs.rpc_ipc_name",),
+    ),
+    Adaptation(
+        "sockets of one model in one folder",
+        "ports and files in /tmp",
+        "sockets.py",
+        _SGLANG,
+        always,
+        (
+            f"{_ARGUMENTS}:PortArgs(tokenizer_ipc_name, scheduler_input_ipc_name, detokenizer_ipc_name, rpc_ipc_name, "
+            "metrics_ipc_name, tokenizer_worker_ipc_name, decoupled_spec_ipc_config, nccl_port, instance_id, ...)",
+        ),
+    ),
+    Adaptation(
+        "imported ahead",
+        "imports in the first build",
+        "rank/ahead.py",
+        _SGLANG,
+        always,
+        ("sglang.srt.arg_groups.arg_utils:resolvable_fields(cls)",),
+    ),
+)
+"""One model after another in one process."""
+
+RANK = (
+    Adaptation(
+        "slots before a decision",
+        "an error out of the Scheduler's loop when KV memory is not there",
+        "rank/scarcity.py",
+        _SGLANG,
+        says("sglang.srt.mem_cache.allocation:alloc_token_slots", "raise RuntimeError("),
+        (
+            f"{_SCHEDULER}:PrefillAdder",
+            f"{_ADDER}.add_one_req(req, has_chunked_req, truncation_align_size)",
+            f"{_ADDER}.add_chunked_req(req)",
+            f"{_ADDER}.can_run_list",
+            f"{_ADDER}.rem_total_tokens",
+            f"{_BATCH}:ScheduleBatch.check_decode_mem(selected_indices)",
+            f"{_BATCH}:ScheduleBatch.retract_decode(server_args)",
+            f"{_BATCH}:ScheduleBatch.new_tokens_required_next_decode(selected_indices)",
+            f"{_BATCH}:Req.full_untruncated_fill_ids",
+            f"{_BATCH}:Req.set_extend_range(start, end)",
+            "sglang.srt.mem_cache.common:evict_from_tree_cache(tree_cache, num_tokens)",
+            "sglang.srt.mem_cache.base_prefix_cache:EvictParams(num_tokens, swa_num_tokens, ...)",
+            "sglang.srt.mem_cache.base_prefix_cache:DecLockRefParams(swa_uuid_for_lock, ...)",
+        ),
+    ),
+    Adaptation(
+        "what does not fit is tried again",
+        "a queue that is never looked at again, and a loop at a full core",
+        "rank/starved.py",
+        _SGLANG,
+        says(f"{_SCHEDULER}:Scheduler._get_new_batch_prefill_raw", "running_batch.batch_is_full = True"),
+        (
+            f"{_SCHEDULER}:Scheduler.chunked_req",
+            f"{_SCHEDULER}:Scheduler.waiting_queue",
+            f"{_SCHEDULER}:Scheduler.running_batch",
+            f"{_SCHEDULER}:Scheduler.last_batch",
+            f"{_SCHEDULER}:Scheduler.ipc_channels",
+            f"{_SCHEDULER}:Scheduler._add_request_to_queue(req, is_retracted)",
+            "sglang.srt.managers.scheduler_components.idle_sleeper:IdleSleeper.poller",
+            f"{_BATCH}:release_req(req, remaing_req_count, server_args, req_to_token_pool, token_to_kv_pool_allocator, "
+            "tree_cache, hisparse_coordinator, ...)",
+        ),
+    ),
+    Adaptation(
+        "a grammar that fails late ends its own request",
+        "an error out of the Scheduler's loop; from 0.5.17 on an answer that ends as if it were complete",
+        "rank/grammars.py",
+        "sglang 0.5.15.post1 to 0.5.17 with llguidance 1.9.1",
+        runs(_LATE_ERROR),
+        (
+            f"{_GRAMMAR}.fill_vocab_mask(vocab_mask, idx)",
+            f"{_GRAMMAR}.fill_vocab_mask_batched(entries, vocab_mask)",
+            f"{_GRAMMAR}.ll_matcher",
+            "sglang.srt.constrained.base_grammar_backend:GrammarRow(grammar, row)",
+        ),
+    ),
+    Adaptation(
+        "commands between two steps",
+        "requests only",
+        "rank/commands.py",
+        _SGLANG,
+        always,
+        (
+            f"{_SCHEDULER}:Scheduler.process_input_requests(recv_reqs)",
+            f"{_SCHEDULER}:Scheduler._request_dispatcher",
+            f"{_SCHEDULER}:Scheduler.is_fully_idle(for_health_check)",
+            "sglang.utils:TypeBasedDispatcher.__iadd__(other)",
+            "sglang.srt.managers.io_struct:wrap_as_pickle",
+        ),
+    ),
+    Adaptation(
+        "weights of the weight store",
+        "reading a checkpoint at each start",
+        "rank/stored.py",
+        _SGLANG,
+        always,
+        (
+            f"{_LOADER}:BaseModelLoader.load_model(model_config, device_config)",
+            f"{_LOADER}:BaseModelLoader.download_model(model_config)",
+        ),
+    ),
+    Adaptation(
+        "the model without its loader",
+        "reading a checkpoint at each start",
+        "building.py",
+        _SGLANG,
+        always,
+        (
+            f"{_LOADER}:_get_quantization_config(model_config, load_config, ...)",
+            f"{_LOADER}:_initialize_model(model_config, load_config, quant_config, ...)",
+            f"{_SCHEDULER}:Scheduler.init_moe_gemm_config()",
+            f"{_GROUPS}:init_distributed_environment(world_size, rank, distributed_init_method, local_rank, "
+            "backend, ...)",
+            f"{_GROUPS}:initialize_model_parallel(...)",
+            "sglang.srt.layers.dp_attention:initialize_dp_attention(server_args, model_config)",
+        ),
+    ),
+    Adaptation(
+        "a first load step by step",
+        "a model on the GPU that nobody may keep",
+        "loading/weights.py",
+        _SGLANG,
+        always,
+        (
+            f"{_LOADER}:DefaultModelLoader._get_all_weights(model_config, model)",
+            f"{_LOADER}:device_loading_context(module, target_device)",
+            f"{_LOADER}:get_model_loader(load_config, model_config)",
+            "sglang.srt.configs.model_config:ModelConfig.from_server_args(server_args, ...)",
+            "sglang.srt.utils.common:reserve_rope_cache_for_long_sequences(model, server_args, model_config, ...)",
+        ),
+    ),
+    Adaptation(
+        "rotary tables computed by the GPU",
+        "a CPU's last digits in a first load",
+        "loading/rotary.py",
+        _SGLANG,
+        on_gpu,
+        (
+            f"{_ROTARY}.base:RotaryEmbedding._compute_cos_sin_cache()",
+            f"{_ROTARY}.base:RotaryEmbedding._ensure_cos_sin_cache_length(needed_max_pos)",
+        ),
+    ),
+)
+"""Around SGLang's Scheduler and its models."""
+
+FRONT = (
+    Adaptation(
+        "the gateway's say in each request",
+        "clients that choose ids and addresses, and signal handlers",
+        "front/tokenizer.py",
+        f"{_SGLANG} (lifecycle_id: 0.5.17)",
+        says(f"{_TOKENIZER}.auto_create_handle_loop", "add_signal_handler("),
+        (
+            f"{_TOKENIZER}.auto_create_handle_loop()",
+            f"{_TOKENIZER}.create_abort_task(obj)",
+            f"{_TOKENIZER}.abort_request(rid, abort_all)",
+            f"{_TOKENIZER}.generate_request(obj, request)",
+            f"{_TOKENIZER}._init_req_state(obj, request, lifecycle_id)",
+            f"{_TOKENIZER}._validate_one_request(obj, input_ids)",
+            f"{_TOKENIZER}._create_tokenized_object(obj, input_text, input_ids, ...)",
+            f"{_TOKENIZER}._handle_batch_output(recv_obj)",
+            f"{_TOKENIZER}.max_req_input_len",
+            f"{_TOKENIZER}.asyncio_tasks",
+            f"{_TOKENIZER}.event_loop",
+        ),
+    ),
+    Adaptation(
+        "requests that would end a rank are refused",
+        "types and ranges that nobody checks",
+        "front/validation.py",
+        _SGLANG,
+        lacks("sglang.srt.sampling.sampling_params:SamplingParams.verify", "stop_token_ids"),
+        (
+            "sglang.srt.sampling.sampling_params:SamplingParams.logit_bias",
+            "sglang.srt.sampling.sampling_params:SamplingParams.stop_token_ids",
+            "sglang.srt.managers.io_struct:GenerateReqInput.top_logprobs_num",
+        ),
+    ),
+    Adaptation(
+        "responses are not kept",
+        "all of them for good",
+        "front/responses.py",
+        _SGLANG,
+        says("sglang.srt.entrypoints.openai.serving_responses:OpenAIServingResponses.__init__", "self.response_store"),
+        (
+            "sglang.srt.entrypoints.openai.serving_responses:OpenAIServingResponses.create_responses(request, "
+            "raw_request)",
+        ),
+    ),
+    Adaptation(
+        "SGLang's routes without its server",
+        "a server with its own port and life",
+        "front/layer.py",
+        _SGLANG,
+        always,
+        (
+            "sglang.srt.entrypoints.http_server:set_global_state(global_state)",
+            "sglang.srt.entrypoints.http_server:_GlobalState(tokenizer_manager, template_manager, scheduler_info)",
+            "sglang.srt.entrypoints.engine:init_tokenizer_manager(server_args, port_args, TokenizerManagerClass)",
+            f"{_TOKENIZER}._dispatch_to_scheduler(obj)",
+            f"{_TOKENIZER}.load_snapshot_reader",
+            f"{_TOKENIZER}.serving_chat_class",
+        ),
+    ),
+    Adaptation(
+        "a detokenizer that can be stopped",
+        "a process of its own with an endless loop",
+        "front/detokenizer.py",
+        _SGLANG,
+        says("sglang.srt.managers.detokenizer_manager:DetokenizerManager.event_loop", "while True"),
+        (
+            "sglang.srt.managers.detokenizer_manager:DetokenizerManager(server_args, port_args)",
+            "sglang.srt.managers.detokenizer_manager:DetokenizerManager._request_dispatcher",
+            "sglang.srt.managers.io_struct:sock_recv",
+            "sglang.srt.managers.io_struct:sock_send",
+        ),
+    ),
+)
+"""Around SGLang's OpenAI layer."""
+
+GPU = (
+    Adaptation(
+        "imports answered by NVML",
+        "a CUDA driver that is started by importing, after which nothing can be forked",
+        "gpu/imports.py",
+        _SGLANG,
+        says("sglang.srt.platforms", "torch.cuda.is_available()"),
+        (f"{_GROUPS}:GraphCaptureContext",),
+    ),
+    Adaptation(
+        "silent captures that leave the garbage collector alone",
+        "progress bars, and two collections of all that the template made",
+        "gpu/upstream.py: adapt",
+        _SGLANG,
+        says(f"{_GRAPHS}:DecodeCudaGraphRunner.capture", "with freeze_gc("),
+        (f"{_GRAPHS}:tqdm", f"{_GRAPHS}:freeze_gc(enable_cudagraph_gc)"),
+    ),
+    Adaptation(
+        "experts' sums by a kernel",
+        "a sum that is meant for torch.compile",
+        "gpu/upstream.py: adapt",
+        _SGLANG,
+        says("sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe", "_use_moe_sum_reduce_torch_compile("),
+        ("sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe:_use_moe_sum_reduce_torch_compile",),
+    ),
+    Adaptation(
+        "graphs captured when they are wanted",
+        "seconds of captures before a model serves",
+        "gpu/late_graphs.py",
+        f"{_SGLANG} (by itself points a capture at padding: 0.5.17)",
+        says(f"{_GRAPHS}:DecodeCudaGraphRunner.__init__", "self.capture()"),
+        (
+            f"{_GRAPHS}:DecodeCudaGraphRunner.capture()",
+            f"{_GRAPHS}:DecodeCudaGraphRunner.can_run_graph(forward_batch)",
+            f"{_GRAPHS}:DecodeCudaGraphRunner._pad_to_bucket",
+            f"{_GRAPHS}:DecodeCudaGraphRunner.max_bs",
+            f"{_GRAPHS}:DecodeCudaGraphRunner.capture_bs",
+            f"{_SCHEDULER}:Scheduler.is_disable_overlap_for_batch(batch, last_batch)",
+            f"{_SCHEDULER}:Scheduler.result_queue",
+            "sglang.srt.model_executor.model_runner:ModelRunner.decode_cuda_graph_runner",
+            "sglang.srt.model_executor.input_buffers:ForwardInputBuffers.reset_index_buffers()",
+        ),
+    ),
+    Adaptation(
+        "all captures on one stream",
+        "a workspace of cuBLAS's for each",
+        "gpu/late_graphs.py",
+        _SGLANG,
+        says(f"{_GROUPS}:GroupCoordinator.graph_capture", "self.device_module.Stream()"),
+        (f"{_GRAPHS}:graph_capture", f"{_GROUPS}:graph_capture(stream)"),
+    ),
+    Adaptation(
+        "GPU memory that is kept",
+        "the end of SGLang's process",
+        "gpu/upstream.py: forget_gpu_memory",
+        _SGLANG,
+        on_gpu,
+        (
+            "sglang.srt.model_executor.input_buffers:_forward_input_buffer_pool",
+            "sglang.srt.model_executor.graph_shared_output:GraphSharedOutput._process_shared",
+            "sglang.srt.distributed.device_communicators.pynccl_allocator:set_graph_pool_id(graph_pool_id)",
+            "kvcached.integration.sglang.interfaces:shutdown_kvcached()",
+        ),
+    ),
+    Adaptation(
+        "the saver's memory by its tag",
+        "parking, of which SGLang does not know",
+        "gpu/upstream.py",
+        _SAVER,
+        on_gpu,
+        (
+            f"{_MEMORY_SAVER}:TorchMemorySaver.region(tag, ...)",
+            f"{_MEMORY_SAVER}:TorchMemorySaver.pause(tag)",
+            f"{_MEMORY_SAVER}:TorchMemorySaver.resume(tag)",
+            f"{_MEMORY_SAVER}:TorchMemorySaver._impl",
+            f"{_MEMORY_SAVER}:_TorchMemorySaverImpl._mem_pools",
+        ),
+    ),
+    Adaptation(
+        "a name for each rank's files",
+        "one name for all that the template forks",
+        "gpu/upstream.py: name_this_rank",
+        _KVCACHED,
+        says("kvcached.utils", "\nDEFAULT_IPC_NAME ="),
+        ("kvcached.utils:DEFAULT_IPC_NAME",),
+    ),
+    Adaptation(
+        "the padding slot's page, cleared and given back",
+        "garbage that kernels multiply by zero, and a page that a parked model keeps",
+        "gpu/elastic_kv.py",
+        _KVCACHED,
+        on_gpu,
+        (
+            f"{_MANAGER}.null_block",
+            f"{_MANAGER}.group_id",
+            f"{_MANAGER}.block_mem_size",
+            f"{_MANAGER}.num_layers",
+            f"{_MANAGER}.num_kv_buffers",
+            f"{_MANAGER}.trim()",
+            f"{_MANAGER}.get_mapped_memory_size(unit)",
+            f"{_MANAGER}._get_num_alloced_blocks()",
+            f"{_MANAGER}._wait_post_init()",
+            "kvcached.control:set_instance_memory_limit(limit_bytes, revision, ...)",
+            "kvcached.vmm_ops:map_to_kv_tensors",
+            "kvcached.vmm_ops:unmap_from_kv_tensors",
+        ),
+    ),
+)
+"""On a GPU only."""
+
+ADAPTATIONS = (*PROCESS, *REBUILDING, *RANK, *FRONT, *GPU)
