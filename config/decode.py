@@ -82,7 +82,7 @@ class Decoder:
 
     def _leaf(self, value: Value, hint: Any, key: Key) -> Any:
         try:
-            return msgspec.convert(_parsed(value.plain, hint), hint, dec_hook=self._convert_path)
+            return msgspec.convert(_parsed(_meant(value, hint), hint), hint, dec_hook=self._convert_path)
         except ValueError:
             self._wrong(key, expected(hint, value.plain), value)
             return _UNSET
@@ -148,6 +148,13 @@ def _bare(hint: Any) -> Any:
 
 def _description(hint: Any) -> str | None:
     return next((meta.description for meta in _metas(hint)), None)
+
+
+def _meant(value: Value, hint: Any) -> Any:
+    """YAML 1.1 takes the words on and off for true and false; where a choice has them, they are words."""
+    if isinstance(value.plain, bool) and get_origin(_bare(hint)) is Literal:
+        return value.written.lower()
+    return value.plain
 
 
 def _parsed(content: Any, hint: Any) -> Any:

@@ -14,7 +14,7 @@ CONTROL = "nvidia-cuda-mps-control"
 """NVIDIA's program: the daemon itself, and what talks to one."""
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
-NO_DAEMON = "/dev/null"
+NO_DAEMON = "/nonexistent"
 """As the pipe folder of who shall be nobody's client: without any, CUDA would look where others may have a daemon."""
 TERMINATION = 1.0
 """Seconds that a client's termination may take before it is killed all the same."""

@@ -676,12 +676,13 @@ class Scheduler:
         if model is None:
             return None
         self._actions += self._commands.gone(model, f"its worker {reason}")
-        if activating and model.name not in blameless:
-            blameless.add(model.name)
-            model.avoid = worker.number
+        if activating:
             reason = f"worker {worker.number} {reason} while activating it"
             self._actions += self._commands.failed_on(leader, model, reason)
-            self._count_failure(model, reason)
+            if model.name not in blameless:
+                blameless.add(model.name)
+                model.avoid = worker.number
+                self._count_failure(model, reason)
         return model
 
     def _end_group(self, leader: Worker, dead: Worker, reason: str, fate: Callable[[Request], None]) -> None:

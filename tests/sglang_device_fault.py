@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import sys
+from multiprocessing.connection import Connection
 from typing import Any
 
 import uvloop
@@ -14,6 +16,7 @@ import uvloop
 from enginepool.engines.sglang import SglangEngine, warm
 from enginepool.engines.sglang.protocol import StartRank
 from enginepool.messages import Manifest, ModelSpec, SegmentRef
+from enginepool.process import die_with_parent
 from tests.sglang_first_build import MAX_RUNNING, POOL, load
 
 
@@ -30,6 +33,12 @@ def fail(where: str, text: str) -> None:
         commands.Serving.between_steps = raise_it  # type: ignore[method-assign]
 
 
+def load_and_hold(parent: int, model: ModelSpec, connection: Connection) -> None:
+    """The weights, until the worker has ended."""
+    die_with_parent(parent)
+    load(model, connection)
+
+
 async def serve(model: ModelSpec, manifest: Manifest, segment: SegmentRef) -> None:
     engine = SglangEngine(lambda output: None, StartRank("cpu", 1, MAX_RUNNING, POOL))
     await engine.start()
@@ -42,9 +51,8 @@ def main() -> None:
     model = ModelSpec("m", sys.argv[1], "float32", {})
     forking = multiprocessing.get_context("fork")
     parent, child = forking.Pipe()
-    forking.Process(target=load, args=(model, child), daemon=True).start()
+    forking.Process(target=load_and_hold, args=(os.getpid(), model, child)).start()
     manifest, segment = parent.recv()
-    child.close()
     fail(sys.argv[2], sys.argv[3])
     uvloop.run(serve(model, manifest, segment))
 

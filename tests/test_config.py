@@ -470,6 +470,23 @@ def test_an_admin_socket_whose_path_is_too_long(problems: Problems) -> None:
     assert found == [f"2: gateway.admin_socket: expected a path of at most 96 bytes, got 97: {path}"]
 
 
+@pytest.mark.parametrize("written", ["on", "off", "auto", '"on"', "On"])
+def test_on_and_off_are_words_where_a_choice_has_them(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(f"pool: {{engine: simulated, devices: [cuda:0], mps: {written}}}\nmodels: [{{name: a}}]")
+    assert read_registry(file).pool.mps == written.strip('"').lower()
+
+
+def test_no_other_choice_takes_them(problems: Problems) -> None:
+    found = problems("pool: {engine: simulated, mps: true}\nmodels: [{name: a}]")
+    assert found == ["1: pool.mps: expected one of auto, on, off, got true"]
+
+
+def test_mps_is_for_gpus(problems: Problems) -> None:
+    found = problems("pool:\n  engine: simulated\n  devices: [cuda:0, cpu]\n  mps: on\nmodels: [{name: a}]")
+    assert found == ["4: pool.mps: expected auto or off, as not all devices are GPUs, got on"]
+
+
 def test_a_reserve_that_leaves_no_worker(problems: Problems) -> None:
     found = problems("pool:\n  engine: simulated\n  workers_per_device: 2\n  blank_reserve: 2\nmodels: [{name: a}]")
     assert found == ["4: pool.blank_reserve: expected less than workers_per_device (2), got 2"]

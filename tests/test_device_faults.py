@@ -235,6 +235,14 @@ def test_models_come_back_by_the_deadlines_that_wait_for_them() -> None:
     assert [it.model for it in only(Activate, pool.said)] == ["b", "c", "a"]
 
 
+def test_an_operators_activation_that_is_lost_with_it_is_answered() -> None:
+    pool = bench()
+    command = pool.activate("a", 1)
+    pool.settle(but=Activate)
+    fail(pool, suspected=False)
+    assert pool.answers() == {command: False}
+
+
 @pytest.mark.parametrize("suspected", [True, False])
 def test_an_activation_that_is_lost_counts_against_its_model_if_it_may_be_the_cause(suspected: bool) -> None:
     pool = bench()

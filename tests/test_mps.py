@@ -69,7 +69,7 @@ async def running(folder: Path, *, workers: int = 1, **fields: Any) -> AsyncIter
 
 
 def test_a_client_of_nobody_does_not_look_for_a_daemon_where_others_have_one() -> None:
-    assert mps_environment(None) == {"CUDA_MPS_PIPE_DIRECTORY": "/dev/null"}
+    assert mps_environment(None) == {"CUDA_MPS_PIPE_DIRECTORY": "/nonexistent"}
 
 
 def test_a_client_sees_the_daemons_gpu_by_its_uuid() -> None:

@@ -43,7 +43,8 @@ def prism(
     """In place of the one that other tests share."""
     before = memory.used
     given = registry(models)
-    pool = {**given["pool"], "mps": "on", "workers_per_device": 5, "device_memory": "48GiB"}  # type: ignore[dict-item]
+    more = {"mps": "on", "workers_per_device": 5, "device_memory": "48GiB", "silence": "5s"}
+    pool = {**given["pool"], **more}  # type: ignore[dict-item]
     with pytest.MonkeyPatch.context() as patch:
         for module in (asking, serving):
             patch.setattr(module, "PATIENCE", PATIENCE)
@@ -134,13 +135,17 @@ async def test_a_killed_rank_costs_its_own_streams_only(prism: Prism) -> None:
     wait_until_back(prism)
 
 
-async def test_a_worker_that_is_replaced_disturbs_nobody(prism: Prism) -> None:
-    """Its rank leaves the GPU by the daemon's own way first."""
+async def test_a_worker_that_hangs_leaves_the_gpu_by_the_daemons_own_way(prism: Prism) -> None:
+    """Then it is killed, and nobody else notices."""
     all_active(prism)
-    async with session(prism) as client, streaming(client, BESIDE, LONG) as beside:
-        front = psutil.Process(next(it["pid"] for it in prism.status()["workers"] if it["model"] == HIT))
-        front.terminate()
-        assert b'"error"' not in await beside.read()
+    async with session(prism) as client, streaming(client, HIT, LONG) as hit, streaming(client, OTHER, LONG) as other:
+        worker = next(it for it in prism.status()["workers"] if it["model"] == HIT)
+        rank = rank_of(prism, HIT)
+        psutil.Process(worker["pid"]).suspend()
+        prism.wait_until(lambda s: s["workers"][worker["worker"]]["restarts"] > worker["restarts"], "it is replaced")
+        assert not rank.is_running()
+        assert b'"error"' in await hit.read()
+        assert b'"error"' not in await other.read()
     wait_until_back(prism)
 
 
