@@ -113,6 +113,14 @@ class WarmUp:
         if others := {outcome.worker for outcome in answered} - {str(worker)}:
             raise BenchError(f"worker {', '.join(map(str, others))} answered in place of {worker}")
 
+    def lacks(self, workers: Sequence[Worker]) -> bool:
+        """Whether a process is new, such as one that was replaced."""
+        return any(
+            (worker["pid"], model) not in self._warm and (worker["worker"], model) not in self.cold
+            for worker in workers
+            for model in self._met
+        )
+
     def report(self) -> str:
         """One line for people."""
         cold = "".join(f"; {model} not on worker {worker}: {why}" for (worker, model), why in self.cold.items())
