@@ -89,12 +89,13 @@ class WarmUp:
     async def _warm_one(self, worker: Worker, model: str) -> None:
         number = worker["worker"]
         try:
-            if worker["model"] != model or worker["state"] != "active":
+            pinned = (await self._subject.models())[model]["pinned"]
+            if not pinned:
                 await self._subject.evict(model)
                 await self._subject.command("activate", model=model, worker=number)
             await self._subject.until_workers(lambda found: not found[number]["rehearsing"], f"{model} is rehearsed")
             await self._ask(model, number)
-            if not (await self._subject.models())[model]["pinned"]:
+            if not pinned:
                 await self._subject.evict(model)
         except BenchError as error:
             self.cold[number, model] = str(error).splitlines()[0]

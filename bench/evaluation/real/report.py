@@ -24,9 +24,9 @@ def _page(results: Results) -> Iterable[str]:
     yield ""
     yield f"{about['date']}, on {in_words(about['machine'], about['versions'])}"
     yield f"Engine `{about['engine']}`, {about['workers_per_device']} workers on each device. Of each trace, the first"
-    yield f"{about['warm_up_s']:g} s warm up, and the {about['judged_s']:g} s after them are judged; a request that failed"
-    yield "has missed both objectives. Every model was warm in every process. Simulated: the same trace, registry and"
-    yield f"objectives, with the calibration of {about['calibration']}."
+    yield f"{about['warm_up_s']:g} s warm up, and the {about['judged_s']:g} s after them are judged; a request that"
+    yield "failed has missed both objectives. Every model was warm in every process. Simulated: the same trace,"
+    yield f"registry and objectives, with the calibration of {about['calibration']}."
     yield ""
     yield "```"
     yield from about["commands"]

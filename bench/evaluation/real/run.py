@@ -198,7 +198,7 @@ class Comparison:
         there = self._ends - time.monotonic()
         if needed > there:
             say(f"{there:.0f} s are left, and a run needs {needed:.0f}: the rest is for --resume")
-        return needed <= there
+        return bool(needed <= there)
 
 
 def _facts(found: Measured, after: float) -> dict[str, Any]:

@@ -35,7 +35,7 @@ WORKERS = 9
 """On each GPU: one more than there are models, so that `space` can have all of them on each."""
 MEMORY = 73 * 2**30
 """Bytes of each GPU."""
-HOST_MEMORY = "96GiB"
+HOST_MEMORY = "80GiB"
 
 
 def can_share_by_mps() -> bool:
