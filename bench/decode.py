@@ -8,7 +8,7 @@ from statistics import median
 
 import aiohttp
 
-from bench.gateway_under_test import ask
+from bench.operating import ask
 
 BATCHES = (1, 32)
 TRIES = 2

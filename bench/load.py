@@ -25,11 +25,14 @@ from bench.counters import counters, named_folder
 from bench.errors import BenchError, UsageError
 from bench.load_report import report
 from bench.openai_client import list_models, session
+from bench.operating import Operator
 from bench.plan import choose_models, make_plan, objectives
 from bench.progress import say
 from bench.replay import Replay
 from bench.summary import summarize
+from bench.warm_up import warm_up
 from bench.workload import Lengths, parse_lengths, parse_popularity
+from config.registry import default_admin_socket
 from config.units import parse_duration
 
 LONGEST_BARE_SLO = 100.0
@@ -58,6 +61,8 @@ def parser() -> Parser:
     made.add_argument("--max-prompt-tokens", type=positive_int, help="no prompt is longer")
     made.add_argument("--tokenizer", type=named_folder, action="append", default=[], metavar="NAME=FOLDER")
     made.add_argument("--registry", type=Path, metavar="FILE", help="Prism's: where models and their tokenizers are")
+    made.add_argument("--warm-up", action="store_true", help=WARM_UP_HELP)
+    made.add_argument("--admin-socket", type=Path, default=default_admin_socket(), metavar="PATH", help="for --warm-up")
     made.add_argument("--estimate", action="store_true", help=ESTIMATE_HELP)
     made.add_argument("--seed", type=int, default=0, help="same seed, same requests at the same times")
     made.add_argument("--slo-ttft", type=slo, help="such as 500ms; else what the server says of each model")
@@ -71,6 +76,7 @@ def parser() -> Parser:
 RATE_HELP = "requests per second; of a --trace by thinning or copying its requests, not by stretching its time"
 TRACE_HELP = "CSV(.gz) of arrival_s, [model,] prompt_tokens, output_tokens; or of ServeGen's rates, an hour if not said"
 TIME_SCALE_HELP = "of the --trace's time: 0.5 sends the same requests twice as fast, bursts and gaps alike"
+WARM_UP_HELP = "of Prism: have every model warm in every worker's process first, and then all as it was before"
 ESTIMATE_HELP = "ask nothing ahead: lengths of prompts are an estimate without a tokenizer, and answers may end early"
 LENGTHS_HELP = "tokens: N, uniform:LOW-HIGH or lognormal:MEDIAN,P99"
 
@@ -138,7 +144,10 @@ async def load(chosen: argparse.Namespace) -> int:
         models = choose_models(chosen.models, listed)
         plan = make_plan(chosen, models)
         slos = objectives(chosen, listed, models)
-        bodies = bodies_of(plan, await get_acquainted(chosen, client, models))
+        met = await get_acquainted(chosen, client, models)
+        if chosen.warm_up:
+            await warm_up(Operator(chosen.url, chosen.admin_socket, client), met)
+        bodies = bodies_of(plan, met)
         say(f"{len(plan)} requests to {len(models)} models over {plan[-1].at:.1f} s")
         replay = Replay(client, chosen.url, plan, bodies, chosen.timeout)
         took = await run_until_stopped(replay)

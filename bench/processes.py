@@ -32,7 +32,7 @@ class Server:
         self.name = name
         self.pid = process.pid
         self._process = process
-        self._log = log
+        self.log = log
 
     async def until_ready(self, ready: Callable[[], Awaitable[bool]], within: float) -> None:
         """Ask `ready` again and again, for at most `within` seconds. Raises: BenchError."""
@@ -51,7 +51,7 @@ class Server:
 
     def said(self, beginning: str) -> str | None:
         """The rest of the first line of its output that begins so, once there is one."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = self.log.read_text(errors="replace").splitlines()
         return next((line.removeprefix(beginning) for line in lines if line.startswith(beginning)), None)
 
     async def stop(self) -> None:
@@ -71,7 +71,7 @@ class Server:
 
     def last_words(self) -> str:
         """The end of its output, as an error quotes it."""
-        tail = self._log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
+        tail = self.log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
         return f"; its last output:\n{tail}" if tail else ""
 
 

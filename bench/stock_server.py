@@ -11,8 +11,8 @@ from pathlib import Path
 
 import aiohttp
 
-from bench.gateway_under_test import ask
 from bench.openai_client import session
+from bench.operating import ask
 from bench.processes import free_port, running
 
 MODULE = "sglang.launch_server"

@@ -17,9 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.device_memory import DeviceMemory
 from bench.errors import BenchError
-from bench.gateway_under_test import PATIENCE, GatewayUnderTest, serving
+from bench.gateway_under_test import GatewayUnderTest, serving
 from bench.machine import describe_machine, versions
 from bench.openai_client import chat_body, list_models
+from bench.operating import PATIENCE
 from bench.outcomes import Outcome
 from bench.percentiles import spread
 from bench.plan import make_plan

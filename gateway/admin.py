@@ -71,7 +71,7 @@ class AdminServer:
         except (OperatorError, RequestError) as error:
             ok, text, data = False, str(error), {}
         if command.name not in ("status", "models", "workers"):
-            log.info("%s %s: %s", command.name, command.model, text)
+            log.info("%s %s: %s", command.name, command.model or command.policy, text)
         return CommandResult(ok, text, data, time.monotonic() - began)
 
     async def _status(self, command: Command) -> Outcome:

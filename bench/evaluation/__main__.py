@@ -3,7 +3,7 @@
     python -m bench.evaluation --traces ../shared/traces --jobs 2
 
 Writes `scheduler.md`, `.json` and `.png`. Recorded traces are not part of the project: workloads whose files are not in
-the folder of `--traces` are left out, and that is said.
+the folder of `--traces` are left out, and that is said. With `--real`, on the machine's GPUs: `bench.evaluation.real`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from bench.arguments import Parser, positive_int
 from bench.errors import BenchError, UsageError
 from bench.evaluation.chart import draw
+from bench.evaluation.real import command as real
 from bench.evaluation.report import NAME, write_report
 from bench.evaluation.run import Plan, evaluate
 from bench.evaluation.scenarios import SCENARIOS, chosen
@@ -76,6 +77,8 @@ def run(options: argparse.Namespace, command: str) -> list[Path]:
 
 def main(given: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if given is None else list(given)
+    if "--real" in arguments:
+        real.main(arguments)
     made = parser()
     options = made.parse_args(arguments)
     try:

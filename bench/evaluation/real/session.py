@@ -1,0 +1,93 @@
+"""One gateway over many runs: its weights are loaded and its processes warm once, its policy changes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.acquaintance import Acquaintance, bodies_of, meet
+from bench.counters import of_registry
+from bench.gateway_under_test import GatewayUnderTest, serving
+from bench.operating import PATIENCE
+from bench.outcomes import Outcome, Slo
+from bench.progress import say
+from bench.replay import Replay
+from bench.summary import summarize
+from bench.warm_up import POLICY, WarmUp
+from bench.workload import Arrival
+from config.registry import Registry
+
+START_TIMEOUT = 600.0
+ANSWER_WITHIN = 120.0
+"""Seconds after which a request has failed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    outcomes: list[Outcome]
+    figures: dict[str, Any]
+    """As `bench.load` has them."""
+    began: float
+    """Seconds from the order to change the policy until the trace began."""
+    took: float
+    replaced: int
+    """Workers whose process was another one after the run."""
+
+
+class Session:
+    def __init__(self, subject: GatewayUnderTest, met: Mapping[str, Acquaintance], warming: WarmUp) -> None:
+        self._subject = subject
+        self._met = met
+        self._warming = warming
+
+    async def run(self, policy: str, plan: Sequence[Arrival], slos: Mapping[str, Slo]) -> Measured:
+        """Under a scheduler of its own, with all workers blank at first. Raises: BenchError."""
+        bodies = bodies_of(plan, self._met)
+        ordered = time.perf_counter()
+        await self._warm()
+        await self._subject.command("policy", policy=policy)
+        before = await self._subject.settled()
+        replay = Replay(self._subject.client, self._subject.url, plan, bodies, ANSWER_WITHIN)
+        took = await replay.run()
+        after = await self._subject.workers()
+        return Measured(
+            replay.outcomes,
+            summarize(replay.outcomes, slos, took),
+            replay.began - ordered,
+            took,
+            sum(then["pid"] != now["pid"] for then, now in zip(before, after, strict=True)),
+        )
+
+    async def _warm(self) -> None:
+        """Those processes that are new since they were."""
+        if self._warming.lacks(await self._subject.workers()):
+            await self._subject.command("policy", policy=POLICY)
+            await self._warming.everywhere()
+
+
+@asynccontextmanager
+async def session(
+    content: Mapping[str, Any], registry: Registry, seed: int, details: Path | None, name: str
+) -> AsyncIterator[Session]:
+    """A gateway on `content`, whose policy is to be `POLICY`, with all warm. Its log and recordings go to `details`.
+
+    Raises:
+        BenchError: it does not start, or a model does not answer.
+    """
+    record = None if details is None else (details / f"{name}.jsonl").absolute()
+    async with serving(content, START_TIMEOUT, record) as subject:
+        try:
+            models = [model.name for model in registry.models]
+            met = await meet(subject.client, subject.url, models, of_registry(registry, models), seed, PATIENCE)
+            warming = WarmUp(subject, met)
+            await warming.everywhere()
+            say(warming.report())
+            yield Session(subject, met, warming)
+        finally:
+            if details is not None:
+                shutil.copyfile(subject.log, details / f"{name}.log")

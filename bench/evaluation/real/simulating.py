@@ -1,0 +1,36 @@
+"""What the simulator says of a run: the same registry, trace, capacity and objectives, in virtual time."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from bench.evaluation.real.judging import Ended, simulated
+from bench.simulator.calibration import Calibration
+from bench.simulator.models import costs_of, on_gpus
+from bench.simulator.simulation import Simulation
+from bench.traces.trace import Trace
+from config.registry import Registry
+from gateway.device_memory import SHARE
+
+
+def simulate(registry: Registry, trace: Trace, calibration: Calibration, *, mps: bool, after: float) -> list[Ended]:
+    """Of the requests that arrive no earlier than `after` seconds. Takes a second for some hundred.
+
+    Raises:
+        BenchError: a model's shape cannot be simulated.
+    """
+    capacity = registry.pool.device_memory or int(SHARE * calibration.memory_bytes)
+    simulation = Simulation(
+        on_gpus(registry, None, None),
+        costs_of(registry.models, calibration),
+        calibration,
+        capacity=capacity,
+        **_known({"mps": mps, "warmed": True}),
+    )
+    return simulated(simulation.run(trace).answers, after)
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that this version of the simulator has a notion of."""
+    return {name: value for name, value in settings.items() if name in signature(Simulation).parameters}
