@@ -213,10 +213,10 @@ def test_what_a_dead_gateway_has_left_is_swept_at_the_next_start(
     keeper.kill()
     gateway.kill()
     first.process.wait(PATIENCE)
-    assert server.is_running()
+    assert fake_mps.processes("server") == [server]
     serve_prism({"pool": gpu_pool(), "models": [{"name": "a"}], "gateway": socket})
-    assert not server.is_running()
-    assert len(fake_mps.processes("server")) == 1
+    (another,) = fake_mps.processes("server")
+    assert another != server
 
 
 def test_what_its_programs_say_is_in_the_log(serve_prism: ServePrism, fake_mps: FakeMps) -> None:
@@ -238,8 +238,8 @@ async def test_a_dead_daemon_is_replaced_with_the_workers_of_its_gpu_only(short_
             if found.environ()["CUDA_MPS_PIPE_DIRECTORY"] == first.pipes:
                 found.kill()
         await recorder.until(lambda: len(recorder.ready) == 6)
-        assert {number for number, _ in recorder.dead} == {0, 1}
-        assert {reason for _, reason in recorder.dead} == {"its MPS daemon ended"}
+        assert recorder.faults == [("cuda:0", [0, 1], "its MPS daemon ended", False)]
+        assert recorder.dead == []
         assert [pid_of(pool, number) for number in (2, 3)] == others
         assert len(fake_mps.processes("server")) == 2
 
@@ -252,6 +252,18 @@ async def test_a_daemon_that_does_not_come_back_is_done_without(short_path: Path
         daemon.kill()
         await recorder.until(lambda: len(recorder.ready) == 2)
         assert pool.workers[0].mps is None
+
+
+@pytest.mark.usefixtures("fake_mps", "as_a_gateway")
+async def test_a_worker_can_be_started_apart_and_come_back(short_path: Path) -> None:
+    async with running(short_path, mps="on") as (pool, recorder):
+        pool.recycle(0, isolated=True)
+        await recorder.until(lambda: len(recorder.ready) == 2)
+        assert pool.workers[0].mps is None
+        pool.recycle(0)
+        await recorder.until(lambda: len(recorder.ready) == 3)
+        assert pool.workers[0].mps is not None
+        assert (recorder.dead, recorder.faults) == ([], [])
 
 
 # clients that are ended
