@@ -125,6 +125,13 @@ class Ledger:
         account.weights = account.kv = account.limit = 0
         self.measure(worker, held)
 
+    def linger(self, worker: int) -> None:
+        """Its process ends: whatever it had is taken until its successor reports."""
+        account = self._accounts[worker]
+        account.held = account.total
+        account.weights = account.kv = account.limit = 0
+        self._sum_up()
+
     def _sum_up(self) -> None:
         self.fixed = sum(account.held + account.weights for account in self)
         self.used = self.fixed + sum(account.kv for account in self)

@@ -62,14 +62,14 @@ def _brings(state: State, device: Device, worker: Worker) -> int:
             return account.weights + account.kv
         case Phase.DRAINING:
             return account.weights + min(account.kv, device.kv_minimum)
-        case Phase.BLANKING:
+        case Phase.BLANKING | Phase.STARTING:
             return gain_of_blanking(state, worker)
         case _:
             return 0
 
 
 def gain_of_blanking(state: State, worker: Worker) -> int:
-    """Bytes that a parked worker's skeleton takes."""
+    """Bytes that a parked worker's skeleton takes, or the process before one that starts."""
     return max(0, state.account(worker).held - (worker.held_blank or 0))
 
 

@@ -640,6 +640,8 @@ class Scheduler:
         fate = suspects.append if event.suspected else self._retry
         blameless = set() if event.suspected else set(self.state.models)
         lost = [self._lose(worker, event.reason, fate, blameless) for worker in workers]
+        for worker in workers:  # who comes to this GPU next waits for its driver anyway
+            self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
         if suspects:
             isolating, others = self._isolations.take_in(workers, suspects, self._now)
             self._actions += isolating
@@ -698,13 +700,13 @@ class Scheduler:
                 self._actions.append(Recycle(member.number, f"worker {dead.number}, which acted with it, {reason}"))
 
     def _is_gone(self, worker: Worker) -> None:
-        """Its process is, or ends because it can do nothing without another's."""
+        """Its process ends, as it can do nothing without another's. The driver may take seconds to free its memory."""
         worker.model = None
         worker.pending = None
         worker.evicting = False
         worker.kv_mapped = 0
         worker.held_first = None
-        self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+        self.state.devices[worker.device].ledger.linger(worker.number)
 
     def _rescue(self, worker: Worker, reason: str, fate: Callable[[Request], None]) -> None:
         """End what had begun to answer; `fate` takes the rest."""

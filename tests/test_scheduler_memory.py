@@ -157,7 +157,22 @@ def test_what_a_parked_or_dead_model_had_goes_to_those_who_are_left() -> None:
     bench.serve("b")
     bench.die(1)
     bench.settle()
+    assert bench.kv_limits() == {0: 2}, "the driver has not freed it yet"
+    bench.tell(WorkerBlank(1, GIB))
+    bench.settle()
     assert bench.kv_limits() == {0: 20 - 2 - 6 - 1}
+
+
+def test_a_model_whose_worker_died_waits_for_that_ones_memory_and_nobody_else_is_evicted() -> None:
+    bench = gpu({"a": 6, "b": 6}, memory=20)
+    bench.finish(bench.serve("a"))
+    bench.serve("b")
+    bench.die(1)
+    bench.settle()
+    assert bench.active() == {0: "a"}
+    bench.tell(WorkerBlank(1, GIB))
+    bench.settle()
+    assert bench.active() == {0: "a", 1: "b"}
 
 
 def test_what_a_model_was_measured_to_hold_counts_from_then_on() -> None:
