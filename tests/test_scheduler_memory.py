@@ -154,7 +154,7 @@ def test_what_a_parked_or_dead_model_had_goes_to_those_who_are_left() -> None:
     bench.evict("b")
     bench.settle()
     assert bench.kv_limits() == {0: 20 - 2 - 6 - 2}
-    bench.serve("b")
+    bench.finish(bench.serve("b"))
     bench.die(1)
     bench.settle()
     assert bench.kv_limits() == {0: 2}, "the driver has not freed it yet"

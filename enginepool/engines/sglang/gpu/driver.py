@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 
 from config.errors import EngineError
 
-_MPS_SERVER_NOT_READY = 807
+_NOT_NOW = frozenset({805, 806, 807})
+"""CUDA_ERROR_MPS_CONNECTION_FAILED, _RPC_FAILURE, _SERVER_NOT_READY: the server recovers from a fault, or ends."""
 _PATIENCE = 20.0
 """Seconds that an MPS server may take to come back after a fault, or to end another client."""
 _INTERVAL = 0.05
 
 
 def start() -> None:
-    """Initialise it. torch would remember an MPS server that takes no clients just now as having no GPU at all.
+    """Make the first GPU's context, which torch will use. torch itself would remember for ever that a server took no
+    clients just now, as having no GPU at all.
 
     Raises:
         EngineError: it does not start.
     """
     driver = ctypes.CDLL("libcuda.so.1")
+    device, context = ctypes.c_int(), ctypes.c_void_p()
     deadline = time.monotonic() + _PATIENCE
-    while (error := driver.cuInit(0)) == _MPS_SERVER_NOT_READY and time.monotonic() < deadline:
+    _insist(lambda: driver.cuInit(0), deadline)
+    _insist(lambda: driver.cuDeviceGet(ctypes.byref(device), 0), deadline)
+    _insist(lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), deadline)
+
+
+def _insist(call: Callable[[], int], deadline: float) -> None:
+    while (error := call()) in _NOT_NOW and time.monotonic() < deadline:
         time.sleep(_INTERVAL)
     if error != 0:
         raise EngineError(f"CUDA's driver does not start: error {error}")
