@@ -50,6 +50,8 @@ class Child(Generic[In]):
         self._early: list[In] = []
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[str] = self._loop.create_future()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        """Set once nothing is left of its process group, such as a rank whose GPU memory takes a while to be freed."""
         self._pidfd = os.pidfd_open(pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
@@ -104,6 +106,7 @@ class Child(Generic[In]):
         try:
             os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
+            self.gone.set_result(None)
             return
         self._loop.call_later(ORPHAN_INTERVAL, self._reap_orphans)
 

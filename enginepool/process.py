@@ -9,10 +9,14 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PF_EXITING = 0x4
+_BEFORE = 3
+"""The number of the first field behind a process's name in /proc/PID/stat."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
@@ -94,6 +98,20 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def status_while_exiting(pid: int) -> int | None:
+    """A process's wait status as soon as it begins to end; None while it does not, or is gone.
+
+    That is seconds before its parent can wait for it, where a driver has much memory to free. By proc(5), flags (9) have
+    the kernel's PF_EXITING by then, and exit_code (52) is its status.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    flags, exit_code = int(fields[9 - _BEFORE]), int(fields[52 - _BEFORE])
+    return exit_code if flags & _PF_EXITING else None
 
 
 def describe_exit(info: os.waitid_result) -> str:

@@ -58,6 +58,8 @@ class WorkerHandle:
         """Whether its process is to share its GPU in turns, even where there is MPS."""
         self.mps: MpsClient | None = None
         """How its process computes beside others; None: in turns with them."""
+        self.leaving: Child[FromWorker] | None = None
+        """The process before, of which something may not have ended yet."""
         self.ending: Child[FromWorker] | None = None
         """The process that is about to be killed."""
         self.unanswered = 0
@@ -82,6 +84,8 @@ class Supervisor:
         self._mps = Mps(config, run_dir, self._daemon_ended)
         places = [device for device in config.devices for _ in range(config.workers_per_device)]
         self.workers = [WorkerHandle(number, device) for number, device in enumerate(places)]
+        self._failed: dict[str, list[Child[FromWorker]]] = {}
+        """The clients that each device had when it failed last."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -154,6 +158,7 @@ class Supervisor:
 
     def _device_failed(self, device: str, reason: str, places: Sequence[WorkerHandle], *, suspected: bool) -> None:
         """Have all of them replaced at once: nobody can use the device again before all its clients have ended."""
+        self._failed[device] = [child for place in places if (child := place.child or place.leaving) is not None]
         for place in places:
             place.restarts += 1
             if place.child is not None:
@@ -188,15 +193,21 @@ class Supervisor:
         place.unanswered = 0
         place.ready = False
         isolated = place.isolated
+        if not isolated:
+            await _until_gone(self._failed.get(place.device, ()))
         place.mps = None if isolated else await self._mps.client(place.device)
         child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker, place.mps)
         place.child = child
         if place.isolated is not isolated:  # told so while this one was on its way
             place.recycled = child
             child.end()
-        child.receive(lambda message: self._on_message(place, message))
         asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, place, child)
-        return await asyncio.shield(child.exited)
+        if place.leaving is not None:  # what it has of the device's memory is not free before
+            await asyncio.wait((place.leaving.gone, child.exited), return_when=asyncio.FIRST_COMPLETED)
+        child.receive(lambda message: self._on_message(place, message))
+        reason = await asyncio.shield(child.exited)
+        place.leaving = child
+        return reason
 
     def _check_started(self, place: WorkerHandle, child: Child[FromWorker]) -> None:
         if place.child is child and not place.ready:
@@ -243,6 +254,12 @@ class Supervisor:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _until_gone(children: Sequence[Child[FromWorker]]) -> None:
+    """An MPS server that has failed takes no client before all that it had have ended."""
+    if left := [child.gone for child in children if not child.gone.done()]:
+        await asyncio.wait(left, timeout=START_TIMEOUT)
 
 
 async def _end_client(place: WorkerHandle, child: Child[FromWorker], reason: str) -> None:

@@ -351,3 +351,20 @@ async def impostors(folder: Path, sends: bytes | None) -> AsyncIterator[Recorder
         yield recorder
     finally:
         await pool.stop()
+
+
+async def test_a_new_worker_is_told_of_once_nothing_is_left_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left: list[Child[FromWorker]] = []
+
+    async with running(tmp_path) as (pool, recorder):
+        monkeypatch.setattr(Child, "_reap_orphans", left.append)  # a GPU's driver is freeing a rank's memory
+        os.kill(pid_of(pool), signal.SIGKILL)
+        await recorder.until(lambda: len(recorder.dead) == 1)
+        await until(lambda: (child := pool.workers[0].child) is not None and len(child._early) > 0)
+        assert len(recorder.ready) == 1
+        monkeypatch.undo()
+        left[0]._reap_orphans()
+        await recorder.until(lambda: len(recorder.ready) == 2)
+        assert recorder.ready[1] == (0, pid_of(pool))

@@ -29,6 +29,9 @@ from enginepool.engines.sglang.rank.main import run_rank
 
 log = logging.getLogger("prism.sglang")
 
+LOOK_INTERVAL = 0.05
+"""Seconds between two looks at whether the rank is ending."""
+
 
 def fork_rank(start: StartRank) -> tuple[int, Connection]:
     """Fork. Returns the rank's process id and the connection to it.
@@ -77,6 +80,7 @@ class RankProcess:
         self.exit_code: int | None = None
         """Once it has died; negative for a signal."""
         self._ready = self.next_answer()
+        self._looking = self._loop.call_later(LOOK_INTERVAL, self._look)
         self._loop.add_reader(self._connection.fileno(), self._on_readable)
         os.set_blocking(self._connection.fileno(), True)  # uvloop changes that, and a long message comes in parts
 
@@ -133,6 +137,7 @@ class RankProcess:
         """End the process. It keeps nothing that a kill would lose."""
         if self._connection.closed:
             return
+        self._looking.cancel()
         self._loop.remove_reader(self._connection.fileno())
         self._connection.close()
         if not self.died.done():
@@ -147,7 +152,8 @@ class RankProcess:
         try:
             message: FromRank = self._connection.recv()
         except (EOFError, OSError):
-            self._bury()
+            _, status = os.waitpid(self.pid, 0)
+            self._bury(status)
             return
         if isinstance(message, Event):
             self._on_event(message)
@@ -156,9 +162,18 @@ class RankProcess:
         if not answer.done():
             answer.set_result(message)
 
-    def _bury(self) -> None:
+    def _look(self) -> None:
+        """Its end is to be known before the driver has freed its memory, which may take seconds."""
+        if (status := process.status_while_exiting(self.pid)) is not None:
+            self._bury(status)
+            return
+        self._looking = self._loop.call_later(LOOK_INTERVAL, self._look)
+
+    def _bury(self, status: int) -> None:
+        if self.died.done():
+            return
+        self._looking.cancel()
         self._loop.remove_reader(self._connection.fileno())
-        _, status = os.waitpid(self.pid, 0)
         self.exit_code = os.waitstatus_to_exitcode(status)
         reason = f"the rank ended: status {self.exit_code}"
         self.died.set_result(reason)
