@@ -103,8 +103,8 @@ def kill_group(pid: int) -> None:
 def status_while_exiting(pid: int) -> int | None:
     """A process's wait status as soon as it begins to end; None while it does not, or is gone.
 
-    That is seconds before its parent can wait for it, where a driver has much memory to free. By proc(5), flags (9) have
-    the kernel's PF_EXITING by then, and exit_code (52) is its status.
+    That is seconds before its parent can wait for it, where a driver has much memory to free. By proc(5), flags (9)
+    have the kernel's PF_EXITING by then, and exit_code (52) is its status.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

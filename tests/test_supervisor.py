@@ -358,8 +358,11 @@ async def test_a_new_worker_is_told_of_once_nothing_is_left_of_the_one_before(
 ) -> None:
     left: list[Child[FromWorker]] = []
 
+    def go_on_freeing_memory(child: Child[FromWorker]) -> None:
+        left.append(child)
+
     async with running(tmp_path) as (pool, recorder):
-        monkeypatch.setattr(Child, "_reap_orphans", left.append)  # a GPU's driver is freeing a rank's memory
+        monkeypatch.setattr(Child, "_reap_orphans", go_on_freeing_memory)
         os.kill(pid_of(pool), signal.SIGKILL)
         await recorder.until(lambda: len(recorder.dead) == 1)
         await until(lambda: (child := pool.workers[0].child) is not None and len(child._early) > 0)
