@@ -37,6 +37,8 @@ _ARGUMENTS = "sglang.srt.server_args"
 _LOADER = "sglang.srt.model_loader.loader"
 _GROUPS = "sglang.srt.distributed.parallel_state"
 _ROTARY = "sglang.srt.layers.rotary_embedding"
+_PREFILL_GRAPHS = "sglang.srt.model_executor.runner.prefill_cuda_graph_runner"
+_SETUP = "sglang.srt.model_executor.model_runner_components.cuda_graph_setup"
 _GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
 _MANAGER = "kvcached.kv_cache_manager:KVCacheManager"
 _MEMORY_SAVER = "torch_memory_saver.entrypoint"
@@ -474,6 +476,28 @@ GPU = (
             f"{_SCHEDULER}:Scheduler.result_queue",
             "sglang.srt.model_executor.model_runner:ModelRunner.decode_cuda_graph_runner",
             "sglang.srt.model_executor.input_buffers:ForwardInputBuffers.reset_index_buffers()",
+        ),
+    ),
+    Adaptation(
+        "prefill graphs captured while the rank is idle",
+        "captures for 58 lengths before a model serves, or none where 4 GiB are not free",
+        "gpu/late_prefill_graphs.py",
+        "sglang 0.5.17",
+        says(f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner.__init__", "self.capture()"),
+        (
+            f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner.capture()",
+            f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner._capture_one_stream()",
+            f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner.can_run_graph(forward_batch)",
+            f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner.capture_num_tokens",
+            f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner.max_num_tokens",
+            f"{_PREFILL_GRAPHS}:graph_capture",
+            f"{_PREFILL_GRAPHS}:freeze_gc(enable_cudagraph_gc)",
+            f"{_PREFILL_GRAPHS}:tqdm",
+            f"{_SETUP}:PrefillCudaGraphRunner",
+            f"{_SETUP}:should_skip_auto_prefill_cuda_graph_for_memory",
+            "sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend"
+            ":BreakableCudaGraphBackend._shared_output_buffer",
+            "sglang.srt.model_executor.model_runner:ModelRunner.prefill_cuda_graph_runner",
         ),
     ),
     Adaptation(

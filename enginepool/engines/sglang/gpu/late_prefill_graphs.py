@@ -4,8 +4,8 @@ SGLang 0.5.17 captures a graph for each of many prompt lengths before it serves.
 there is one for its number of tokens.
 
 A second model in one process used to fail in torch's host allocator (`use_count > 0`). SGLang keeps one memory pool for
-all graphs of a process, and torch takes no graph into a pool whose graphs are all gone. `forget_gpu_memory` drops the
-pool with the model, so that each model has its own.
+all graphs of a process, and torch takes no graph into a pool whose graphs are all gone. `reset_context` drops the pool
+with the model, so that each model has its own.
 
 To be imported after SGLang.
 """
@@ -22,7 +22,9 @@ from sglang.srt.model_executor.model_runner_components import cuda_graph_setup
 from sglang.srt.model_executor.runner import prefill_cuda_graph_runner
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 
+from config.errors import describe
 from enginepool.engines.sglang.gpu import late_graphs
+from enginepool.engines.sglang.rank.faults import is_device_fault
 
 log = logging.getLogger("prism.rank")
 
@@ -69,7 +71,8 @@ class LatePrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
     def capture_one_size(self) -> None:
         """The largest that is missing: smaller ones write their output into its memory. With no step under way.
 
-        Without the memory for it, the model does without the graphs that are missing.
+        What fails, such as for want of memory, costs some milliseconds of first tokens and nothing else: the model does
+        without the graphs that are missing.
         """
         torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
         self._point_at_padding()
@@ -79,8 +82,10 @@ class LatePrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
             with late_graphs.undisturbed():
                 super().capture()
             captured = [size, *captured]
-        except torch.OutOfMemoryError:
-            log.info("no memory for a graph of %d tokens; longer prompts are prefilled without", size)
+        except RuntimeError as error:
+            if is_device_fault(error):
+                raise
+            log.warning("prompts of up to %d tokens are prefilled without a graph: %s", size, describe(error))
             self.missing = []
         finally:
             self.capture_num_tokens = captured
