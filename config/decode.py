@@ -158,8 +158,6 @@ def _meant(value: Value, hint: Any) -> Any:
 
 
 def _parsed(content: Any, hint: Any) -> Any:
-    """A value with a unit as a number of its base unit; any other as it is, but for what YAML takes for a boolean."""
-    if isinstance(content, bool) and {"on", "off"} <= {*get_args(_bare(hint))}:
-        return "on" if content else "off"
+    """A value with a unit as a number of its base unit; any other as it is."""
     parse = next((meta.extra["parse"] for meta in _metas(hint) if meta.extra), None)
     return parse(content) if parse else content

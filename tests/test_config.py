@@ -154,15 +154,6 @@ def test_arguments_of_the_simulated_engine_are_durations(write: Write) -> None:
     assert registry.pool.engine_args == {"ttft": 0.02, "tpot": 0.0, "activation": 0.5}
 
 
-@pytest.mark.parametrize("written", ["auto", "on", "off", '"on"', '"off"'])
-def test_mps_is_auto_on_or_off_with_quotes_and_without(write: Write, written: str) -> None:
-    path = write(f"""
-        pool: {{engine: sglang, devices: ["cuda:0"], mps: {written}}}
-        models: [{{name: m, shape: {EXAMPLES / "shapes" / "llama-1b.json"}, weights: dummy}}]
-        """)
-    assert read_registry(path, serving=False).pool.mps == written.strip('"')
-
-
 def test_anchors_aliases_and_merges(write: Write) -> None:
     registry = read_registry(
         write(
