@@ -5,6 +5,7 @@ NVIDIA's programs are played by tests.fake_mps; the gateway, its workers and wha
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -22,7 +23,8 @@ import pytest
 from config.errors import PoolError
 from config.registry import Pool
 from enginepool import mps_control, process, supervisor
-from enginepool.messages import MpsClient
+from enginepool.forks import Child
+from enginepool.messages import FromWorker, MpsClient
 from enginepool.mps import Mps
 from enginepool.mps_control import mps_environment
 from enginepool.supervisor import Supervisor
@@ -242,6 +244,39 @@ async def test_a_dead_daemon_is_replaced_with_the_workers_of_its_gpu_only(short_
         assert recorder.dead == []
         assert [pid_of(pool, number) for number in (2, 3)] == others
         assert len(fake_mps.processes("server")) == 2
+
+
+@pytest.mark.usefixtures("fake_mps", "as_a_gateway")
+async def test_after_a_fault_nobody_is_a_client_before_all_that_were_have_ended(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Child[FromWorker]] = []
+    asked: list[str] = []
+    client, reap = Mps.client, Child._reap_orphans
+
+    def go_on_freeing_memory(child: Child[FromWorker]) -> None:
+        left.append(child)
+
+    async def become_client(mps: Mps, device: str) -> MpsClient | None:
+        asked.append(device)
+        return await client(mps, device)
+
+    async with running(short_path, workers=2, mps="on") as (pool, recorder):
+        monkeypatch.setattr(Child, "_reap_orphans", go_on_freeing_memory)
+        monkeypatch.setattr(Mps, "client", become_client)
+        pool._device_failed("cuda:0", "it failed", pool.workers, suspected=True)
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(asyncio.shield(child.exited) for child in pool._failed["cuda:0"]))
+        await asyncio.sleep(0)
+        first, second = left
+        monkeypatch.setattr(Child, "_reap_orphans", reap)
+        first._reap_orphans()
+        await asyncio.shield(first.gone)
+        await asyncio.sleep(0)
+        assert asked == []
+        second._reap_orphans()
+        await recorder.until(lambda: len(recorder.ready) == 4)
+        assert asked == ["cuda:0", "cuda:0"]
 
 
 @pytest.mark.usefixtures("as_a_gateway")
