@@ -62,6 +62,7 @@ _EXAMPLES: dict[Any, Any] = {
     "int | None": 3,
     "dict[str, float]": {"copy": 0.5, "map": 1.5},
     "dict[str, Any]": {"key": [1, "two", None]},
+    "MpsClient | None": messages.MpsClient("/run/prism/m0", "/run/prism/m0/logs", "GPU-1"),
     "ModelSpec": MODEL,
     "Manifest": MANIFEST,
     "Manifest | None": MANIFEST,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scheduler.actions import Activate, Drain, Park, SetKvLimit
-from scheduler.events import FirstToken
+from scheduler.events import FirstToken, WorkerBlank
 from scheduler.pressure import mapped_on
 from tests.scheduling import GIB, Bench, model, only
 
@@ -93,6 +93,7 @@ def test_a_model_that_was_killed_comes_back_to_its_place() -> None:
     before = places(bench)
     for number in list(bench.active()):
         bench.die(number)
+        bench.tell(WorkerBlank(number, GIB))
         bench.settle()
     assert places(bench) == before
 
