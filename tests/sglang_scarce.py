@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import uvloop
@@ -42,6 +42,8 @@ PATIENCE = 60.0
 """Seconds after which a scenario fails."""
 WINDOW = 1.0
 """Seconds over which CPU time is measured."""
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -260,7 +262,7 @@ def play(name: str, model: ModelSpec, manifest: Manifest, segment: SegmentRef) -
     return uvloop.run(run())
 
 
-def play_in_child(*args: Any) -> Report:
+def in_child(play: Callable[..., Result], *args: Any) -> Result:
     """A rank can only be forked from a process that has no thread yet."""
     receive, send = multiprocessing.Pipe(duplex=False)
     pid = os.fork()
@@ -272,8 +274,8 @@ def play_in_child(*args: Any) -> Report:
         os._exit(0)
     send.close()
     try:
-        report: Report = receive.recv()
-        return report
+        result: Result = receive.recv()
+        return result
     finally:
         os.waitpid(pid, 0)
 
@@ -286,7 +288,7 @@ def main() -> None:
     model = ModelSpec("m", sys.argv[1], "float32", {})
     manifest, held = weights.load(model, lambda done, total: None, max_running=MAX_RUNNING, device="cpu")
     with held:
-        reports = {name: asdict(play_in_child(name, model, manifest, held.ref)) for name in SCENARIOS}
+        reports = {name: asdict(in_child(play, name, model, manifest, held.ref)) for name in SCENARIOS}
     print(json.dumps(reports))
 
 

@@ -28,10 +28,10 @@ def warm(gpu: bool) -> None:
         import enginepool.engines.sglang.loading.weights
         import enginepool.engines.sglang.rank.main
         import enginepool.engines.sglang.rank.stored  # noqa: F401
-        from enginepool.engines.sglang.rank import grammars, scarcity
+        from enginepool.engines.sglang.rank import grammars, logprobs, quarantine, scarcity
 
-        scarcity.adapt()
-        grammars.adapt()
+        for adaptation in (scarcity, grammars, logprobs, quarantine):
+            adaptation.adapt()
 
     # What is alive now stays so: without this, a child's first collection would copy its pages.
     gc.collect()

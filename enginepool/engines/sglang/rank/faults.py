@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import torch
+
 _FATAL = re.compile(
     r"illegal memory access|illegal instruction|illegal address space|misaligned address|invalid program counter"
     r"|hardware stack error|unspecified launch failure|uncorrectable ECC|remote procedural call between the MPS server",
@@ -17,6 +19,13 @@ concern one client; and those of an MPS server that takes no clients just now.""
 def is_device_fault(error: BaseException) -> bool:
     """Whether this is one, or was raised because of one."""
     return any(_FATAL.search(str(cause)) for cause in _chain(error))
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether the device, or the process's context on it, may be unusable: then nothing in the process can go on."""
+    return is_device_fault(error) or any(
+        isinstance(cause, torch.AcceleratorError) or "CUDA error" in str(cause) for cause in _chain(error)
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

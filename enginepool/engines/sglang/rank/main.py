@@ -114,7 +114,7 @@ def _build(command: Build, server_args: Any, device: Device) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.server_args import set_global_server_args_for_scheduler
 
-    from enginepool.engines.sglang.rank import scarcity
+    from enginepool.engines.sglang.rank import quarantine, scarcity
     from enginepool.engines.sglang.rank.stored import StoredModelLoader
 
     upstream.init_distributed_by(command.rendezvous)
@@ -132,6 +132,7 @@ def _build(command: Build, server_args: Any, device: Device) -> Any:
         dp_rank=None,
     )
     scarcity.install(scheduler)
+    quarantine.install(scheduler)
     return scheduler
 
 

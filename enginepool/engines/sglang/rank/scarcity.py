@@ -80,6 +80,10 @@ class Reserve:
             unused, self._slots = self._slots, self._slots[:0]
             self._free(unused)
 
+    def forget(self) -> None:
+        """All slots of the allocator are about to be free."""
+        self._slots = self._slots[:0]
+
     def take(self, need_size: int) -> Tensor | None:
         """The allocator's `alloc`."""
         if need_size > len(self._slots):
