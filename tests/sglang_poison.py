@@ -32,7 +32,11 @@ NEIGHBOURS: tuple[dict[str, Any], ...] = (
     {"prompt": "Once upon a time"},
     {"prompt": "A gate opens", "logprobs": 2},
     {"prompt": "The sky is blue", "logit_bias": {"100": 30}, "frequency_penalty": 1.5},
-    {"prompt": "The sky is red", "logit_bias": {str(it): 30 + it / 100 for it in range(100, 120)}, "presence_penalty": 2},
+    {
+        "prompt": "The sky is red",
+        "logit_bias": {str(it): 30 + it / 100 for it in range(100, 120)},
+        "presence_penalty": 2,
+    },
     {"prompt": "Two birds", "logit_bias": {"100": 30}, "repetition_penalty": 1.9},
     {"prompt": "Old birds", "logit_bias": {"0": 40}, "min_tokens": 30, "ignore_eos": False},
     {"prompt": "She said", "regex": REGEX},

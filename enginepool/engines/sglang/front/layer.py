@@ -17,6 +17,7 @@ from sglang.srt.entrypoints.openai.serving_tokenize import OpenAIServingDetokeni
 from sglang.srt.managers.io_struct import ShutdownReq, wrap_as_pickle
 from sglang.srt.managers.tokenizer_manager import ServerStatus
 
+from enginepool.engines.sglang.front.allowing import guard
 from enginepool.engines.sglang.front.detokenizer import DetokenizerThread
 from enginepool.engines.sglang.front.responses import serving_responses
 from enginepool.engines.sglang.front.tokenizer import FrontTokenizerManager
@@ -76,12 +77,12 @@ class OpenAILayer:
         """What SGLang's `lifespan` does at the start of its server, for the routes that we let through."""
         manager, state = self.manager, self.app.state
         http_server.set_global_state(http_server._GlobalState(manager, templates, {}))
-        state.openai_serving_completion = OpenAIServingCompletion(manager, templates)
-        state.openai_serving_chat = manager.serving_chat_class(manager, templates)
+        state.openai_serving_completion = guard(OpenAIServingCompletion(manager, templates))
+        state.openai_serving_chat = guard(manager.serving_chat_class(manager, templates))
         state.openai_serving_responses = serving_responses(manager, templates)
-        state.openai_serving_embedding = OpenAIServingEmbedding(manager, templates)
-        state.openai_serving_classify = OpenAIServingClassify(manager, templates)
-        state.openai_serving_score = OpenAIServingScore(manager)
-        state.openai_serving_rerank = OpenAIServingRerank(manager, templates)
-        state.openai_serving_tokenize = OpenAIServingTokenize(manager, templates)
-        state.openai_serving_detokenize = OpenAIServingDetokenize(manager)
+        state.openai_serving_embedding = guard(OpenAIServingEmbedding(manager, templates))
+        state.openai_serving_classify = guard(OpenAIServingClassify(manager, templates))
+        state.openai_serving_score = guard(OpenAIServingScore(manager))
+        state.openai_serving_rerank = guard(OpenAIServingRerank(manager, templates))
+        state.openai_serving_tokenize = guard(OpenAIServingTokenize(manager, templates))
+        state.openai_serving_detokenize = guard(OpenAIServingDetokenize(manager))

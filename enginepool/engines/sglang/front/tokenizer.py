@@ -9,9 +9,12 @@ from typing import Any
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 from config.errors import RequestError
+from enginepool.engines.sglang.front.allowing import check_fields
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
-from enginepool.engines.sglang.front.validation import check, check_answers
+from enginepool.engines.sglang.front.validation import check, check_answers, check_readable
 
+GENERATE = "/generate"
+"""The route whose body is SGLang's own request."""
 _NOT_A_CLIENTS = (
     "rid",
     "http_worker_ipc",
@@ -63,11 +66,13 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
 
     async def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
         live = CURRENT.get()
-        if live is not None:
-            _take_from_client(obj)
-            obj.priority = live.priority
         began = False
         try:
+            if live is not None:
+                if live.path == GENERATE:
+                    check_fields(GENERATE, obj)
+                _take_from_client(obj)
+                obj.priority = live.priority
             check_answers(obj)
             async for output in super().generate_request(obj, request):
                 began = True
@@ -105,6 +110,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         """Where SGLang's front half is done with one prompt, and before the rank sees it."""
         tokenized = super()._create_tokenized_object(obj, input_text, input_ids, *args, **kwargs)
+        check_readable(tokenized)
         live = CURRENT.get()
         if live is not None:
             if live.aborted:

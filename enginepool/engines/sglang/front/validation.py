@@ -12,24 +12,30 @@ from array import array
 from typing import Any, get_type_hints
 
 import msgspec
-from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.io_struct import GenerateReqInput, msgpack_decode, msgpack_encode
 from sglang.srt.sampling.sampling_params import SamplingParams
+
+from enginepool.engines.sglang.front.fields import SAMPLING
 
 MOST_ANSWERS = 128
 """Of one prompt."""
+MOST_LOGPROBS = 20
+"""Alternatives to a token, as in OpenAI's API: each is a text in the answer."""
+MOST_LABELS = 1024
+"""Tokens whose log probabilities are wanted at each place, and tokens with a bias: the rank goes through them one by one."""
+MOST_STOPS = 64
+"""Texts that end an answer: all are looked for at each token."""
+LONGEST_STOP = 1024
+"""Characters. So many tokens are decoded again at each token."""
+MOST_TEMPERATURE = 100.0
+LEAST_REPETITION = 0.01
+"""Logits are divided by it, and must stay finite."""
+LEAST_TOP_P = 1e-6
 MOST_BIAS = 100.0
 """Of a token, either way, as in OpenAI's API. Large ones overflow."""
 MOST_TOP_K = 2**30
 """What SGLang takes for all."""
-_SEEDS = range(-(2**63), 2**63)
-_MADE_BY_SGLANG = {
-    "stop_strs",
-    "stop_regex_strs",
-    "stop_str_max_len",
-    "stop_regex_max_len",
-    "is_normalized",
-}
-_OPTIONS = frozenset(SamplingParams.__struct_fields__) - _MADE_BY_SGLANG
+_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 _Sampling = msgspec.defstruct(
     "_Sampling", [(name, kind, None) for name, kind in get_type_hints(SamplingParams).items()]
 )
@@ -59,12 +65,15 @@ def check(obj: Any, input_ids: Any, config: Any, *, is_generation: bool) -> None
     """
     _check_tokens("input_ids", input_ids or (), config.vocab_size)
     _check_embeds(getattr(obj, "input_embeds", None), config.hidden_size)
+    if not input_ids and getattr(obj, "input_embeds", None) is None:
+        raise ValueError("The prompt is empty: it has no token.")
+    _check_media(obj, config)
     if not isinstance(obj, GenerateReqInput):
         return
     if not is_generation:
         raise ValueError("This model is served for embeddings, and does not generate.")
     _check_logprobs(obj, config.vocab_size)
-    _check_sampling(obj.sampling_params, config.vocab_size)
+    _check_sampling(obj.sampling_params, config)
 
 
 def _check_tokens(name: str, tokens: Any, vocabulary: int) -> None:
@@ -88,33 +97,95 @@ def _check_embeds(rows: Any, size: int) -> None:
         raise ValueError(f"input_embeds must be lists of {size} finite numbers each, and at least one.")
 
 
+def check_readable(request: Any) -> None:
+    """What is about to be sent to the rank, which could not even read what has other types than SGLang's classes.
+
+    Raises:
+        ValueError: it has.
+    """
+    msgpack_decode(msgpack_encode(request))
+
+
+def _check_media(obj: Any, config: Any) -> None:
+    for name in ("image_data", "video_data", "audio_data"):
+        if getattr(obj, name, None) and not config.is_multimodal:
+            raise ValueError(f"{name} is not served: this model takes text only.")
+
+
 def _check_logprobs(obj: Any, vocabulary: int) -> None:
-    for name, value, least, most in (
-        ("logprob_start_len", obj.logprob_start_len, -1, math.inf),
-        ("top_logprobs_num", obj.top_logprobs_num, 0, vocabulary),
-    ):
-        if value is not None and (type(value) is not int or not least <= value <= most):
-            up_to = "" if most == math.inf else f" to {most}"
-            raise ValueError(f"{name} must be a whole number from {least}{up_to}, got {value!r}.")
+    _check_whole("logprob_start_len", obj.logprob_start_len, -1, None)
+    _check_whole("top_logprobs_num", obj.top_logprobs_num, 0, MOST_LOGPROBS)
+    labels = obj.token_ids_logprob
+    if labels is None:
+        return
+    if not isinstance(labels, list) or not 1 <= len(labels) <= MOST_LABELS:
+        raise ValueError(f"token_ids_logprob must be a list of 1 to {MOST_LABELS} tokens.")
+    _check_tokens("token_ids_logprob", labels, vocabulary)
 
 
-def _check_sampling(given: dict[str, Any], vocabulary: int) -> None:
+def _check_whole(name: str, value: Any, least: int, most: int | None) -> None:
+    if value is not None and (type(value) is not int or value < least or (most is not None and value > most)):
+        up_to = "" if most is None else f" to {most}"
+        raise ValueError(f"{name} must be a whole number from {least}{up_to}, got {value!r}.")
+
+
+def _check_sampling(given: dict[str, Any], config: Any) -> None:
     options = {name: value for name, value in given.items() if value is not None}
-    if unknown := sorted(options.keys() - _OPTIONS):
-        raise ValueError(f"sampling_params has no {unknown[0]!r}.")
-    if options.get("stop_regex"):
-        raise ValueError("stop_regex is not served: one that backtracks would hold up everybody beside it.")
+    if unknown := sorted(options.keys() - SAMPLING.served):
+        raise ValueError(_why_not(unknown[0]))
     try:
         msgspec.convert(options, _Sampling)
     except msgspec.ValidationError as error:
         raise ValueError(f"sampling_params: {error}") from error
-    if options.get("top_k", 1) > MOST_TOP_K:
-        raise ValueError(f"top_k must be at most {MOST_TOP_K}, got {options['top_k']}.")
-    if options.get("sampling_seed", 0) not in _SEEDS:
-        raise ValueError("sampling_seed must be a whole number of 64 bits.")
-    _check_tokens("stop_token_ids", list(options.get("stop_token_ids", ())), vocabulary)
-    for token, bias in options.get("logit_bias", {}).items():
-        if not token.isdecimal():
+    _check_ranges(options, config)
+    _check_stops(options.get("stop", ()))
+    _check_tokens("stop_token_ids", list(options.get("stop_token_ids", ())), config.vocab_size)
+    _check_bias(options.get("logit_bias", {}))
+    _check_grammar(options)
+
+
+def _why_not(name: str) -> str:
+    if name == "stop_regex":
+        return "stop_regex is not served: one that backtracks would hold up everybody beside it."
+    return f"{name} is not served here." if name in SAMPLING.refused else f"sampling_params has no {name!r}."
+
+
+def _check_ranges(options: dict[str, Any], config: Any) -> None:
+    for name, least, most in (
+        ("temperature", 0.0, MOST_TEMPERATURE),
+        ("repetition_penalty", LEAST_REPETITION, 2.0),
+        ("top_p", LEAST_TOP_P, 1.0),
+        ("top_k", -1, MOST_TOP_K),
+        ("min_new_tokens", 0, config.context_len),
+        ("stream_interval", 1, config.context_len),
+        ("sampling_seed", -(2**63), 2**63 - 1),
+    ):
+        value = options.get(name)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{name} must be from {least} to {most}, got {value}.")
+
+
+def _check_stops(stops: str | list[str]) -> None:
+    texts = [stops] if isinstance(stops, str) else stops
+    if len(texts) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in texts):
+        raise ValueError(f"stop may be up to {MOST_STOPS} texts of up to {LONGEST_STOP} characters.")
+
+
+def _check_bias(biases: dict[str, float]) -> None:
+    if len(biases) > MOST_LABELS:
+        raise ValueError(f"logit_bias may name up to {MOST_LABELS} tokens, and not {len(biases)}.")
+    for token, bias in biases.items():
+        if not (token.isascii() and token.isdecimal()):
             raise ValueError(f"logit_bias: {token!r} is no token.")
         if not -MOST_BIAS <= bias <= MOST_BIAS:
             raise ValueError(f"logit_bias must be from -{MOST_BIAS:g} to {MOST_BIAS:g}, got {bias}.")
+
+
+def _check_grammar(options: dict[str, Any]) -> None:
+    """Until the least number of tokens is reached no end is allowed, and then nothing is if the grammar has ended."""
+    grammar = next((name for name in _GRAMMARS if name in options), None)
+    if grammar is not None and options.get("min_new_tokens"):
+        raise ValueError(
+            f"min_tokens (min_new_tokens) and a grammar ({grammar}, which response_format and tools stand for as well) "
+            "do not go together: the answer ends where the grammar does."
+        )

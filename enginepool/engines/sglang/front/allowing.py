@@ -1,0 +1,77 @@
+"""Refuses requests that use a field of SGLang's which is not served, by name. `fields` says which are.
+
+Of SGLang 0.5.17. To be imported after `warm` only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from enginepool.engines.sglang.front.fields import PASSED_OVER, ROUTES, Fields
+from enginepool.engines.sglang.front.requests import CURRENT
+
+_ASK_FOR_NOTHING = (None, False, 0, "", [], {})
+
+
+class NotServed(ValueError):
+    """A request with a field that is not served."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field} is not served here.")
+        self.field = field
+
+
+def check_fields(path: str, request: Any) -> None:
+    """A request as SGLang has read it from the body of a client's request to `path`.
+
+    Raises:
+        NotServed: it uses a field that is not served.
+    """
+    for name, value, default in _given(request):
+        if not _may(ROUTES[path], name) and value != default and value not in _ASK_FOR_NOTHING:
+            raise NotServed(name)
+
+
+def guard(serving: Any) -> Any:
+    """One of SGLang's OpenAI servings, which from now on answers 400 to what is not served, and to what it fails on
+    while it makes one of its own requests of it."""
+    handle, convert = serving.handle_request, serving._convert_to_internal_request
+
+    async def check_and_handle(request: Any, raw_request: Any) -> Any:
+        live = CURRENT.get()
+        try:
+            if live is not None:
+                check_fields(live.path, request)
+        except NotServed as error:
+            return serving.create_error_response(str(error), param=error.field)
+        return await handle(request, raw_request)
+
+    serving.handle_request = check_and_handle
+    serving._convert_to_internal_request = _malformed_if_it_fails(convert)
+    return serving
+
+
+def _malformed_if_it_fails(convert: Callable[..., Any]) -> Callable[..., Any]:
+    def convert_or_refuse(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return convert(*args, **kwargs)
+        except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+            raise ValueError(f"The request is malformed: {error}") from error
+
+    return convert_or_refuse
+
+
+def _may(fields: Fields, name: str) -> bool:
+    return name in fields.served or name in PASSED_OVER
+
+
+def _given(request: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and default of each field that the client may have set."""
+    if dataclasses.is_dataclass(request):
+        for field in dataclasses.fields(request):
+            yield field.name, getattr(request, field.name), field.default
+    else:
+        for name in request.model_fields_set & type(request).model_fields.keys():
+            yield name, getattr(request, name), type(request).model_fields[name].default
