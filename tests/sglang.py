@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,19 @@ async def sglang_forks(run_mark: str, sglang_run_dir: Path) -> AsyncIterator[For
 @pytest_asyncio.fixture(loop_scope="module")
 async def sglang_worker(sglang_forks: ForkServer) -> AsyncIterator[Worker]:
     """A blank worker; its rank goes with it."""
+    async with _worker(sglang_forks) as worker:
+        yield worker
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sglang_module_worker(sglang_forks: ForkServer) -> AsyncIterator[Worker]:
+    """One for all tests of a module."""
+    async with _worker(sglang_forks) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def _worker(sglang_forks: ForkServer) -> AsyncIterator[Worker]:
     child: Child[FromWorker] = await sglang_forks.fork("worker", "worker", "cpu", FromWorker)
     worker = Worker(child)
     await worker.until(lambda: any(isinstance(it, WorkerReady) for it in worker.log))

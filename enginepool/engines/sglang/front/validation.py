@@ -103,7 +103,8 @@ def check_readable(request: Any) -> None:
     Raises:
         ValueError: it has.
     """
-    msgpack_decode(msgpack_encode(request))
+    made_by_sglang = dict.fromkeys(("time_stats", "mm_inputs"))  # and pickled later
+    msgpack_decode(msgpack_encode(msgspec.structs.replace(request, **made_by_sglang)))
 
 
 def _check_media(obj: Any, config: Any) -> None:
