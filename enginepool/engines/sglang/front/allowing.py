@@ -9,9 +9,16 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fastapi import Response
+
+from config.errors import RequestError
 from enginepool.engines.sglang.front.fields import PASSED_OVER, ROUTES, Fields
 from enginepool.engines.sglang.front.requests import CURRENT
+from enginepool.openai_answers import JSON
+from enginepool.openai_errors import error_body
 
+_MALFORMED = (TypeError, AttributeError, ArithmeticError, LookupError)
+"""What SGLang raises when a part of a request is not what it takes it for, without asking."""
 _ASK_FOR_NOTHING = (None, False, 0, "", [], {})
 
 
@@ -53,11 +60,23 @@ def guard(serving: Any) -> Any:
     return serving
 
 
+def answering_400(app: Any) -> Any:
+    """SGLang's FastAPI application, before its first request: its classes' own validators raise whatever they like."""
+
+    async def refuse(request: Any, error: Exception) -> Response:
+        refusal = RequestError(400, f"The request is malformed: {error}")
+        return Response(error_body(refusal), refusal.status, media_type=JSON)
+
+    for kind in _MALFORMED:
+        app.add_exception_handler(kind, refuse)
+    return app
+
+
 def _malformed_if_it_fails(convert: Callable[..., Any]) -> Callable[..., Any]:
     def convert_or_refuse(*args: Any, **kwargs: Any) -> Any:
         try:
             return convert(*args, **kwargs)
-        except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        except _MALFORMED as error:
             raise ValueError(f"The request is malformed: {error}") from error
 
     return convert_or_refuse

@@ -17,7 +17,7 @@ from sglang.srt.entrypoints.openai.serving_tokenize import OpenAIServingDetokeni
 from sglang.srt.managers.io_struct import ShutdownReq, wrap_as_pickle
 from sglang.srt.managers.tokenizer_manager import ServerStatus
 
-from enginepool.engines.sglang.front.allowing import guard
+from enginepool.engines.sglang.front.allowing import answering_400, guard
 from enginepool.engines.sglang.front.detokenizer import DetokenizerThread
 from enginepool.engines.sglang.front.responses import serving_responses
 from enginepool.engines.sglang.front.tokenizer import FrontTokenizerManager
@@ -31,7 +31,7 @@ IDLE_TIMEOUT = 60.0
 class OpenAILayer:
     """`app` is SGLang's one application of this process, so there is one layer at a time."""
 
-    app = http_server.app
+    app = answering_400(http_server.app)
 
     def __init__(self, server_args: Any, port_args: Any) -> None:
         self.manager, templates = init_tokenizer_manager(server_args, port_args, FrontTokenizerManager)
