@@ -3,6 +3,7 @@
 ## make test              lint, types and the whole test suite
 ## make gpu-test          what needs a GPU and the extra `gpu`, some minutes; `make test` leaves it out
 ## make fuzz              the tests of the scheduler by random events, with new cases at each run; EXAMPLES=2000 how many
+## make fuzz-api          everything that the API has, with odd values, beside streams; EXAMPLES=20000, ARGS="--engine transformers"
 ## make bench             the gateway's own cost, beside two peers
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 EXAMPLES ?= 2000
 
-.PHONY: help gpu demo test lint types pytest gpu-test fuzz bench clean
+.PHONY: help gpu demo test lint types pytest gpu-test fuzz fuzz-api bench clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -41,6 +42,9 @@ gpu-test: $(if $(wildcard $(VENV)/.gpu),$(VENV)/.dev)
 
 fuzz: $(VENV)/.dev
 	PRISM_CASES=fuzz PRISM_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_scheduler_random.py $(ARGS)
+
+fuzz-api: $(VENV)/.sglang
+	$(BIN)/python -m tests.fuzz_api --examples $(EXAMPLES) $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.overhead $(ARGS)

@@ -2,8 +2,8 @@
 
     python -m tests.sglang_poison FOLDER
 
-prints the `Report` of each place as JSON. A process of its own, since it changes the SGLang that it imports: there is an
-error at that place whenever a poisonous request takes part, known by the length that it asks for.
+prints the `Report` of each place as JSON. A process of its own, since it changes the SGLang that it imports: there is
+an error at that place whenever a poisonous request takes part, known by the length that it asks for.
 """
 
 from __future__ import annotations

@@ -43,14 +43,15 @@ def begin(worker: Worker) -> int:
 async def finish(worker: Worker, stream: int) -> str:
     await worker.until(lambda: worker.ended(stream))
     *_, done = worker.outputs(stream)
-    assert isinstance(done, Done) and not done.error, done
+    assert isinstance(done, Done), done
+    assert not done.error
     data = b"".join(it.data for it in worker.outputs(stream) if isinstance(it, Chunk))
     events = [it.removeprefix(b"data: ") for it in data.split(b"\n\n") if it.startswith(b"data: {")]
     return "".join(json.loads(it)["choices"][0]["text"] for it in events)
 
 
 async def ask_beside(worker: Worker, alone: str, path: str, **fields: Any) -> list[Reply]:
-    """The answers to several of the same request, which begin and go on beside a stream that says what it always says."""
+    """The answers to three of the same request, beside a stream that must say what it always says."""
     rank, stream = worker.rank.pid, begin(worker)
     await worker.until(lambda: worker.began(stream))
     requests = [worker.submit(path, **fields) for _ in range(3)]

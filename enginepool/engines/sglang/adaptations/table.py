@@ -30,6 +30,7 @@ _SAVER = "torch_memory_saver 0.0.10"
 
 _SCHEDULER = "sglang.srt.managers.scheduler"
 _BATCH = "sglang.srt.managers.schedule_batch"
+_READER = "sglang.srt.managers.scheduler_components.batch_result_processor:SchedulerBatchResultProcessor"
 _ADDER = "sglang.srt.managers.schedule_policy:PrefillAdder"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
 _GRAMMAR = "sglang.srt.constrained.llguidance_backend:GuidanceGrammar"
@@ -292,6 +293,59 @@ RANK = (
         ),
     ),
     Adaptation(
+        "log probabilities of certain tokens beside requests without",
+        "an error out of the Scheduler's loop",
+        "rank/logprobs.py",
+        _SGLANG,
+        says(f"{_READER}.move_logprobs_to_cpu", "v.tolist() for v in logits_output.next_token_token_ids_logprobs_val"),
+        (
+            f"{_READER}.move_logprobs_to_cpu(batch, logits_output)",
+            f"{_READER}._normalize_decode_outputs(batch, result, logits_output, next_token_ids)",
+            "sglang.srt.layers.logits_processor:LogitsProcessorOutput.next_token_token_ids_logprobs_val",
+        ),
+    ),
+    Adaptation(
+        "penalties go on after a retraction",
+        "tokens that count no more, and answers below their min_tokens",
+        "rank/penalties.py",
+        _SGLANG,
+        lacks(f"{_BATCH}:ScheduleBatch.prepare_for_extend", "cumulate_output_tokens"),
+        (
+            f"{_BATCH}:ScheduleBatch.prepare_for_extend()",
+            "sglang.srt.sampling.penaltylib.frequency_penalty:BatchedFrequencyPenalizer.cumulated_frequency_penalties",
+            "sglang.srt.sampling.penaltylib.presence_penalty:BatchedPresencePenalizer.cumulated_presence_penalties",
+            "sglang.srt.sampling.penaltylib.repetition_penalty:"
+            "BatchedRepetitionPenalizer.cumulated_repetition_penalties",
+            "sglang.srt.sampling.penaltylib.min_new_tokens:BatchedMinNewTokensPenalizer.len_output_tokens",
+        ),
+    ),
+    Adaptation(
+        "an error ends the requests that cause it",
+        "an error out of the Scheduler's loop, whatever it is",
+        "rank/quarantine.py, rank/rebuild.py",
+        _SGLANG,
+        lacks(f"{_SCHEDULER}:Scheduler.event_loop_overlap", "except Exception as"),
+        (
+            f"{_SCHEDULER}:Scheduler.get_next_batch_to_run(running_batch, last_batch)",
+            f"{_SCHEDULER}:Scheduler.run_batch(batch, ...)",
+            f"{_SCHEDULER}:Scheduler.launch_batch_sample_if_needed(batch_result, cur_batch)",
+            f"{_SCHEDULER}:Scheduler.process_batch_result(batch, result)",
+            f"{_SCHEDULER}:Scheduler.handle_generate_request(recv_req)",
+            f"{_SCHEDULER}:Scheduler.handle_embedding_request(recv_req)",
+            f"{_SCHEDULER}:Scheduler.result_queue",
+            f"{_SCHEDULER}:Scheduler.batch_record_buf",
+            f"{_SCHEDULER}:Scheduler._pending_chunked_abort_req",
+            f"{_SCHEDULER}:NextBatchPlan(batch_to_run, running_batch)",
+            "sglang.srt.managers.schedule_policy:SchedulePolicy.calc_priority(waiting_queue, running_batch)",
+            f"{_BATCH}:Req.reset_for_retract()",
+            f"{_BATCH}:Req.surr_offset",
+            f"{_BATCH}:Req.send_token_offset",
+            "sglang.srt.managers.scheduler_components.output_streamer:SchedulerOutputStreamer.send_to_detokenizer",
+            "sglang.srt.constrained.base_grammar_backend:"
+            "BaseGrammarBackend.get_cached_or_future_value(key, require_reasoning)",
+        ),
+    ),
+    Adaptation(
         "commands between two steps",
         "requests only",
         "rank/commands.py",
@@ -391,6 +445,19 @@ FRONT = (
             "sglang.srt.sampling.sampling_params:SamplingParams.logit_bias",
             "sglang.srt.sampling.sampling_params:SamplingParams.stop_token_ids",
             "sglang.srt.managers.io_struct:GenerateReqInput.top_logprobs_num",
+        ),
+    ),
+    Adaptation(
+        "fields that are served, by a list",
+        "every field of SGLang's requests, for anybody",
+        "front/allowing.py, front/fields.py",
+        _SGLANG,
+        always,
+        (
+            "sglang.srt.entrypoints.openai.serving_base:OpenAIServingBase.handle_request(request, raw_request)",
+            "sglang.srt.entrypoints.openai.serving_base:"
+            "OpenAIServingBase._convert_to_internal_request(request, raw_request)",
+            "sglang.srt.entrypoints.openai.serving_base:OpenAIServingBase.create_error_response(message, param, ...)",
         ),
     ),
     Adaptation(

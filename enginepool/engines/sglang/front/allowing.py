@@ -14,6 +14,7 @@ from fastapi import Response
 from config.errors import RequestError
 from enginepool.engines.sglang.front.fields import PASSED_OVER, ROUTES, Fields
 from enginepool.engines.sglang.front.requests import CURRENT
+from enginepool.engines.sglang.front.validation import check_tokens_of
 from enginepool.openai_answers import JSON
 from enginepool.openai_errors import error_body
 
@@ -51,8 +52,9 @@ def guard(serving: Any) -> Any:
         try:
             if live is not None:
                 check_fields(live.path, request)
-        except NotServed as error:
-            return serving.create_error_response(str(error), param=error.field)
+                check_tokens_of(live.path, request, serving.tokenizer_manager.model_config.vocab_size)
+        except ValueError as error:
+            return serving.create_error_response(str(error), param=getattr(error, "field", None))
         return await handle(request, raw_request)
 
     serving.handle_request = check_and_handle

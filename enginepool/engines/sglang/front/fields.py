@@ -1,8 +1,8 @@
 """Which fields of SGLang's requests clients may use, by route: a field that is on no list is refused.
 
-The lists were made from SGLang 0.5.17. `tests/test_sglang_fields.py` fails when the installed version has a field that is
-on none: look at what it makes SGLang do, to this request and to those beside it, and put it on the list where it belongs.
-Fields that SGLang does not know reach nobody.
+The lists were made from SGLang 0.5.17. `tests/test_sglang_fields.py` fails when the installed version has a field that
+is on none: look at what it makes SGLang do, to this request and to those beside it, and put it on the list where it
+belongs. Fields that SGLang does not know reach nobody.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ class Fields:
 
 PASSED_OVER = _names(
     "user metadata store service_tier parallel_tool_calls prompt_cache_key safety_identifier"
-    " rid request_id priority http_worker_ipc received_time log_metrics no_logs custom_labels routing_key conversation_id"
+    " rid request_id priority http_worker_ipc received_time log_metrics no_logs custom_labels routing_key"
+    " conversation_id"
     " external_trace_header truncation include max_tool_calls"
 )
 """What clients send always and everywhere and which asks for nothing, and what the gateway decides in their place."""
 
 _OPENAI = "sglang.srt.entrypoints.openai.protocol:"
 _SAMPLING = _names(
-    "frequency_penalty logit_bias n presence_penalty repetition_penalty stop stop_token_ids temperature top_p top_k min_p"
+    "frequency_penalty logit_bias n presence_penalty repetition_penalty stop stop_token_ids temperature top_p"
+    " top_k min_p"
     " regex ebnf ignore_eos skip_special_tokens no_stop_trim"
 )
 _STREAM = _names("stream stream_options")
@@ -78,7 +80,8 @@ ROUTES: dict[str, Fields] = {
         f"{_OPENAI}ResponsesRequest",
         _CACHE
         | _names(
-            "model input instructions max_output_tokens reasoning stream temperature tool_choice tools top_logprobs top_p"
+            "model input instructions max_output_tokens reasoning stream temperature tool_choice tools"
+            " top_logprobs top_p"
             " frequency_penalty presence_penalty stop top_k min_p repetition_penalty background previous_response_id"
         ),
         _names("session_id"),
@@ -113,9 +116,11 @@ ROUTES: dict[str, Fields] = {
         | _PICTURES
         | _names(
             "session_id session_params lora_path lora_id custom_logit_processor positional_embed_overrides"
-            " bootstrap_pair_key decode_tp_size background require_reasoning max_thinking_tokens return_bytes return_entropy"
+            " bootstrap_pair_key decode_tp_size background require_reasoning max_thinking_tokens return_bytes"
+            " return_entropy"
             " return_sampling_mask return_flat_raw_top_logprobs return_flat_raw_top_logprobs_b64 return_indexer_topk"
-            " mm_hashes need_wait_for_mm_inputs num_items_assigned mm_data_mooncake encoder_urls image_max_dynamic_patch"
+            " mm_hashes need_wait_for_mm_inputs num_items_assigned mm_data_mooncake encoder_urls"
+            " image_max_dynamic_patch"
             " video_max_dynamic_patch multi_item_delimiter_indices"
         ),
     ),
@@ -125,7 +130,8 @@ SAMPLING = Fields(
     "sglang.srt.sampling.sampling_params:SamplingParams",
     _SAMPLING
     | _names(
-        "max_new_tokens min_new_tokens json_schema structural_tag spaces_between_special_tokens stream_interval sampling_seed"
+        "max_new_tokens min_new_tokens json_schema structural_tag spaces_between_special_tokens"
+        " stream_interval sampling_seed"
     ),
     _names("stop_regex custom_params stop_strs stop_regex_strs stop_str_max_len stop_regex_max_len is_normalized"),
 )

@@ -22,7 +22,7 @@ MOST_ANSWERS = 128
 MOST_LOGPROBS = 20
 """Alternatives to a token, as in OpenAI's API: each is a text in the answer."""
 MOST_LABELS = 1024
-"""Tokens whose log probabilities are wanted at each place, and tokens with a bias: the rank goes through them one by one."""
+"""Tokens whose log probabilities are wanted at each place, and tokens with a bias: the rank takes them one by one."""
 MOST_STOPS = 64
 """Texts that end an answer: all are looked for at each token."""
 LONGEST_STOP = 1024
@@ -95,6 +95,19 @@ def _check_embeds(rows: Any, size: int) -> None:
         raise ValueError(f"input_embeds must be a list of lists of {size} numbers.") from error
     if not rows or not fit:
         raise ValueError(f"input_embeds must be lists of {size} finite numbers each, and at least one.")
+
+
+def check_tokens_of(path: str, request: Any, vocabulary: int) -> None:
+    """Tokens that a request to one of SGLang's own routes names, and which SGLang takes as they come.
+
+    Raises:
+        ValueError: the model does not have them, or there are none.
+    """
+    if path == "/v1/score" and request.label_token_ids == []:
+        raise ValueError("label_token_ids must name at least one token.")
+    if path == "/v1/detokenize":
+        for tokens in request.tokens if request.tokens and isinstance(request.tokens[0], list) else [request.tokens]:
+            _check_tokens("tokens", tokens, vocabulary)
 
 
 def check_readable(request: Any) -> None:

@@ -1,7 +1,7 @@
-"""Requests that want the log probabilities of certain tokens (`token_ids_logprob`, /v1/score) beside others that do not.
+"""Requests that want log probabilities of certain tokens (`token_ids_logprob`, /v1/score) beside others that do not.
 
-SGLang 0.5.17 computes them for a whole batch: a tensor for each request that wants them, an empty list for each that does
-not. When it reads the batch out it calls `tolist` on all of them, which lists do not have.
+SGLang 0.5.17 computes them for a whole batch: a tensor for each request that wants them, an empty list for each that
+does not. When it reads the batch out it calls `tolist` on all of them, which lists do not have.
 
 To be imported after SGLang.
 """

@@ -1,7 +1,7 @@
 """What a request has said before it was set back counts for its penalties, as if it had not been.
 
-SGLang 0.5.17 counts tokens as they are decoded. A retracted request is prefilled with its answer so far, none of which is
-counted again: it repeats itself from then on, or ends below its `min_tokens`.
+SGLang 0.5.17 counts tokens as they are decoded. A retracted request is prefilled with its answer so far, none of which
+is counted again: it repeats itself from then on, or ends below its `min_tokens`.
 
 To be imported after SGLang.
 """
@@ -38,7 +38,7 @@ def _count(batch: Any, penalizers: dict[type, Any]) -> None:
 
 
 def _counted(req: Any, overlap: bool) -> Any:
-    """The tokens that SGLang would have counted by now: with overlap it is late by one, and begins with the prompt's."""
+    """What SGLang would have counted by now: with overlap it is late by one token, and begins with the prompt."""
     return (req.origin_input_ids[-1:] + req.output_ids)[:-1] if overlap else req.output_ids
 
 

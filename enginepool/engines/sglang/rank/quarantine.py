@@ -2,8 +2,8 @@
 
 SGLang 0.5.17 lets it out of the loop, so that one request which it did not expect ends the rank with everybody's. Here
 the step in which it was raised counts as not taken: whatever it did is undone (`rebuild`), and all requests wait to be
-prefilled again. If the step was one request's alone, that one is ended. If not, those that took part run apart, one at a
-time and the newest first, until one fails alone; those behind it are believed innocent. If none does, they fail in each
+prefilled again. If the step was one request's alone, that one is ended. If not, those that took part run apart, one by
+one and the newest first, until one fails alone; those behind it are believed innocent. If none does, they fail in each
 other's company only, and the newest runs alone to its end.
 
 `decide` is the only place where a verdict is reached. Ranks of a group have the same requests in the same order: they

@@ -1,8 +1,8 @@
 """Begin anew with every request that a Scheduler has: whatever state an exception left, none of it is used again.
 
-A step that raised may have taken slots that no request knows of, and given back some of a request's. So nothing is given
-back one by one. All KV memory, request slots and prefix-cache entries are free again at once, as when SGLang flushes its
-cache, and the requests wait to be prefilled: prompt and answer so far, as when SGLang retracts them.
+A step that raised may have taken slots that no request knows of, and given back some of a request's. So nothing is
+given back one by one. All KV memory, request slots and prefix-cache entries are free again at once, as when SGLang
+flushes its cache, and the requests wait to be prefilled: prompt and answer so far, as when SGLang retracts them.
 
 Of SGLang 0.5.17. To be imported after `warm` only.
 """
