@@ -191,14 +191,14 @@ class Fuzzing:
         return "".join(choice["text"] for it in events for choice in json.loads(it).get("choices", ()))
 
 
-def fuzz(engine: str, folder: Path, seed: int, start: int, count: int) -> Found:
+def fuzz(engine: str, folder: Path, todo: Iterator[tuple[int, str, bytes]]) -> Found:
     """Serve a model below `folder`, and ask."""
     prism = Prism.start(folder / "gateway", _registry(engine, _small_model(folder)))
     found = Found()
     try:
         prism.wait_for_workers()
         assert prism.command("activate", model=MODEL).ok
-        asyncio.run(_ask_all(prism, found, requests(seed, start, count)))
+        asyncio.run(_ask_all(prism, found, todo))
         if deaths := sum(worker["restarts"] for worker in prism.status()["workers"]):
             found.problems.append(f"{deaths} workers died:\n" + "\n".join(prism.log[-60:]))
         found.errors = [line for line in prism.log if "an error while" in line or "could not be" in line]
@@ -236,7 +236,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first request")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="prism-fuzz-") as folder:
-        found = fuzz(given.engine, Path(folder), given.seed, given.start, given.examples)
+        found = fuzz(given.engine, Path(folder), requests(given.seed, given.start, given.examples))
     for (path, status), count in sorted(found.statuses.items()):
         print(f"{path} {status}: {count}")
     print(f"{sum(found.statuses.values())} answers, {found.streams} streams as ever, {len(found.problems)} problems")
