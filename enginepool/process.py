@@ -10,7 +10,9 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
+
+from enginepool.lossy import let_nobody_wait
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -32,8 +34,15 @@ Answer = TypeVar("Answer")
 
 
 def set_up_logging(level: str = "INFO") -> None:
+    """To stderr, waiting for no reader."""
+    sys.stderr = cast(TextIO, let_nobody_wait(2))
     logging.basicConfig(stream=sys.stderr, level=level.upper(), format=LOG_FORMAT, force=True)
     logging.captureWarnings(True)
+
+
+def let_output_wait_for_nobody() -> None:
+    """What libraries print must not stop a worker either."""
+    sys.stdout = cast(TextIO, let_nobody_wait(1))
 
 
 def set_subreaper(on: bool) -> None:
@@ -49,9 +58,10 @@ def die_with_parent(parent: int) -> None:
 
 
 def reset_signals() -> None:
-    """A forked child starts with the default handlers, whatever its template had."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+    """A forked child starts with the default handlers, whatever its template had; SIGHUP ends nobody."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def give_back_heap() -> None:

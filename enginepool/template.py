@@ -113,7 +113,9 @@ def main() -> None:
     fd, gateway, pool_json = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     process.die_with_parent(gateway)
     process.set_up_logging()
+    process.let_output_wait_for_nobody()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     pool = msgspec.json.decode(pool_json, type=Pool)
     began = time.monotonic()
     try:

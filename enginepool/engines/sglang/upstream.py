@@ -14,14 +14,13 @@ import sys
 import types
 import warnings
 import weakref
-from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
 from config.errors import EngineError
 from enginepool import tested
-from enginepool.engines.sglang import tokenizers
+from enginepool.engines.sglang import groups, tokenizers
 
 TESTED = tested.SGLANG
 _USUAL = (
@@ -56,7 +55,7 @@ def prepare(gpu: bool) -> None:
     tokenizers.detect_once()
     tokenizers.make_grammars_late()
     _leave_at_once()
-    _share_gloo_loop()
+    groups.keep_off_the_network()
     _move_load_snapshots()
 
 
@@ -157,23 +156,6 @@ def _leave_at_once() -> None:
             sleep(scheduler)
 
     Scheduler.maybe_sleep_on_idle = sleep_unless_leaving
-
-
-def _share_gloo_loop() -> None:
-    """Each of the Scheduler's seven process groups would have a thread of its own that wakes every 10 ms."""
-    from torch.distributed import distributed_c10d
-
-    c10d: Any = distributed_c10d
-    gloo = c10d.ProcessGroupGloo
-    device = cache(gloo.create_default_device)  # in the rank: threads survive no fork
-
-    class SharedLoop(gloo):  # type: ignore[misc, valid-type]
-        def __init__(self, store: Any, rank: int, size: int, timeout: Any) -> None:
-            options = gloo._Options()
-            options._devices, options._timeout = [device()], timeout
-            super().__init__(store, rank, size, options)
-
-    c10d.ProcessGroupGloo = SharedLoop
 
 
 def _move_load_snapshots() -> None:

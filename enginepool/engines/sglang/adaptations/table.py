@@ -53,6 +53,16 @@ with tempfile.TemporaryDirectory() as folder:
     print("needed" if len(os.listdir("/proc/self/task")) > before else "not needed")
     d.destroy_process_group()
 """
+_GLOO_LISTENS = """
+import os, tempfile, torch.distributed as d
+with tempfile.TemporaryDirectory() as folder:
+    d.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+    files = [f"/proc/self/fd/{it}" for it in os.listdir("/proc/self/fd")]
+    own = {os.readlink(it) for it in files if os.path.islink(it)}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}").readlines()[1:]]
+    print("needed" if any(it[3] == "0A" and f"socket:[{it[9]}]" in own for it in lines) else "not needed")
+    d.destroy_process_group()
+"""
 _LATE_ERROR = """
 from llguidance import LLMatcher, LLTokenizer
 import numpy
@@ -106,11 +116,24 @@ PROCESS = (
     ),
     Adaptation(
         "one gloo thread",
-        "a thread for each process group, which wakes every 10 ms",
-        "upstream.py",
+        "a thread for each process group of several ranks, which wakes every 10 ms",
+        "groups.py",
         "torch 2.11.0 to 2.13.0",
         runs(_GLOO_THREADS),
         ("torch.distributed.distributed_c10d:ProcessGroupGloo",),
+    ),
+    Adaptation(
+        "no listening without anybody to talk to",
+        "a TCP port of the rank, on the address of the host's name, for anybody",
+        "groups.py",
+        "torch 2.11.0 to 2.13.0",
+        runs(_GLOO_LISTENS),
+        (
+            "torch.distributed.distributed_c10d:ProcessGroupGloo",
+            "torch.distributed.distributed_c10d:ProcessGroup",
+            "torch.distributed.distributed_c10d:_new_process_group_helper",
+            "sglang.srt.model_executor.model_runner_components.load_model_utils:dist_barrier_after_load",
+        ),
     ),
     Adaptation(
         "load snapshots in the model's folder",
