@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from config.errors import StoreError
-from enginepool import segment
+from config.errors import HostMemoryShort, StoreError
+from enginepool import host_memory, segment
 from enginepool.layout import Entry, Layout
 from enginepool.messages import Block, Manifest, ModelSpec, TensorSpec
 from enginepool.segment import HeldSegment
@@ -58,6 +58,17 @@ class Meter:
     def finish(self) -> None:
         if self._done < self._total:
             self.add(self._total - self._done)
+
+
+def expect_room(model: ModelSpec, files: list[Path], copies: int) -> None:
+    """Look before reading: `copies` of the files' content will be in memory at a time, the segment being one.
+
+    Raises:
+        HostMemoryShort: the host, or a cgroup of this process, has not so much to give.
+    """
+    needed = copies * sum(file.stat().st_size for file in files)
+    if needed > (available := host_memory.room()):
+        raise HostMemoryShort(f"{model.name}: loading needs {needed} bytes of host memory, {available} are available")
 
 
 def read_ahead(model: ModelSpec, files: list[Path], meter: Meter) -> None:

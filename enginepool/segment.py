@@ -13,9 +13,8 @@ import os
 from contextlib import suppress
 from types import TracebackType
 
-import psutil
-
 from config.errors import HostMemoryShort, StoreError
+from enginepool import host_memory
 from enginepool.messages import SegmentRef
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -106,8 +105,7 @@ def create(name: str, nbytes: int) -> WritableSegment:
         HostMemoryShort: the host has less than that to give.
     """
     # Without room at the start, a later write would end the process with SIGBUS.
-    available = psutil.virtual_memory().available
-    if nbytes > available:
+    if nbytes > (available := host_memory.room()):
         raise HostMemoryShort(f"{name}: the weights need {nbytes} bytes of host memory, {available} are available")
     label = f"prism-{name}".encode()[:_NAME_LIMIT].decode(errors="ignore")
     fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -10,9 +10,9 @@ from config.errors import ConfigError, PoolError
 from config.reader import read_registry
 from config.registry import Registry
 from config.units import format_size
+from enginepool.host_memory import available, total
 from gateway.device_memory import capacities, never_fitting
 from gateway.doctor.finding import Finding, failed, ok, warning
-from gateway.doctor.memory import available, total
 
 _FILES = 256
 """Open files beside clients': workers, models in host memory, sockets."""

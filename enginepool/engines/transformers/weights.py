@@ -17,7 +17,7 @@ from enginepool.dummy import fill
 from enginepool.engines.transformers.checkpoint import FOREIGN_ERRORS, torch_dtype
 from enginepool.engines.transformers.tensors import slots_of
 from enginepool.layout import Entry
-from enginepool.loader import Meter, Progress, read_ahead, write
+from enginepool.loader import Meter, Progress, expect_room, read_ahead, write
 from enginepool.messages import Manifest, ModelSpec
 from enginepool.segment import HeldSegment
 
@@ -29,6 +29,7 @@ def load(model: ModelSpec, progress: Progress) -> tuple[Manifest, HeldSegment]:
     key = digest(model, f"torch {torch.__version__}", f"transformers {transformers.__version__}")
     files = weight_files(model)
     meter = Meter(progress, files)
+    expect_room(model, files, copies=1)  # what transformers has are the files themselves, mapped
     read_ahead(model, files, meter)
     module = _with_dummy_weights(model) if model.weights == "dummy" else _from_pretrained(model)
     entries = _entries(model, module)

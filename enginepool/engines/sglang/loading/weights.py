@@ -27,7 +27,7 @@ from enginepool.engines.sglang.loading.missing import Marks
 from enginepool.engines.sglang.loading.rotary import compute_tables
 from enginepool.engines.sglang.tensors import Walk
 from enginepool.layout import Entry
-from enginepool.loader import Meter, Progress, read_ahead, threads, write
+from enginepool.loader import Meter, Progress, expect_room, read_ahead, threads, write
 from enginepool.messages import Manifest, ModelSpec
 from enginepool.segment import HeldSegment
 
@@ -47,6 +47,7 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
     key = digest(model, *_versions(), json.dumps(model.engine_args, sort_keys=True), device)
     files = weight_files(model)
     meter = Meter(progress, files)
+    expect_room(model, files, copies=2)  # SGLang's own is the other
     read_ahead(model, files, meter)
     try:
         with nullcontext() if device == "cpu" else answered_by_nvml():
