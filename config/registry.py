@@ -36,6 +36,16 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Requests waiting for one model; above it 429."""
     stream_buffer: Bytes = 2**20
     """Bytes that a slow reader may leave unread before its stream is aborted."""
+    header_timeout: Seconds = 15.0
+    """Seconds that a request's headers may take from their first byte; then 408."""
+    body_timeout: Seconds = 30.0
+    """Seconds for which nothing of a body may come; then 408. A body that goes on coming may take any time."""
+    idle_timeout: Seconds = 75.0
+    """Seconds that a connection may stay open without a request. Longer than proxies keep theirs: it is for them to
+    close first."""
+    unfinished_bodies: Bytes | None = None
+    """Bytes of bodies under way, of all clients together. Above it those that have stalled are given up, with 503. Left
+    out: six of `max_body`."""
 
 
 class Gateway(Struct, frozen=True, kw_only=True):
@@ -46,6 +56,12 @@ class Gateway(Struct, frozen=True, kw_only=True):
     """Made by the gateway, for its owner only; the default lies in $XDG_RUNTIME_DIR, or in /tmp."""
     grace: Delay = 10.0
     """Seconds that requests in flight may take to finish after a stop."""
+    allowed_origins: tuple[Word, ...] = ()
+    """Origins, such as https://chat.example, whose pages browsers may let ask; `*` for all. Others get 403, unless the
+    page came from this gateway."""
+    allowed_hosts: tuple[Word, ...] = ()
+    """Names, with or without a port, by which clients may call a gateway that listens on loopback only, beside
+    localhost; `*` for all. Others get 403: a page may have its name resolve to this machine."""
     limits: Limits = field(default_factory=Limits)
 
 

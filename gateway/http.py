@@ -16,6 +16,9 @@ from enginepool.openai_answers import JSON
 from enginepool.openai_errors import error_body, server_error
 from enginepool.routes import INFERENCE_ROUTES
 from gateway import status
+from gateway.bodies import Bodies
+from gateway.browsers import Browsers
+from gateway.connections import TOO_MANY, is_guest
 from gateway.core import Gateway
 from gateway.live import LiveRequest
 from gateway.routing import DEVICE_HEADER, WORKER_HEADER, read_model, read_slo
@@ -27,12 +30,18 @@ FINISH_TIMEOUT = 30.0
 """Seconds that a client may take to read the rest of an answer that is complete."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+FOR_GUESTS = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that are served when there is no room for another client."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 
 def build_app(gateway: Gateway) -> web.Application:
-    limit = gateway.context.registry.gateway.limits.max_body
-    app = web.Application(client_max_size=limit + 1, middlewares=[_errors_in_openai_form])
+    config = gateway.context.registry.gateway
+    browsers = Browsers(config)
+    app = web.Application(middlewares=[_front(browsers)])
+    browsers.watch(app)
     routes = _Routes(gateway)
     for path in sorted(INFERENCE_ROUTES):
         app.router.add_post(path, routes.infer)
@@ -48,9 +57,10 @@ class _Routes:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._limits = gateway.context.registry.gateway.limits
+        self._bodies = Bodies(self._limits)
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
-        body = await self._read_body(request)
+        body = await self._bodies.read(request)
         model = self._gateway.context.catalog.get(read_model(body))
         slo = read_slo(request.headers, model.slo.ttft)
         live = self._gateway.admit(model.name, request.path, body, slo)
@@ -70,18 +80,6 @@ class _Routes:
             return {}
         device = self._gateway.context.pool.workers[live.worker].device
         return {WORKER_HEADER: str(live.worker), DEVICE_HEADER: device}
-
-    async def _read_body(self, request: web.Request) -> bytes:
-        limit = self._limits.max_body
-        try:
-            body = await request.read() if (request.content_length or 0) <= limit else None
-            if body is not None and len(body) <= limit:  # aiohttp's own limit is one off, one way or the other
-                return body
-        except web.HTTPRequestEntityTooLarge:
-            pass
-        except web.RequestPayloadError as error:
-            raise RequestError(400, "The body is not as its headers say it is encoded.", code="invalid_body") from error
-        raise RequestError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
 
     async def _relay(self, request: web.Request, live: LiveRequest, head: Head) -> web.StreamResponse:
         limit = self._limits.stream_buffer
@@ -111,7 +109,29 @@ class _Routes:
         return web.Response(body=self._gateway.context.metrics.render(), headers={"Content-Type": METRICS_TYPE})
 
 
-@web.middleware
+def _front(browsers: Browsers) -> Middleware:
+    """The only middleware, since each costs every request some microseconds."""
+
+    @web.middleware
+    async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            preflight = browsers.check(request)
+        except RequestError as error:
+            return _error(error)
+        if is_guest(request):
+            return await _serve_guest(request, handler)
+        return preflight or await _errors_in_openai_form(request, handler)
+
+    return front
+
+
+async def _serve_guest(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """There is no room for its connection."""
+    response = await _errors_in_openai_form(request, handler) if request.path in FOR_GUESTS else _error(TOO_MANY)
+    response.force_close()
+    return response
+
+
 async def _errors_in_openai_form(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Root of a request's task."""
     try:

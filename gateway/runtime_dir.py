@@ -13,6 +13,7 @@ from pathlib import Path
 
 from config.errors import PoolError
 from enginepool.mps import end_stale
+from gateway.private import check_own, make_private
 
 
 class RuntimeDir:
@@ -29,14 +30,16 @@ class RuntimeDir:
     def __enter__(self) -> RuntimeDir:
         """
         Raises:
-            PoolError: another gateway runs here, something else is in the way, or the folder cannot be written.
+            PoolError: another gateway runs here, something else is in the way, another user could change what lies
+                here, or the folder cannot be written.
         """
         try:
-            self.admin_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.admin_socket.parent)
             self._lock = self._take_lock()
             self._refuse_to_sweep_what_is_no_socket()
             self._sweep()
             self.workers.mkdir(mode=0o700)
+            check_own(self.workers)
         except BlockingIOError as error:
             raise PoolError(f"another gateway uses the admin socket {self.admin_socket}") from error
         except OSError as error:
@@ -51,7 +54,7 @@ class RuntimeDir:
     def _take_lock(self) -> int:
         """The lock's file descriptor. A file that its last owner has just removed is no lock any more."""
         while True:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._lock_path.stat().st_ino == os.fstat(lock).st_ino:

@@ -15,17 +15,13 @@ from aiohttp import web
 from config.errors import PoolError
 from config.registry import Registry
 from gateway.admin import AdminServer
+from gateway.connections import Connections, Site, raise_file_limit
 from gateway.core import Gateway
 from gateway.dummy_models import with_folders
 from gateway.http import build_app
 from gateway.runtime_dir import RuntimeDir
 
 log = logging.getLogger("prism.gateway")
-
-LINGERING = 1.0
-"""Seconds that a client may go on sending a body that was refused already."""
-BACKLOG = 4096
-"""Connections that may wait to be accepted."""
 
 
 def serve(
@@ -44,21 +40,25 @@ def serve(
     """
     # aiohttp logs each client's malformed request there; what goes wrong here is logged in `gateway.http`.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until somebody listens to it
     with RuntimeDir(registry.gateway.admin_socket) as runtime:
         served = with_folders(registry, runtime.models)
-        uvloop.run(_Server(served, runtime, validate, record, on_listening).run())
+        files = raise_file_limit()
+        uvloop.run(_Server(served, files, runtime, validate, record, on_listening).run())
 
 
 class _Server:
     def __init__(
         self,
         registry: Registry,
+        files: int,
         runtime: RuntimeDir,
         validate: bool,
         record: Path | None,
         on_listening: Callable[[str], None],
     ) -> None:
         self._registry = registry
+        self._files = files
         self._runtime = runtime
         self._validate = validate
         self._record = record
@@ -69,14 +69,13 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         gateway = Gateway(self._registry, self._runtime.workers, validate=self._validate, record=self._record)
         admin = AdminServer(gateway, self._stopping.set)
         runner = web.AppRunner(
             build_app(gateway),
-            access_log=None,
             handler_cancellation=True,
             handle_signals=False,
-            lingering_time=LINGERING,
             shutdown_timeout=1.0,
         )
         grace = 0.0
@@ -95,6 +94,9 @@ class _Server:
             await admin.stop()
         log.info("stopped")
 
+    def _reload(self) -> None:
+        log.warning("SIGHUP: nothing is reloaded yet; the registry is read at the start only")
+
     async def _start(self, gateway: Gateway) -> bool:
         """False when told to stop before the pool was there: its imports may take a while."""
         starting = asyncio.create_task(gateway.start())
@@ -111,8 +113,10 @@ class _Server:
     async def _listen(self, runner: web.AppRunner) -> None:
         await runner.setup()
         host, port = self._registry.gateway.host, self._registry.gateway.port
+        assert runner.server is not None
+        connections = Connections(runner.server, self._registry, self._files)
         try:
-            await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+            await Site(runner, connections, host, port).start()
         except OSError as error:
             raise PoolError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
