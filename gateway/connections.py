@@ -35,6 +35,8 @@ _OWN_FILES = 128
 _FILES_PER_WORKER = 8
 _LOOKS = 1024
 """Connections that are looked at for one that may give way."""
+_GRACE = 1.0
+"""Seconds that a connection may be idle in any case: its request may be on its way."""
 
 log = logging.getLogger("prism.http")
 
@@ -64,8 +66,8 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._limits = registry.gateway.limits
         kept = reserve(files, registry)
-        self._clients = _Crowd(files - kept)
-        self._guests = _Crowd(max(1, kept // 4))
+        self._clients = _Crowd(files - kept, _GRACE)
+        self._guests = _Crowd(max(1, kept // 4), 0.0)
         """Beyond the clients, in what is kept back: to be told that there is no room."""
         at = f"at the limit of {files} open files (ulimit -n)"
         self._gave_way = Seldom(log, f"{at}: %d idle connections gave way to new ones")
@@ -104,7 +106,7 @@ class Connections:
 class Connection(RequestHandler):
     """A `guest` is one more than there is room for."""
 
-    __slots__ = ("_crowd", "_header_timeout", "_headers_due", "guest", "seen")
+    __slots__ = ("_crowd", "_header_timeout", "_headers_due", "_seen", "_since", "guest")
 
     def __init__(
         self, server: web.Server, crowd: _Crowd, *, guest: bool, header_timeout: float, **settings: Any
@@ -114,8 +116,8 @@ class Connection(RequestHandler):
         self._header_timeout = header_timeout
         self._headers_due: asyncio.TimerHandle | None = None
         self.guest = guest
-        self.seen = 0
-        """Requests that it had made when it was last looked at."""
+        self._seen = 0
+        self._since = self._loop.time()
         crowd.add(self)
 
     @property
@@ -123,9 +125,11 @@ class Connection(RequestHandler):
         """Whether no whole request is here. At the very beginning nothing waits for one yet."""
         return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
 
-    @property
-    def requests(self) -> int:
-        return int(self._request_count)
+    def idle_for(self, seconds: float) -> bool:
+        """Whether nothing was asked for so long, as far as looking now and then tells."""
+        if self._request_count != self._seen:
+            self._seen, self._since = self._request_count, self._loop.time()
+        return self.idle and self._loop.time() - self._since >= seconds
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -167,8 +171,9 @@ def is_guest(request: web.Request) -> bool:
 class _Crowd:
     """Connections that share a limit, in the order in which they came or were looked at."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, grace: float) -> None:
         self._most = most
+        self._grace = grace
         self._all: dict[Connection, None] = {}
 
     @property
@@ -183,14 +188,13 @@ class _Crowd:
         self._all.pop(connection, None)
 
     def longest_idle(self) -> Connection | None:
-        """One that has asked for nothing since it was last looked at, and is not being answered."""
+        """One that may give way, if there is any among those that were not looked at for longest."""
         for connection in list(itertools.islice(self._all, _LOOKS)):
-            if connection.idle and connection.requests == connection.seen:
+            if connection.idle_for(self._grace):
                 return connection
-            connection.seen = connection.requests
             self.remove(connection)
             self.add(connection)
-        return next((it for it in itertools.islice(self._all, _LOOKS) if it.idle), None)
+        return None
 
 
 class _Refusal(asyncio.Protocol):
