@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from gateway.cli import main
-from tests.asking import ENDLESS, session, streaming
+from tests.asking import ENDLESS, chat, session, streaming
 from tests.serving import PATIENCE, Prism, ServePrism, simulated
 
 ENGINE: dict[str, Any] = {"engine_args": {"tpot": "1ms", "activation": "10ms"}}
@@ -363,3 +363,16 @@ def test_stop_returns_when_the_gateway_is_gone(cli: RunCli, serve_prism: ServePr
     assert done.out.startswith("stopping; 0 requests in flight")
     assert prism.process.wait(PATIENCE) == 0
     assert cli("status", at=prism).status == 1
+
+
+def test_sighup_ends_nobody_and_says_that_it_does_nothing(serve_prism: ServePrism) -> None:
+    """To the whole group of the gateway and to its processes, as closing a terminal or `systemctl kill` sends it."""
+    prism = serve_prism(simulated("a", pool=ENGINE))
+    prism.wait_for_workers()
+    pids = [worker["pid"] for worker in prism.status()["workers"]]
+    for process in prism.descendants():
+        process.send_signal(signal.SIGHUP)
+    os.killpg(prism.process.pid, signal.SIGHUP)
+    assert prism.wait_for_log("SIGHUP").endswith("nothing is reloaded yet; the registry is read at the start only")
+    assert chat(prism, "a", max_tokens=1).status == 200
+    assert [worker["pid"] for worker in prism.status()["workers"]] == pids

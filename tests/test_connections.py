@@ -254,7 +254,9 @@ def retry(asking: Callable[[], Answer]) -> None:
 def replace_a_worker(prism: Prism) -> None:
     pid = prism.worker(0)["pid"]
     os.kill(pid, signal.SIGKILL)
-    is_new: Callable[[dict[str, Any]], bool] = lambda s: (
-        s["workers"][0]["pid"] not in (None, pid) and s["workers"][0]["state"] != "starting"
-    )
+
+    def is_new(status: dict[str, Any]) -> bool:
+        worker = status["workers"][0]
+        return worker["pid"] not in (None, pid) and worker["state"] != "starting"
+
     prism.wait_until(is_new, "the worker is replaced")
