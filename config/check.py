@@ -43,6 +43,7 @@ def check(registry: Registry, problems: Problems, *, serving: bool) -> None:
         _check_source(registry, model, ("models", index), problems, serving=serving)
         _check_tensor_parallel(registry, model, ("models", index), problems, serving=serving)
         _check_colon(registry, model, ("models", index), problems)
+    _check_bodies(registry, problems)
     _check_host_memory(registry, problems)
     _check_device_memory(registry, problems)
 
@@ -52,6 +53,15 @@ def _check_admin_socket(registry: Registry, problems: Problems) -> None:
     nbytes = len(os.fsencode(registry.gateway.admin_socket))
     if nbytes > MAX_SOCKET_PATH and not problems.spoilt(key):
         problems.add(key, f"a path of at most {MAX_SOCKET_PATH} bytes", f"{nbytes}: {registry.gateway.admin_socket}")
+
+
+def _check_bodies(registry: Registry, problems: Problems) -> None:
+    limits, key = registry.gateway.limits, ("gateway", "limits", "unfinished_bodies")
+    if problems.spoilt(key, ("gateway", "limits", "max_body")) or limits.unfinished_bodies is None:
+        return
+    if limits.unfinished_bodies < limits.max_body:
+        expected = f"at least gateway.limits.max_body ({format_size(limits.max_body)})"
+        problems.add(key, expected, format_size(limits.unfinished_bodies))
 
 
 def _check_devices(registry: Registry, problems: Problems) -> None:

@@ -20,6 +20,7 @@ from gateway.live import LiveRequest
 from gateway.metrics import Metrics
 from gateway.profile import read_profile
 from gateway.recording import Recorder
+from gateway.server_paths import ServerPaths
 from scheduler.actions import Answer, AnyAction
 from scheduler.events import AnyEvent
 from scheduler.recorded import VERSION, Header
@@ -48,6 +49,7 @@ class Context:
         self.spawn = spawn
         self.abandon = abandon
         self.catalog = Catalog(registry)
+        self.paths = ServerPaths(registry.models)
         self._record = record
         self._recordings = 0
         self.recorder: Recorder | None = None

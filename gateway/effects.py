@@ -61,14 +61,16 @@ class Effects:
         if action.kind == "unavailable":
             self._context.journal.refused(live.model, action.reason)
         retry_after = action.retry_after or None
-        live.done(RequestError(status, f"{action.reason}.", kind=kind, code=code, retry_after=retry_after))
+        reason = self._context.paths.hide(action.reason)
+        live.done(RequestError(status, f"{reason}.", kind=kind, code=code, retry_after=retry_after))
 
     def _abort(self, action: actions.Abort) -> None:
         live = self._context.live[action.request]
         if live.worker is not None:
             self._context.pool.send(live.worker, messages.Abort(live.id))
         self._context.metrics.aborted(live)
-        live.done(RequestError(503, f"{action.reason}.", kind="server_error", code="aborted", retry_after=1.0))
+        reason = self._context.paths.hide(action.reason)
+        live.done(RequestError(503, f"{reason}.", kind="server_error", code="aborted", retry_after=1.0))
 
     def _activate(self, action: actions.Activate) -> None:
         self._note(action)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from config.errors import RequestError
 from enginepool.messages import Head
@@ -34,7 +35,6 @@ FOR_GUESTS = frozenset({"/health", "/ready", "/metrics"})
 """Paths that are served when there is no room for another client."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 
 def build_app(gateway: Gateway) -> web.Application:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import uvloop
 from aiohttp import web
+from msgspec.structs import replace
 
 from config.errors import PoolError
 from config.registry import Registry
+from config.units import format_size
+from enginepool import engines, host_memory
 from gateway.admin import AdminServer
 from gateway.connections import Connections, Site, raise_file_limit
 from gateway.core import Gateway
@@ -42,9 +45,18 @@ def serve(
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until somebody listens to it
     with RuntimeDir(registry.gateway.admin_socket) as runtime:
-        served = with_folders(registry, runtime.models)
+        served = _within_host(with_folders(registry, runtime.models))
         files = raise_file_limit()
         uvloop.run(_Server(served, files, runtime, validate, record, on_listening).run())
+
+
+def _within_host(registry: Registry) -> Registry:
+    """With a budget for weights that this machine, or the container that this process runs in, has at all."""
+    budget, most = registry.weight_store.host_memory, host_memory.most()
+    if budget <= most or not engines.needs_weights(registry.pool.engine):
+        return registry
+    log.warning("weight_store.host_memory is %s, of %s that there are", format_size(budget), format_size(most))
+    return replace(registry, weight_store=replace(registry.weight_store, host_memory=most))
 
 
 class _Server:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from config.errors import RequestError
 from enginepool import messages
 from gateway import offers
@@ -85,7 +87,8 @@ class Signals:
         live = self._context.live.get(message.request)
         if live is None or live.ended:
             return
-        error = RequestError(500, message.error, kind="server_error", code="engine_error") if message.error else None
+        text = self._context.paths.hide(message.error)
+        error = RequestError(500, text, kind="server_error", code="engine_error") if text else None
         live.done(error)
         self._context.metrics.finished(live, 500 if error else 200, message.prompt_tokens, message.output_tokens)
         self._context.feed(events.Finished(live.id, message.output_tokens))
@@ -97,6 +100,8 @@ class Signals:
         if message.status < 400:
             live.first_token_at = time.monotonic()
             self._context.metrics.first_token(live)
+        else:
+            message = replace(message, body=self._context.paths.hide_in_answer(message.body))
         live.reply(message)
         self._context.metrics.finished(live, message.status, message.prompt_tokens, message.output_tokens)
         self._context.feed(events.Finished(live.id, message.output_tokens))

@@ -320,7 +320,8 @@ def test_what_is_no_value_in_a_list_leaves_the_others_their_index(problems: Prob
         (
             "gateway",
             "limits:",
-            "limits: expected a mapping with keys of max_body, queue_per_model, stream_buffer, got nothing",
+            "limits: expected a mapping with keys of max_body, queue_per_model, stream_buffer, header_timeout, "
+            "body_timeout, idle_timeout, unfinished_bodies, got nothing",
         ),
         (
             "gateway",
@@ -459,6 +460,14 @@ def test_an_admin_socket_whose_path_is_too_long(problems: Problems) -> None:
     path = f"/tmp/{'x' * 92}"
     found = problems(f"gateway:\n  admin_socket: {path}\npool: {{engine: simulated}}\nmodels: [{{name: a}}]")
     assert found == [f"2: gateway.admin_socket: expected a path of at most 96 bytes, got 97: {path}"]
+
+
+def test_bodies_that_may_not_be_as_large_as_one_may_be(problems: Problems) -> None:
+    limits = "gateway:\n  limits:\n    max_body: 2MiB\n    unfinished_bodies: 1MiB"
+    found = problems(f"{limits}\npool: {{engine: simulated}}\nmodels: [{{name: a}}]")
+    assert found == [
+        "4: gateway.limits.unfinished_bodies: expected at least gateway.limits.max_body (2.0 MiB), got 1.0 MiB"
+    ]
 
 
 @pytest.mark.parametrize("written", ["on", "off", "auto", '"on"', "On"])
