@@ -10,6 +10,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from config.errors import RequestError
 from config.registry import Gateway
@@ -17,9 +18,10 @@ from gateway.routing import DEVICE_HEADER, WORKER_HEADER
 
 ANY = "*"
 _JSON = "application/json"
-_SITE = "Sec-Fetch-Site"
+_SITE = istr("Sec-Fetch-Site")
 _OWN = ("same-origin", "none")
 """`none`: the user typed the address."""
+_KNOWN = 256
 _PREFLIGHT_SECONDS = "600"
 _EXPOSED = f"{WORKER_HEADER}, {DEVICE_HEADER}, Retry-After"
 
@@ -28,6 +30,8 @@ class Browsers:
     def __init__(self, config: Gateway) -> None:
         self._origins = frozenset(it.rstrip("/").lower() for it in config.allowed_origins)
         self._hosts = frozenset(it.lower() for it in config.allowed_hosts)
+        self._known: set[str] = set()
+        """Host headers that were found to be fine."""
         self._local = is_loopback(config.host) and ANY not in self._hosts
 
     def watch(self, app: web.Application) -> None:
@@ -43,7 +47,7 @@ class Browsers:
         """
         headers = request.headers
         host = headers.get(hdrs.HOST, "")
-        if self._local:
+        if self._local and host not in self._known:
             self._check_host(host)
         origin, site = headers.get(hdrs.ORIGIN), headers.get(_SITE)
         if (origin is None and site is None) or _is_own(origin, site, host):
@@ -60,6 +64,8 @@ class Browsers:
     def _check_host(self, host: str) -> None:
         name = _name(host)
         if is_loopback(name) or _has_no_domain(name) or not self._hosts.isdisjoint((name, host.lower())):
+            if len(self._known) < _KNOWN:
+                self._known.add(host)
             return
         message = f"The host {name} is not in gateway.allowed_hosts; this gateway is for its own machine."
         raise RequestError(403, message, code="host_not_allowed")

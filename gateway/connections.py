@@ -132,11 +132,11 @@ class Connection(RequestHandler):
         return self.idle and self._loop.time() - self._since >= seconds
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._headers_due is None:
-            if self.idle:
+        RequestHandler.data_received(self, data)
+        if self.idle:
+            if self._headers_due is None:
                 self._headers_due = self._loop.call_later(self._header_timeout, self._refuse_headers)
-        elif not self.idle:
+        elif self._headers_due is not None:
             self._headers_due.cancel()
             self._headers_due = None
 
@@ -164,8 +164,7 @@ class Connection(RequestHandler):
 
 
 def is_guest(request: web.Request) -> bool:
-    connection = request.protocol
-    return isinstance(connection, Connection) and connection.guest
+    return request.protocol.guest  # type: ignore[attr-defined,no-any-return]
 
 
 class _Crowd:

@@ -114,41 +114,34 @@ def _front(browsers: Browsers) -> Middleware:
 
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Root of a request's task."""
         try:
             preflight = browsers.check(request)
+            if is_guest(request):
+                return await _serve_guest(request, handler)
+            return preflight or await handler(request)
         except RequestError as error:
             return _error(error)
-        if is_guest(request):
-            return await _serve_guest(request, handler)
-        return preflight or await _errors_in_openai_form(request, handler)
+        except web.HTTPNotFound:
+            return _error(RequestError(404, f"There is no route {request.method} {request.path}.", code="unknown_url"))
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{request.path} takes {allowed}, not {request.method}."
+            return _error(RequestError(405, message, code="method_not_allowed"), {"Allow": allowed})
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            if STREAMING in request:
+                raise  # the headers are out: all that is left is to break the connection
+            return _error(server_error("The gateway failed on this request."))
 
     return front
 
 
 async def _serve_guest(request: web.Request, handler: Handler) -> web.StreamResponse:
     """There is no room for its connection."""
-    response = await _errors_in_openai_form(request, handler) if request.path in FOR_GUESTS else _error(TOO_MANY)
+    response = await handler(request) if request.path in FOR_GUESTS else _error(TOO_MANY)
     response.force_close()
     return response
-
-
-async def _errors_in_openai_form(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Root of a request's task."""
-    try:
-        return await handler(request)
-    except RequestError as error:
-        return _error(error)
-    except web.HTTPNotFound:
-        return _error(RequestError(404, f"There is no route {request.method} {request.path}.", code="unknown_url"))
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        message = f"{request.path} takes {allowed}, not {request.method}."
-        return _error(RequestError(405, message, code="method_not_allowed"), {"Allow": allowed})
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        if STREAMING in request:
-            raise  # the headers are out: all that is left is to break the connection
-        return _error(server_error("The gateway failed on this request."))
 
 
 def _json(data: object, status_code: int = 200) -> web.Response:

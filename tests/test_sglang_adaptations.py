@@ -92,6 +92,7 @@ def test_nothing_is_missing_in_the_installed_version() -> None:
 def test_what_runs_or_reads_on_a_cpu_is_seen_to_be_needed(capsys: pytest.CaptureFixture[str]) -> None:
     _, said = verdicts(capsys)
     assert said["one gloo thread"] == "needed"
+    assert said["no listening without anybody to talk to"] == "needed"
     assert said["a grammar that fails late ends its own request"] == "needed"
     assert said["no watchdog"] == "needed"
     assert said["rotary tables computed by the GPU"] == "cannot tell here (needs a GPU)"
