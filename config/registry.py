@@ -46,6 +46,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     unfinished_bodies: Bytes | None = None
     """Bytes of bodies under way, of all clients together. Above it those that have stalled are given up, with 503. Left
     out: six of `max_body`."""
+    json_values: Count = 1_000_000
+    """Values in a request's body, such as tokens of a prompt; above it 400."""
+    json_containers: Count = 20_000
+    """Of them objects and lists, such as messages, which take far longer to read; above it 400."""
 
 
 class Gateway(Struct, frozen=True, kw_only=True):
@@ -63,6 +67,21 @@ class Gateway(Struct, frozen=True, kw_only=True):
     """Names, with or without a port, by which clients may call a gateway that listens on loopback only, beside
     localhost; `*` for all. Others get 403: a page may have its name resolve to this machine."""
     limits: Limits = field(default_factory=Limits)
+
+
+class Work(Struct, frozen=True, kw_only=True):
+    """What one request may have a worker do besides its model's steps."""
+
+    own_templates: bool = False
+    """Whether a client may send a chat template of its own, which is a program."""
+    preparation: Seconds = 20.0
+    """Seconds that a large prompt may take to become tokens, its chat template included; above it 400."""
+    grammar_time: Seconds = 5.0
+    """Seconds that a grammar, such as a JSON schema, may take to be compiled; above it 400."""
+    prompts: Count = 1024
+    """Prompts in one request; above it 400."""
+    logprobs: Count = 200_000
+    """Tokens of the prompt that have logprobs, times the alternatives to each; above it 400."""
 
 
 class Pool(Struct, frozen=True, kw_only=True):
@@ -100,6 +119,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     mps: MpsChoice = "auto"
     """Whether the workers of a GPU compute at the same time, through an MPS daemon of the gateway's own, and not in
     turns. `auto`: where `sglang` has more than one worker per GPU and NVIDIA's MPS can be had; `on`: or no start."""
+    limits: Work = field(default_factory=Work)
     engine_args: dict[str, Any] = field(default_factory=dict)
     """For the engine as a whole. `simulated` takes its timing model (`ttft`, `tpot`, `activation`: seconds) and what it
     pretends to hold of a device: `held_blank`, `held_active`, `held_parked`, `kv_per_token` (bytes); `limit_delay` are

@@ -73,7 +73,7 @@ class Worker:
 
     @property
     def rank(self) -> psutil.Process:
-        (rank,) = self.front.children()
+        rank, *_ = self.front.children()  # then processes that try grammars out
         return rank
 
     # its model

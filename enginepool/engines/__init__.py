@@ -90,7 +90,7 @@ def create(pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
         gpu = visible_name(device, os.environ) if is_gpu(device) else ""
         patience = RANK_SILENCE * pool.silence
         start = StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu, patience, spawn.mps)
-        return SglangEngine(emit, start)
+        return SglangEngine(emit, start, pool.limits)
     from enginepool.engines.simulated import SimulatedEngine
 
     return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)

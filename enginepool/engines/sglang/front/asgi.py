@@ -56,7 +56,7 @@ class Exchange:
 
     async def send(self, event: dict[str, Any]) -> None:
         """While the gateway does not read, this waits, and SGLang's stream with it."""
-        if self._live.aborted:
+        if self._live.aborted or self.ended:
             return
         if event["type"] == "http.response.start":
             self._start(event)

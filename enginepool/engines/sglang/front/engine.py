@@ -12,12 +12,16 @@ import pynvml
 
 from config.errors import EngineError, PoolError, RequestError, StoreError
 from config.gpus import VISIBLE
+from config.registry import Work
 from enginepool import mps_control
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
+from enginepool.engines.sglang.front.apart import LARGE, Apart
 from enginepool.engines.sglang.front.asgi import Exchange
+from enginepool.engines.sglang.front.grammars import GrammarTrials
 from enginepool.engines.sglang.front.rank_process import RankProcess
 from enginepool.engines.sglang.front.rehearsal import Demand, Rehearsal, mark_for
+from enginepool.engines.sglang.front.own_template import OWN_TEMPLATE, refuse_own_template
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.skeleton import KvLimit, Skeleton
 from enginepool.engines.sglang.gpu.memory import GpuMemory
@@ -53,7 +57,7 @@ class SglangEngine:
 
     name = "sglang"
 
-    def __init__(self, emit: Emit, start: StartRank) -> None:
+    def __init__(self, emit: Emit, start: StartRank, work: Work | None = None) -> None:
         # First of all: later there are threads, which a fork would not copy.
         self._rank = RankProcess(start, self._on_rank_event)
         self._rank.died.add_done_callback(self._on_rank_died)
@@ -62,6 +66,9 @@ class SglangEngine:
         sweep()
         self._emit = emit
         self._mps = start.mps
+        self._work = work or Work()
+        self._apart = Apart(self._work.preparation)
+        self._trials = GrammarTrials(self._work.grammar_time)
         self.held = 0
         self.copy_seconds = 0.0
         self._live: dict[int, LiveRequest] = {}
@@ -111,6 +118,7 @@ class SglangEngine:
             await self._tear_down(Phases())
             phases.end("teardown")
             self._skeleton = await Skeleton.build(model, weights, limit, self._rank, phases)
+            self._skeleton.layer.manager.bind(self._work, self._trials)
         self.held, self.copy_seconds = self._skeleton.held, self._skeleton.copy_seconds
         self._active = True
         self._rehearse(self._skeleton)
@@ -174,6 +182,7 @@ class SglangEngine:
         if self._skeleton is not None:
             await self._skeleton.close()
             self._skeleton = None
+        self._trials.close()
         await self._leave_gpu()
         self._rank.close()
         remove_kv_file()
@@ -275,7 +284,9 @@ class SglangEngine:
         CURRENT.set(live)
         exchange = Exchange(live, emit, self._reading)
         try:
-            await layer.app(exchange.scope, exchange.receive, exchange.send)
+            await self._serve(layer.app, exchange, live)
+        except RequestError as error:
+            exchange.fail(error)
         except Exception:
             log.exception("request %d failed", live.id)
             exchange.fail(server_error("The engine failed on this request."))
@@ -284,6 +295,15 @@ class SglangEngine:
             layer.manager.forget(live)
             live.close()
             self._forget(live.id)
+
+    async def _serve(self, app: Any, exchange: Exchange, live: LiveRequest) -> None:
+        own_template = OWN_TEMPLATE in live.body
+        if own_template and not self._work.own_templates:
+            refuse_own_template(live.body)
+        if len(live.body) > LARGE or own_template:
+            await self._apart.run(app, exchange, live)
+        else:
+            await app(exchange.scope, exchange.receive, exchange.send)
 
     def _forget(self, request: int) -> LiveRequest | None:
         live = self._live.pop(request, None)

@@ -26,6 +26,8 @@ class LiveRequest:
         self.refusal: RequestError | None = None
         """Why SGLang gives it up: its own answer may be an event of a stream that has status 200."""
         self.gone = asyncio.Event()
+        self.prepared = asyncio.Event()
+        """The tokenizer manager has it: body and chat template are done with."""
         self.rids: list[str] = []
         """SGLang's ids for it, made by SGLang: no client can choose one."""
         self._load = load

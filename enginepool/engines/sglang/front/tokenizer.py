@@ -1,15 +1,21 @@
-"""SGLang's TokenizerManager with the gateway's say: request ids, priorities, counts, and what is too long."""
+"""SGLang's TokenizerManager with the gateway's say: request ids, priorities, counts, and what is too much."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Any
 
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 from config.errors import RequestError
 from enginepool.engines.sglang.front.allowing import check_fields
+from config.registry import Work
+from enginepool.aside import Ended, TookTooLong, aside
+from enginepool.engines.sglang.front.apart import over, took_too_long
+from enginepool.engines.sglang.front.bounds import LONG, bound, characters, check_logprobs, check_prompts, strings_of
+from enginepool.engines.sglang.front.grammars import GrammarTrials
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.validation import check, check_answers, check_readable
 
@@ -64,8 +70,24 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         for rid in live.rids:
             self._live.pop(rid, None)
 
+    def bind(self, work: Work, trials: GrammarTrials) -> None:
+        """What a request may cost, before the first one comes."""
+        self._work = work
+        self._trials = trials
+        self._bounds = bound(self.tokenizer, self.max_req_input_len - 1, own_templates=work.own_templates)
+
     async def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
+        main = self.event_loop
+        assert main is not None
+        outputs = self._generate(obj, request)
+        async for output in outputs if asyncio.get_running_loop() is main else over(outputs, main):
+            yield output
+
+    async def _generate(self, obj: Any, request: Any) -> AsyncIterator[Any]:
+        """On the worker's event loop."""
         live = CURRENT.get()
+        if live is not None:
+            live.prepared.set()
         began = False
         try:
             if live is not None:
@@ -74,6 +96,8 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
                 _take_from_client(obj)
                 obj.priority = live.priority
             check_answers(obj)
+            check_prompts(obj, self._work.prompts)
+            await self._trials.attempt(getattr(obj, "sampling_params", None), live)
             async for output in super().generate_request(obj, request):
                 began = True
                 if live is not None and live.refusal is None:
@@ -100,11 +124,38 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             self._live.update(dict.fromkeys(lifecycles, live))
         return lifecycles
 
+    async def _tokenize_texts(self, texts: Any, is_cross_encoder: bool = False) -> Any:
+        """Long ones beside the loop. A request of many prompts leaves it to others between two of them."""
+        await asyncio.sleep(0)
+        live = CURRENT.get()
+        if live is None or characters(texts) <= LONG:
+            return await super()._tokenize_texts(texts, is_cross_encoder)
+        work = partial(self._tokenize_long, texts, super()._tokenize_texts(texts, is_cross_encoder))
+        try:
+            return await aside(work, self._work.preparation, live.gone)
+        except TookTooLong as error:
+            raise ValueError(str(took_too_long(self._work.preparation))) from error
+        except Ended as error:
+            raise ValueError("The request was aborted.") from error
+
+    def _tokenize_long(self, texts: Any, tokenizing: Coroutine[Any, Any, Any]) -> Any:
+        """In a thread. SGLang's coroutine waits for nothing."""
+        try:
+            for text in strings_of(texts):
+                self._bounds.check(text, lambda piece: self.tokenizer(piece)["input_ids"])
+            tokenizing.send(None)
+        except StopIteration as returned:
+            return returned.value
+        finally:
+            tokenizing.close()
+        raise RuntimeError("SGLang waits while it makes tokens")
+
     def _validate_one_request(self, obj: Any, input_ids: Any) -> None:
         tokens, limit = len(input_ids or ()), self.max_req_input_len
         if tokens >= limit:
             raise ValueError(f"The input ({tokens} tokens) is longer than this worker can take ({limit - 1} tokens).")
         check(obj, input_ids, self.model_config, is_generation=self.is_generation)
+        check_logprobs(obj, tokens, self._work.logprobs)
         super()._validate_one_request(obj, input_ids)
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:

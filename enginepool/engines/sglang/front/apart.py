@@ -1,0 +1,88 @@
+"""A large request through SGLang's application in a thread of its own, beside the worker's event loop.
+
+SGLang reads a body, renders a chat template, makes tokens and writes an answer without ever waiting: for 16 MiB that
+is seconds, in which no ping and no stream would be answered. Apart, only the gateway's side (`Exchange`) and the
+tokenizer manager's are on the worker's loop: to both of them it goes over, step by step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from config.errors import RequestError
+from enginepool.aside import Aside, Ended, first_of
+from enginepool.engines.sglang.front.asgi import Exchange
+from enginepool.engines.sglang.front.requests import LiveRequest
+
+T = TypeVar("T")
+
+LARGE = 64 * 1024
+"""Bytes of a body from which on a request goes apart."""
+AT_ONCE = 4
+"""Requests of a worker that are prepared apart at a time. Each one's Python delays everybody else's by 5 ms."""
+
+
+class Apart:
+    """`seconds` is how long a request's preparation may take: all until the tokenizer manager has it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self, app: Any, exchange: Exchange, live: LiveRequest) -> None:
+        async with self._turns:
+            if live.aborted:
+                return
+            aside = Aside(partial(_serve, app, exchange, asyncio.get_running_loop()))
+            await first_of(aside.done, live.prepared, self._seconds)
+            if not live.prepared.is_set() and not aside.done.done():
+                aside.end()
+                if not live.aborted:
+                    exchange.fail(took_too_long(self._seconds))
+                await asyncio.wait((aside.done,))
+        with contextlib.suppress(Ended):
+            await aside.done
+
+
+def took_too_long(seconds: float) -> RequestError:
+    message = f"The prompt takes longer than {seconds:g} s to become tokens, its chat template included."
+    return RequestError(400, message, code="preparation_timeout")
+
+
+def _serve(app: Any, exchange: Exchange, main: asyncio.AbstractEventLoop) -> None:
+    """In the thread."""
+
+    async def receive() -> dict[str, Any]:
+        return await _over(exchange.receive(), main)
+
+    async def send(event: dict[str, Any]) -> None:
+        await _over(exchange.send(event), main)
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(app(exchange.scope, receive, send))
+
+
+async def over(outputs: AsyncIterator[T], main: asyncio.AbstractEventLoop) -> AsyncIterator[T]:
+    """What an asynchronous generator of the loop `main` gives, on another thread's loop."""
+    generator: Any = outputs
+    try:
+        while True:
+            try:
+                yield await _over(anext(generator), main)
+            except StopAsyncIteration:
+                return
+    finally:
+        await _over(generator.aclose(), main)
+
+
+async def _over(work: Any, main: asyncio.AbstractEventLoop) -> Any:
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_caught(work), main))
+
+
+async def _caught(work: Coroutine[Any, Any, T]) -> T:
+    """`work`, which may be any awaitable."""
+    return await work

@@ -1,0 +1,136 @@
+"""Grammars are tried out before a rank sees them, in a process that can be killed: compiling some takes for ever.
+
+llguidance 1.9.1 works out what several `anyOf` of one `allOf` come to together, for one: ten of them take 0.2 s, twenty
+minutes. In the rank, SGLang compiles in a thread, which nothing can end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from enginepool.engines.sglang.front.requests import LiveRequest
+
+KINDS = ("json_schema", "regex", "ebnf", "structural_tag")
+"""Sampling parameters of SGLang that hold a grammar each."""
+AT_ONCE = 2
+"""Trials of a worker at a time; the next waits."""
+REMEMBERED = 4096
+"""Grammars whose trials are not repeated."""
+IDLE = 2.0
+"""Seconds after which a process without a trial ends."""
+_PROGRAM = "enginepool.engines.sglang.front.grammar_trial"
+
+
+class GrammarTrials:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._idle: list[Process] = []
+        self._busy: set[Process] = set()
+        self._found: OrderedDict[bytes, bool] = OrderedDict()
+
+    async def attempt(self, sampling: Any, live: LiveRequest | None) -> None:
+        """Try what grammars there are in SGLang's sampling parameters.
+
+        Raises:
+            ValueError: one takes too long, or the client has left.
+        """
+        for kind, grammar in _grammars(sampling):
+            key = hashlib.sha256(f"{kind}:{grammar}".encode(errors="replace")).digest()
+            if key not in self._found:
+                self._remember(key, await self._try_unless_gone(kind, grammar, live))
+            if not self._found.get(key, True):
+                raise ValueError(f"{kind}: compiling this grammar takes longer than {self._seconds:g} s, or too much memory.")
+
+    def close(self) -> None:
+        for process in (*self._idle, *self._busy):
+            _kill(process)
+        self._idle.clear()
+
+    def _remember(self, key: bytes, compiles: bool) -> None:
+        self._found[key] = compiles
+        if len(self._found) > REMEMBERED:
+            self._found.popitem(last=False)
+
+    async def _try_unless_gone(self, kind: str, grammar: str, live: LiveRequest | None) -> bool:
+        trial = asyncio.ensure_future(self._try(kind, grammar))
+        gone = asyncio.ensure_future((live.gone if live is not None else asyncio.Event()).wait())
+        try:
+            await asyncio.wait((trial, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not trial.done():
+                raise ValueError("The request was aborted.")
+            return trial.result()
+        finally:
+            gone.cancel()
+            trial.cancel()
+
+    async def _try(self, kind: str, grammar: str) -> bool:
+        """False: it did not end in time, or ended its process."""
+        async with self._turns:
+            process = self._idle.pop() if self._idle else await _start()
+            self._busy.add(process)
+            ended = False
+            try:
+                async with asyncio.timeout(self._seconds):
+                    ended = await _ask(process, kind, grammar)
+            except TimeoutError:
+                pass
+            finally:
+                self._busy.discard(process)
+                self._rest(process) if ended else _kill(process)
+            return ended
+
+    def _rest(self, process: Process) -> None:
+        self._idle.append(process)
+        asyncio.get_running_loop().call_later(IDLE, self._retire, process)
+
+    def _retire(self, process: Process) -> None:
+        if process in self._idle:
+            self._idle.remove(process)
+            _kill(process)
+
+
+def _grammars(sampling: Any) -> Iterator[tuple[str, str]]:
+    for options in sampling if isinstance(sampling, list) else (sampling,):
+        if isinstance(options, dict):
+            yield from ((kind, options[kind]) for kind in KINDS if isinstance(options.get(kind), str))
+
+
+async def _start() -> Process:
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", _PROGRAM, stdin=PIPE, stdout=PIPE, env=environment)
+    try:
+        await _line(process)
+    except BaseException:
+        _kill(process)
+        raise
+    return process
+
+
+async def _ask(process: Process, kind: str, grammar: str) -> bool:
+    """Whether it has come to an end with this grammar, right or wrong."""
+    assert process.stdin is not None
+    with contextlib.suppress(ConnectionError):
+        process.stdin.write(msgspec.json.encode((kind, grammar)) + b"\n")
+        await process.stdin.drain()
+    return bool(await _line(process))
+
+
+async def _line(process: Process) -> bytes:
+    assert process.stdout is not None
+    return await process.stdout.readline()
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
