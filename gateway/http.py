@@ -18,6 +18,7 @@ from enginepool.openai_errors import error_body, server_error
 from enginepool.routes import INFERENCE_ROUTES
 from gateway import status
 from gateway.bodies import Bodies
+from gateway.body_shape import check_shape
 from gateway.browsers import Browsers
 from gateway.connections import TOO_MANY, is_guest
 from gateway.core import Gateway
@@ -61,6 +62,7 @@ class _Routes:
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         body = await self._bodies.read(request)
+        await check_shape(body, self._limits)
         model = self._gateway.context.catalog.get(read_model(body))
         slo = read_slo(request.headers, model.slo.ttft)
         live = self._gateway.admit(model.name, request.path, body, slo)

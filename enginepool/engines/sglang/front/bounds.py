@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from enginepool.engines.sglang.front.own_template import REFUSAL
@@ -101,6 +101,11 @@ def check_logprobs(obj: Any, tokens: int, most: int) -> None:
     asked = (0 if start is None or start < 0 else max(0, tokens - start)) * max(1, obj.top_logprobs_num or 0, chosen)
     if asked > most:
         raise ValueError(f"logprob_start_len: {asked} logprobs of the prompt are asked for; {most} is the most.")
+
+
+def frozen(texts: Any) -> Hashable:
+    """A text, texts or pairs of texts, as a key."""
+    return tuple(map(frozen, texts)) if isinstance(texts, list | tuple) else texts
 
 
 def characters(texts: Any) -> int:

@@ -1,5 +1,5 @@
-"""The process in which grammars are tried out: for each line of JSON, a kind and a grammar, one line once it compiles
-or does not. What takes too long is for the other side to end.
+"""The process in which grammars are tried out: for each line of JSON, a kind and a grammar, one line with
+what is wrong with it. What takes too long is for the other side to end.
 
     python -m enginepool.engines.sglang.front.grammar_trial
 """
@@ -21,6 +21,8 @@ MEMORY = 2 * 2**30
 """Bytes of its address space."""
 NICENESS = 10
 """So that steps go first."""
+_WITHOUT_TOKENS = ("json_schema", "regex")
+"""Kinds of grammars that cannot name a token."""
 
 
 def main() -> None:
@@ -30,17 +32,21 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin.buffer:
         kind, grammar = msgspec.json.decode(line, type=tuple[str, str])
-        compile_it(kind, grammar)
-        print("done", flush=True)
+        problem = compile_it(kind, grammar)
+        print(msgspec.json.encode(problem).decode(), flush=True)
 
 
-def compile_it(kind: str, grammar: str) -> None:
-    """As SGLang 0.5.17 does it (constrained/llguidance_backend.py). What is wrong with it, SGLang will say."""
+def compile_it(kind: str, grammar: str) -> str:
+    """As SGLang 0.5.17 does it (constrained/llguidance_backend.py); returns what is wrong with the grammar, or "".
+
+    Without the model's tokens, a grammar that names them looks wrong; that is for SGLang to say.
+    """
     try:
-        for serialized in _serialized(kind, grammar):
-            LLMatcher.validate_grammar(serialized)
+        problems = [LLMatcher.validate_grammar(serialized) for serialized in _serialized(kind, grammar)]
     except Exception:  # SGLang's own code meets the same
-        return
+        return ""
+    wrong = (problem for problem in problems if problem and not LLMatcher.is_validate_warning(problem))
+    return next(wrong, "") if kind in _WITHOUT_TOKENS else ""
 
 
 def _serialized(kind: str, grammar: str) -> Iterator[str]:

@@ -34,35 +34,36 @@ _PROGRAM = "enginepool.engines.sglang.front.grammar_trial"
 class GrammarTrials:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self._too_much = f"compiling this grammar takes longer than {seconds:g} s, or too much memory"
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._idle: list[Process] = []
         self._busy: set[Process] = set()
-        self._found: OrderedDict[bytes, bool] = OrderedDict()
+        self._found: OrderedDict[bytes, str] = OrderedDict()
 
     async def attempt(self, sampling: Any, live: LiveRequest | None) -> None:
         """Try what grammars there are in SGLang's sampling parameters.
 
         Raises:
-            ValueError: one takes too long, or the client has left.
+            ValueError: one is wrong or takes too long, or the client has left.
         """
         for kind, grammar in _grammars(sampling):
             key = hashlib.sha256(f"{kind}:{grammar}".encode(errors="replace")).digest()
             if key not in self._found:
                 self._remember(key, await self._try_unless_gone(kind, grammar, live))
-            if not self._found.get(key, True):
-                raise ValueError(f"{kind}: compiling this grammar takes longer than {self._seconds:g} s, or too much memory.")
+            if problem := self._found.get(key):
+                raise ValueError(f"{kind}: {problem}.")
 
     def close(self) -> None:
         for process in (*self._idle, *self._busy):
             _kill(process)
         self._idle.clear()
 
-    def _remember(self, key: bytes, compiles: bool) -> None:
-        self._found[key] = compiles
+    def _remember(self, key: bytes, problem: str) -> None:
+        self._found[key] = problem
         if len(self._found) > REMEMBERED:
             self._found.popitem(last=False)
 
-    async def _try_unless_gone(self, kind: str, grammar: str, live: LiveRequest | None) -> bool:
+    async def _try_unless_gone(self, kind: str, grammar: str, live: LiveRequest | None) -> str:
         trial = asyncio.ensure_future(self._try(kind, grammar))
         gone = asyncio.ensure_future((live.gone if live is not None else asyncio.Event()).wait())
         try:
@@ -74,21 +75,21 @@ class GrammarTrials:
             gone.cancel()
             trial.cancel()
 
-    async def _try(self, kind: str, grammar: str) -> bool:
-        """False: it did not end in time, or ended its process."""
+    async def _try(self, kind: str, grammar: str) -> str:
+        """What is wrong with it, or ""."""
         async with self._turns:
             process = self._idle.pop() if self._idle else await _start()
             self._busy.add(process)
-            ended = False
+            problem = None
             try:
                 async with asyncio.timeout(self._seconds):
-                    ended = await _ask(process, kind, grammar)
+                    problem = await _ask(process, kind, grammar)
             except TimeoutError:
                 pass
             finally:
                 self._busy.discard(process)
-                self._rest(process) if ended else _kill(process)
-            return ended
+                self._rest(process) if problem is not None else _kill(process)
+            return self._too_much if problem is None else problem
 
     def _rest(self, process: Process) -> None:
         self._idle.append(process)
@@ -117,13 +118,14 @@ async def _start() -> Process:
     return process
 
 
-async def _ask(process: Process, kind: str, grammar: str) -> bool:
-    """Whether it has come to an end with this grammar, right or wrong."""
+async def _ask(process: Process, kind: str, grammar: str) -> str | None:
+    """What is wrong with a grammar, or ""; None: it was too much for the process."""
     assert process.stdin is not None
     with contextlib.suppress(ConnectionError):
         process.stdin.write(msgspec.json.encode((kind, grammar)) + b"\n")
         await process.stdin.drain()
-    return bool(await _line(process))
+    answer = await _line(process)
+    return msgspec.json.decode(answer, type=str) if answer else None
 
 
 async def _line(process: Process) -> bytes:

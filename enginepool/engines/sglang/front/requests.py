@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
+from typing import Any
 
 from config.errors import RequestError
 from enginepool.engine import EngineLoad
@@ -28,6 +29,8 @@ class LiveRequest:
         self.gone = asyncio.Event()
         self.prepared = asyncio.Event()
         """The tokenizer manager has it: body and chat template are done with."""
+        self.tokens: dict[Hashable, Any] = {}
+        """What its texts are as tokens, where that was found out before SGLang asks."""
         self.rids: list[str] = []
         """SGLang's ids for it, made by SGLang: no client can choose one."""
         self._load = load

@@ -14,7 +14,7 @@ from enginepool.engines.sglang.front.allowing import check_fields
 from config.registry import Work
 from enginepool.aside import Ended, TookTooLong, aside
 from enginepool.engines.sglang.front.apart import over, took_too_long
-from enginepool.engines.sglang.front.bounds import LONG, bound, characters, check_logprobs, check_prompts, strings_of
+from enginepool.engines.sglang.front.bounds import LONG, bound, characters, check_logprobs, check_prompts, frozen, strings_of
 from enginepool.engines.sglang.front.grammars import GrammarTrials
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.validation import check, check_answers, check_readable
@@ -98,6 +98,8 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             check_answers(obj)
             check_prompts(obj, self._work.prompts)
             await self._trials.attempt(getattr(obj, "sampling_params", None), live)
+            if live is not None:
+                await self._tokenize_ahead(obj, live)
             async for output in super().generate_request(obj, request):
                 began = True
                 if live is not None and live.refusal is None:
@@ -124,10 +126,21 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             self._live.update(dict.fromkeys(lifecycles, live))
         return lifecycles
 
+    async def _tokenize_ahead(self, obj: Any, live: LiveRequest) -> None:
+        """The prompts of a request that has several: once SGLang begins to send them to the rank it must not wait, for
+        it would not find those that are answered meanwhile."""
+        if isinstance(obj.text, list):
+            pairs = bool(getattr(obj, "is_cross_encoder_request", False))
+            for text in obj.text:
+                if text and (key := frozen(text)) not in live.tokens:
+                    live.tokens[key] = await self._tokenize_texts(text, pairs)
+                    await asyncio.sleep(0)
+
     async def _tokenize_texts(self, texts: Any, is_cross_encoder: bool = False) -> Any:
-        """Long ones beside the loop. A request of many prompts leaves it to others between two of them."""
-        await asyncio.sleep(0)
+        """Long ones beside the loop."""
         live = CURRENT.get()
+        if live is not None and (key := frozen(texts)) in live.tokens:
+            return live.tokens[key]
         if live is None or characters(texts) <= LONG:
             return await super()._tokenize_texts(texts, is_cross_encoder)
         work = partial(self._tokenize_long, texts, super()._tokenize_texts(texts, is_cross_encoder))
