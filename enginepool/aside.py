@@ -16,6 +16,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+LARGE = 64 * 1024
+"""Bytes of a request's body from which on it is prepared aside."""
 AGAIN = 0.1
 """Seconds after which `Ended` is raised anew in work that goes on."""
 

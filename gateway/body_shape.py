@@ -28,7 +28,7 @@ def _may_have_too_many(body: bytes, limits: Limits) -> bool:
 
 
 def _problem(body: bytes, limits: Limits) -> str:
-    """"" if there are few enough."""
+    """ "" if there are few enough."""
     containers = values = start = 0
     while start >= 0:
         opening = body.find(b'"', start)

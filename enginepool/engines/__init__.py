@@ -81,7 +81,8 @@ def create(pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
     if pool.engine == "transformers":
         from enginepool.engines.transformers import TransformersEngine
 
-        return TransformersEngine(emit, max_running=pool.max_running, threads=pool.threads)
+        seconds = pool.limits.preparation
+        return TransformersEngine(emit, max_running=pool.max_running, threads=pool.threads, preparation=seconds)
     if pool.engine == "sglang":
         from enginepool.engines.sglang import SglangEngine
         from enginepool.engines.sglang.protocol import StartRank

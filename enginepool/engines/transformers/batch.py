@@ -9,6 +9,7 @@ import copy
 import heapq
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from transformers import DynamicCache
 
@@ -16,18 +17,26 @@ from config.errors import RequestError
 from enginepool.engine import EngineLoad, Output
 from enginepool.engines.transformers.job import Job, Sequence
 from enginepool.engines.transformers.kv import KvBudget
-from enginepool.engines.transformers.prompts import tokenize
+from enginepool.engines.transformers.prompts import Tokens, tokenize
 from enginepool.engines.transformers.replies import StreamedAnswer, WholeAnswer, refuse
 from enginepool.engines.transformers.skeleton import Skeleton
 from enginepool.engines.transformers.slot import ModelSlot
 from enginepool.messages import Counted, Submit
 from enginepool.openai_answers import answer_to
-from enginepool.openai_api import output_limit, parse
+from enginepool.openai_api import GenerationRequest, output_limit, parse
 from enginepool.openai_errors import server_error
 
 log = logging.getLogger("prism.engine")
 
 _FAILED = "The engine failed on this request."
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a request asks for, and its prompts in tokens."""
+
+    request: GenerationRequest
+    prompts: list[Tokens]
 
 
 class Batch:
@@ -54,15 +63,23 @@ class Batch:
 
     # commands
 
-    def add(self, submit: Submit) -> None:
-        """Parse and tokenize a request and queue it, or refuse it. Root of a request's way through the engine."""
+    def prepare(self, submit: Submit) -> Prepared | RequestError:
+        """Parse and tokenize a request, or say why not: on any thread."""
         try:
-            self._queue(submit)
+            return self._prepare(submit)
         except RequestError as error:
-            refuse(submit.request, error, self._send)
+            return error
         except Exception:
             log.exception("request %d failed", submit.request)
-            refuse(submit.request, server_error(_FAILED), self._send)
+            return server_error(_FAILED)
+
+    def add(self, submit: Submit, prepared: Prepared | RequestError | None = None) -> None:
+        """Queue a request, or refuse it; what was not prepared yet is."""
+        prepared = self.prepare(submit) if prepared is None else prepared
+        if isinstance(prepared, RequestError):
+            refuse(submit.request, prepared, self._send)
+        else:
+            self._queue(submit, prepared)
         self._measure()
 
     def abort(self, request: int) -> None:
@@ -89,12 +106,16 @@ class Batch:
                 self._advance(job, self._decode)
         self._flush()
 
-    def _queue(self, submit: Submit) -> None:
+    def _prepare(self, submit: Submit) -> Prepared:
         request = parse(submit.path, submit.body)
         model = self._model()
-        prompts = tokenize(request, model.tokenizer, model.vocabulary)
+        prompts = tokenize(request, model.tokenizer, model.vocabulary, model.context)
         for prompt in prompts:
             output_limit(request, len(prompt), model.context)
+        return Prepared(request, prompts)
+
+    def _queue(self, submit: Submit, prepared: Prepared) -> None:
+        request, prompts = prepared.request, prepared.prompts
         answering = StreamedAnswer if request.stream else WholeAnswer
         job = Job(submit, request, prompts, answering(submit.request, answer_to(request), self._send))
         self._send(Counted(job.id, job.prompt_tokens))

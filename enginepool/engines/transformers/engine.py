@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 
 from config.errors import EngineError
+from enginepool.aside import LARGE, Ended, TookTooLong, aside
 from enginepool.engine import Emit, EngineLoad, Output
 from enginepool.engines.phases import Phases
 from enginepool.engines.transformers.batch import Batch
@@ -22,6 +23,7 @@ from enginepool.messages import (
     SegmentRef,
     Submit,
 )
+from enginepool.openai_errors import took_too_long
 
 
 class TransformersEngine:
@@ -31,8 +33,12 @@ class TransformersEngine:
     held = 0
     copy_seconds = 0.0
 
-    def __init__(self, emit: Emit, *, max_running: int, threads: int) -> None:
+    def __init__(self, emit: Emit, *, max_running: int, threads: int, preparation: float = 20.0) -> None:
         self._emit = emit
+        self._preparation = preparation
+        self._preparing: dict[int, asyncio.Event] = {}
+        """Requests that are prepared aside, and whether they are gone."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._live: set[int] = set()
         self._outbox: list[Output] = []
@@ -70,10 +76,31 @@ class TransformersEngine:
 
     def submit(self, request: Submit) -> None:
         self._live.add(request.request)
-        self._thread.post(partial(self._batch.add, request))
+        if len(request.body) <= LARGE:
+            self._thread.post(partial(self._batch.add, request))
+            return
+        task = self._loop.create_task(self._add_large(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _add_large(self, request: Submit) -> None:
+        """Root of the task of a request whose prompt takes long to become tokens. Steps do not wait for it."""
+        gone = self._preparing[request.request] = asyncio.Event()
+        try:
+            prepared = await aside(partial(self._batch.prepare, request), self._preparation, gone)
+        except TookTooLong:
+            prepared = took_too_long(self._preparation)
+        except Ended:
+            return
+        finally:
+            del self._preparing[request.request]
+        if not gone.is_set():
+            self._thread.post(partial(self._batch.add, request, prepared))
 
     def abort(self, request: int) -> None:
         self._live.discard(request)
+        if request in self._preparing:
+            self._preparing[request].set()
         self._thread.post(partial(self._batch.abort, request))
 
     def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
@@ -89,6 +116,10 @@ class TransformersEngine:
         self._thread.post(partial(setattr, self._batch, "held", paused))
 
     async def close(self) -> None:
+        for gone in self._preparing.values():
+            gone.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self._thread.stop()
         self._slot.blank()
 

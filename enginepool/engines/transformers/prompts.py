@@ -9,34 +9,41 @@ from transformers import PreTrainedTokenizerBase
 
 from config.errors import RequestError
 from enginepool.openai_api import ChatMessage, ChatRequest, GenerationRequest
+from enginepool.text_bounds import TextBounds
 
 Tokens = list[int]
 
 
-def tokenize(request: GenerationRequest, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[Tokens]:
-    """The prompts of a request, each at least one token.
+def tokenize(
+    request: GenerationRequest, tokenizer: PreTrainedTokenizerBase, vocabulary: int, context: int
+) -> list[Tokens]:
+    """The prompts of a request, each at least one token; those of far more than `context` tokens are refused early.
 
     Raises:
-        RequestError: 400, the chat template refuses the messages, or a prompt is empty or not of this vocabulary.
+        RequestError: 400, the chat template refuses the messages, or a prompt is empty, not of this vocabulary, or
+            far too long.
     """
+    bounds = TextBounds(tokenizer, context)
     if isinstance(request, ChatRequest):
-        return [_chat(request.messages, tokenizer)]
-    return [_prompt(prompt, tokenizer, vocabulary) for prompt in request.prompts]
+        return [_chat(request.messages, tokenizer, bounds)]
+    return [_prompt(prompt, tokenizer, vocabulary, bounds) for prompt in request.prompts]
 
 
-def _chat(messages: tuple[ChatMessage, ...], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def _chat(messages: tuple[ChatMessage, ...], tokenizer: PreTrainedTokenizerBase, bounds: TextBounds) -> Tokens:
     if tokenizer.chat_template is None:
         raise _refusal("messages", "This model has no chat template; use /v1/completions.")
     conversation = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        encoded: Any = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)
+        text: Any = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     except jinja2.TemplateError as error:
         raise _refusal("messages", f"The model's chat template refuses these messages: {error}.") from error
-    return list(encoded["input_ids"])
+    return _encode(text, tokenizer, bounds, "messages", add_special_tokens=False)
 
 
-def _prompt(prompt: str | tuple[int, ...], tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tokens:
-    tokens = _encode(prompt, tokenizer) if isinstance(prompt, str) else list(prompt)
+def _prompt(
+    prompt: str | tuple[int, ...], tokenizer: PreTrainedTokenizerBase, vocabulary: int, bounds: TextBounds
+) -> Tokens:
+    tokens = _encode(prompt, tokenizer, bounds, "prompt") if isinstance(prompt, str) else list(prompt)
     if not tokens:
         raise _refusal("prompt", "'prompt' must not be empty.")
     if max(tokens) >= vocabulary:
@@ -44,9 +51,18 @@ def _prompt(prompt: str | tuple[int, ...], tokenizer: PreTrainedTokenizerBase, v
     return tokens
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    encoded: Any = tokenizer(text)
-    return list(encoded["input_ids"])
+def _encode(
+    text: str, tokenizer: PreTrainedTokenizerBase, bounds: TextBounds, param: str, *, add_special_tokens: bool = True
+) -> Tokens:
+    def encode(part: str) -> Tokens:
+        encoded: Any = tokenizer(part, add_special_tokens=add_special_tokens)
+        return list(encoded["input_ids"])
+
+    try:
+        bounds.check(text, encode)
+    except ValueError as error:
+        raise RequestError(400, str(error), code="context_length_exceeded", param=param) from error
+    return encode(text)
 
 
 def _refusal(param: str, message: str) -> RequestError:

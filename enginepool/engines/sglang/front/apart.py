@@ -13,15 +13,13 @@ from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
-from config.errors import RequestError
 from enginepool.aside import Aside, Ended, first_of
 from enginepool.engines.sglang.front.asgi import Exchange
 from enginepool.engines.sglang.front.requests import LiveRequest
+from enginepool.openai_errors import took_too_long
 
 T = TypeVar("T")
 
-LARGE = 64 * 1024
-"""Bytes of a body from which on a request goes apart."""
 AT_ONCE = 4
 """Requests of a worker that are prepared apart at a time. Each one's Python delays everybody else's by 5 ms."""
 
@@ -48,16 +46,12 @@ class Apart:
             await aside.done
 
 
-def took_too_long(seconds: float) -> RequestError:
-    message = f"The prompt takes longer than {seconds:g} s to become tokens, its chat template included."
-    return RequestError(400, message, code="preparation_timeout")
-
-
 def _serve(app: Any, exchange: Exchange, main: asyncio.AbstractEventLoop) -> None:
     """In the thread."""
 
     async def receive() -> dict[str, Any]:
-        return await _over(exchange.receive(), main)
+        event: dict[str, Any] = await _over(exchange.receive(), main)
+        return event
 
     async def send(event: dict[str, Any]) -> None:
         await _over(exchange.send(event), main)

@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from enginepool.engines.sglang.front.own_template import REFUSAL
 from enginepool.engines.sglang.front.requests import CURRENT
+from enginepool.text_bounds import TextBounds
 
 LONG = 16 * 1024
 """Characters that take some milliseconds to become tokens."""
-PIECE = 256 * 1024
-"""Characters that are made tokens of at a time, where a text may be too long: a tenth of a second."""
-SLACK = 64
-"""Tokens by which a piece may have more than the same text within a whole."""
-SHRINKS = 4
-"""Times by which a tokenizer's normalizer may shorten a text at most, in bytes."""
 TOKENIZE = "/v1/tokenize"
 """The route that may count what is too long for the model."""
-
-
-class TextBounds:
-    """Of a model's tokenizer: `most` are the tokens that a prompt may have."""
-
-    def __init__(self, tokenizer: Any, most: int) -> None:
-        self._tokenizer = tokenizer
-        self._most = most
-        self._longest: int | None = None
-
-    def check(self, text: str, encode: Callable[[str], Any]) -> None:
-        """To be called before `encode` for a text of more than one PIECE, in a thread; it may be much too long.
-
-        Raises:
-            ValueError: its tokens are too many.
-        """
-        live = CURRENT.get()
-        if len(text) <= PIECE or (live is not None and live.path == TOKENIZE):
-            return
-        nbytes, most = len(text.encode()), self._bytes_per_token() * SHRINKS * self._most
-        if most and nbytes > most:
-            raise ValueError(f"The input ({nbytes} bytes) is longer than this model can take ({self._most} tokens).")
-        tokens = 0
-        for number, piece in enumerate(_pieces(text), start=1):
-            tokens += len(encode(piece))
-            if tokens > self._most + number * SLACK:
-                raise ValueError(
-                    f"The input (more than {self._most} tokens) is longer than this model can take ({self._most} tokens)."
-                )
-
-    def _bytes_per_token(self) -> int:
-        """At most; 0 where one token may stand for a text of any length, as an unknown word does."""
-        if self._longest is None:
-            backend = getattr(self._tokenizer, "backend_tokenizer", None)
-            limited = type(getattr(backend, "model", None)).__name__ == "BPE"
-            self._longest = max(map(_size, self._tokenizer.get_vocab())) if limited else 0
-        return self._longest
 
 
 def bound(tokenizer: Any, most: int, *, own_templates: bool) -> TextBounds:
@@ -64,7 +22,8 @@ def bound(tokenizer: Any, most: int, *, own_templates: bool) -> TextBounds:
     bounds = TextBounds(tokenizer, most)
 
     def encode(text: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(text, str):
+        live = CURRENT.get()
+        if isinstance(text, str) and (live is None or live.path != TOKENIZE):
             bounds.check(text, lambda piece: cls.encode(tokenizer, piece))
         return cls.encode(tokenizer, text, *args, **kwargs)
 
@@ -119,11 +78,3 @@ def strings_of(texts: Any) -> Iterator[str]:
     elif isinstance(texts, list | tuple):
         for text in texts:
             yield from strings_of(text)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    return (text[start : start + PIECE] for start in range(0, len(text), PIECE))
-
-
-def _size(token: str | bytes) -> int:
-    return len(token.encode()) if isinstance(token, str) else len(token)

@@ -14,14 +14,15 @@ from config.errors import EngineError, PoolError, RequestError, StoreError
 from config.gpus import VISIBLE
 from config.registry import Work
 from enginepool import mps_control
+from enginepool.aside import LARGE
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
-from enginepool.engines.sglang.front.apart import LARGE, Apart
+from enginepool.engines.sglang.front.apart import Apart
 from enginepool.engines.sglang.front.asgi import Exchange
 from enginepool.engines.sglang.front.grammars import GrammarTrials
+from enginepool.engines.sglang.front.own_template import OWN_TEMPLATE, refuse_own_template
 from enginepool.engines.sglang.front.rank_process import RankProcess
 from enginepool.engines.sglang.front.rehearsal import Demand, Rehearsal, mark_for
-from enginepool.engines.sglang.front.own_template import OWN_TEMPLATE, refuse_own_template
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.skeleton import KvLimit, Skeleton
 from enginepool.engines.sglang.gpu.memory import GpuMemory

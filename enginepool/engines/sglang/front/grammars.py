@@ -28,7 +28,7 @@ REMEMBERED = 4096
 """Grammars whose trials are not repeated."""
 IDLE = 2.0
 """Seconds after which a process without a trial ends."""
-_PROGRAM = "enginepool.engines.sglang.front.grammar_trial"
+_PROGRAM = "enginepool.grammar_trial"
 
 
 class GrammarTrials:
@@ -109,7 +109,9 @@ def _grammars(sampling: Any) -> Iterator[tuple[str, str]]:
 
 async def _start() -> Process:
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", _PROGRAM, stdin=PIPE, stdout=PIPE, env=environment)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", _PROGRAM, stdin=PIPE, stdout=PIPE, env=environment
+    )
     try:
         await _line(process)
     except BaseException:

@@ -13,11 +13,20 @@ from config.errors import RequestError
 from enginepool.engines.sglang.front.allowing import check_fields
 from config.registry import Work
 from enginepool.aside import Ended, TookTooLong, aside
-from enginepool.engines.sglang.front.apart import over, took_too_long
-from enginepool.engines.sglang.front.bounds import LONG, bound, characters, check_logprobs, check_prompts, frozen, strings_of
+from enginepool.engines.sglang.front.apart import over
+from enginepool.engines.sglang.front.bounds import (
+    LONG,
+    bound,
+    characters,
+    check_logprobs,
+    check_prompts,
+    frozen,
+    strings_of,
+)
 from enginepool.engines.sglang.front.grammars import GrammarTrials
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.validation import check, check_answers, check_readable
+from enginepool.openai_errors import took_too_long
 
 GENERATE = "/generate"
 """The route whose body is SGLang's own request."""

@@ -1,7 +1,7 @@
 """The process in which grammars are tried out: for each line of JSON, a kind and a grammar, one line with
 what is wrong with it. What takes too long is for the other side to end.
 
-    python -m enginepool.engines.sglang.front.grammar_trial
+    python -m enginepool.grammar_trial
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from functools import cache
 
 import msgspec
-from llguidance import LLMatcher, StructTag, grammar_from
+from llguidance import LLMatcher, LLTokenizer, StructTag, TokenizerWrapper, grammar_from
 
 from enginepool import process
 
@@ -21,6 +21,7 @@ MEMORY = 2 * 2**30
 """Bytes of its address space."""
 NICENESS = 10
 """So that steps go first."""
+END = 256
 _WITHOUT_TOKENS = ("json_schema", "regex")
 """Kinds of grammars that cannot name a token."""
 
@@ -42,21 +43,39 @@ def compile_it(kind: str, grammar: str) -> str:
     Without the model's tokens, a grammar that names them looks wrong; that is for SGLang to say.
     """
     try:
-        problems = [LLMatcher.validate_grammar(serialized) for serialized in _serialized(kind, grammar)]
+        matcher = LLMatcher(_bytes(), _serialized(kind, grammar), log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # much is worked out only now
     except Exception:  # SGLang's own code meets the same
         return ""
-    wrong = (problem for problem in problems if problem and not LLMatcher.is_validate_warning(problem))
-    return next(wrong, "") if kind in _WITHOUT_TOKENS else ""
+    return matcher.get_error().partition("<state>")[0].strip() if kind in _WITHOUT_TOKENS else ""
 
 
-def _serialized(kind: str, grammar: str) -> Iterator[str]:
+class _Bytes:
+    """A tokenizer whose tokens are the bytes, and an end."""
+
+    eos_token_id, bos_token_id = END, None
+    tokens = (*(bytes((value,)) for value in range(END)), b"<end>")
+    special_token_ids = (END,)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+
+
+def _serialized(kind: str, grammar: str) -> str:
     if kind == "json_schema":
-        yield LLMatcher.grammar_from_json_schema(grammar, defaults={"whitespace_flexible": True})
-    elif kind in ("regex", "ebnf"):
-        yield grammar_from(kind, grammar)
-    else:
-        tag = json.loads(grammar)
-        yield StructTag.to_grammar([_tag(structure, tag["triggers"]) for structure in tag["structures"]])
+        return LLMatcher.grammar_from_json_schema(grammar, defaults={"whitespace_flexible": True})
+    if kind == "regex":
+        return grammar_from("regex", grammar)
+    if kind == "ebnf":
+        return grammar_from("ebnf", grammar)
+    tag = json.loads(grammar)
+    return StructTag.to_grammar([_tag(structure, tag["triggers"]) for structure in tag["structures"]])
 
 
 def _tag(structure: dict[str, str], triggers: list[str]) -> StructTag:
