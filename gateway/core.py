@@ -24,7 +24,7 @@ from gateway.changeover import Changeover
 from gateway.context import Context
 from gateway.effects import Effects
 from gateway.live import LiveRequest
-from gateway.routing import estimate_prompt_tokens
+from gateway.routing import body_digest, estimate_prompt_tokens
 from gateway.signals import Signals
 from scheduler import events
 from scheduler.actions import Answer
@@ -103,7 +103,8 @@ class Gateway:
         return live
 
     def _arrive(self, live: LiveRequest) -> None:
-        self.feed(events.Arrived(live.id, live.model, estimate_prompt_tokens(live.body), live.deadline))
+        tokens, digest = estimate_prompt_tokens(live.body), body_digest(live.path, live.body)
+        self.feed(events.Arrived(live.id, live.model, tokens, live.deadline, digest))
 
     def release(self, live: LiveRequest) -> None:
         """The client has its answer or is gone; in the latter case the worker drops the request."""

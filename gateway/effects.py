@@ -23,6 +23,7 @@ _REFUSALS: dict[actions.RefusalKind, tuple[int, str, str]] = {
     "late": (429, "rate_limit_error", "deadline_unreachable"),
     "unavailable": (503, "server_error", "model_unavailable"),
     "fault": (500, "server_error", "device_fault"),
+    "crash": (500, "server_error", "worker_crash"),
 }
 """HTTP status, OpenAI's type and code of each refusal."""
 

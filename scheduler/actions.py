@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-RefusalKind = Literal["queue_full", "late", "unavailable", "fault"]
+RefusalKind = Literal["queue_full", "late", "unavailable", "fault", "crash"]
 
 
 class Action(Struct, frozen=True, tag=True):

@@ -23,6 +23,8 @@ class Arrived(Event, frozen=True):
     """An estimate; `Counted` brings the exact number."""
     deadline: float
     """When the first token is due."""
+    body: str = ""
+    """A digest of what is asked, by which it is known if it comes again; "" where nobody has one."""
 
 
 class Counted(Event, frozen=True):

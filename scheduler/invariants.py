@@ -48,7 +48,7 @@ def _check_requests(state: State) -> None:
         nowhere = request.worker is None and not request.isolated
         _require(queued == nowhere, f"request {request.id} is queued: {queued}, on {request.worker}")
     held = sum(len(model.queue) for model in state.models.values()) + sum(len(w.running) for w in _leading(state))
-    held += sum(len(found.waiting) + len(found.running) for found in state.isolations.values())
+    held += len(state.apart) + sum(len(found.waiting) + len(found.running) for found in state.isolations.values())
     _require(held == len(state.requests), f"{held} requests are held, {len(state.requests)} are known")
 
 
@@ -88,6 +88,10 @@ def _check_isolations(state: State) -> None:
     apart = {worker.number for worker in state.workers if worker.phase is Phase.ISOLATED}
     noted = {found.worker for found in state.isolations.values()}
     _require(apart == noted, f"{apart} are isolated, noted {noted}")
+    _require(all(state.requests[number].isolated for number in state.apart), f"{state.apart} are said to wait apart")
+    for device in state.devices.values():
+        within = sum(worker.phase is Phase.ISOLATED for worker in state.on(device))
+        _require(within <= max(1, len(state.on(device)) // 2), f"{device.name}: {within} workers are isolated")
     for found in state.isolations.values():
         where = f"isolated worker {found.worker}, {found.phase}"
         here = (*found.waiting, *found.running)

@@ -1,9 +1,13 @@
-"""Requests that may have made a GPU fail, and the workers that serve them where they can harm nobody else.
+"""Requests that may have ended a worker, or made a GPU fail, and the workers that serve them where they harm nobody.
 
-Under MPS one client's illegal access ends all clients of its GPU, and nothing tells whose it was. So those that ran
-there and had no byte yet are served by workers of that device that are no clients. These are apart from the pool: no
-policy sees them, and nobody else's requests get there. Requests of a model run together, and if their worker dies,
-each alone; one that dies under a single request has it refused. A worker without suspects goes back to the pool.
+Nothing tells which request it was. So those that ran there and had no byte yet are served by workers of that device
+that are no clients of MPS. These are apart from the pool: no policy sees them, and nobody else's requests get there.
+Where a GPU has failed, requests of a model run together, and if their worker dies, each alone; where a worker has
+ended, each runs alone at once. One that dies under a single request has it refused. A worker without suspects goes
+back to the pool.
+
+What such a request asks is known for MEMORY seconds. The same again is a suspect as well, and waits for a worker that
+can be isolated for it; if it was refused, so is what comes again.
 """
 
 from __future__ import annotations
@@ -12,20 +16,97 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scheduler import memory
 from scheduler.actions import Abort, Activate, AnyAction, Dispatch, Park, Recycle, RefusalKind, Refuse
-from scheduler.state import Device, Isolation, Model, Phase, Request, State, Worker
+from scheduler.state import FREE, Charge, Device, Isolation, Known, Model, Phase, Request, State, Worker
 
 TRIES = 2
 """Starts or activations in a row that an isolated worker may die of before its requests are refused."""
-REASON = "its requests may have made the GPU fail"
+REASON = "its requests may have ended a worker"
+MEMORY = 600.0
+"""Seconds for which it is known what a suspect has asked."""
+MOST_KNOWN = 4096
+"""Of these; then the oldest are forgotten."""
+REFUSED: dict[Charge, str] = {
+    "fault": "The GPU failed under this request, and so did a worker that served nothing else",
+    "crash": "A worker ended under this request, and so did one that served nothing else",
+}
+"""What one is told that has ended the worker on which it was alone, by what it was charged with."""
 
 
 class Isolations:
     """Each method returns what is to be done, one by one. `enter` changes a worker's phase in the pool."""
 
-    def __init__(self, state: State, max_running: int, enter: Callable[[Worker, Phase], None]) -> None:
+    def __init__(
+        self,
+        state: State,
+        max_running: int,
+        enter: Callable[[Worker, Phase], None],
+        vacate: Callable[[Worker], None],
+    ) -> None:
         self._state = state
         self._max_running = max_running
         self._enter = enter
+        self._vacate = vacate
+
+    # what is known of requests
+
+    def suspect(self, requests: Iterable[Request], charge: Charge, now: float) -> None:
+        """A worker, or the GPU, has ended under them."""
+        for request in requests:
+            request.charge = charge
+            if request.body:
+                self._state.known.pop(request.body, None)
+                self._state.known[request.body] = Known(now + MEMORY)
+        while len(self._state.known) > MOST_KNOWN:
+            del self._state.known[next(iter(self._state.known))]
+
+    def knows(self, request: Request, now: float) -> bool:
+        """Whether the same was asked before, and ended a worker, or may have."""
+        known = self._state.known.get(request.body)
+        if known is not None and known.until <= now:
+            del self._state.known[request.body]
+        return request.body in self._state.known
+
+    def arrived(self, request: Request, now: float) -> list[AnyAction]:
+        """One that is known."""
+        request.isolated = True
+        self._state.apart.append(request.id)
+        if self._state.known[request.body].guilty:
+            return [self._refuse(request, request.charge, REFUSED[request.charge], 0.0)]
+        if not self._may_be_isolated(self._state.models[request.model]):
+            return [self._refuse(request, "unavailable", "It may have ended a worker, and cannot run apart now", 10.0)]
+        return self.find_places(now)
+
+    def find_places(self, now: float) -> list[AnyAction]:
+        """For those that wait apart: a worker that is isolated already, or one that nobody needs at the moment."""
+        actions: list[AnyAction] = []
+        for number in list(self._state.apart):
+            request = self._state.requests[number]
+            if (isolation := self._any_place(self._state.models[request.model], now)) is None:
+                continue
+            self._state.apart.remove(number)
+            isolation.waiting.append(number)
+            isolation.alone.add(number)
+            if isolation.phase is Phase.STARTING and len(isolation.waiting) == 1:
+                actions.append(Recycle(isolation.worker, REASON, isolated=True))
+            else:
+                actions += self._go_on(isolation, now)
+        return actions
+
+    def _may_be_isolated(self, model: Model) -> bool:
+        """It is found nowhere but in host memory, and on one device."""
+        return model.tensor_parallel == 1 and (model.staged or not self._state.host.required)
+
+    def _any_place(self, model: Model, now: float) -> Isolation | None:
+        for device in self._state.devices.values():
+            spare = [] if self._more_on(device) < 1 else [worker for worker in self._state.on(device) if _spare(worker)]
+            spare.sort(key=lambda worker: (_COST[worker.phase], -worker.last_used, worker.number), reverse=True)
+            if (isolation := self._isolation_for(model, device, spare, now)) is not None:
+                return isolation
+        return None
+
+    def _more_on(self, device: Device) -> int:
+        """Workers that may still be isolated there: half of them are at most, so that the pool goes on."""
+        return max(1, len(self._state.on(device)) // 2) - len(self._on(device))
 
     def take_in(
         self, lost: Sequence[Worker], suspects: Iterable[Request], now: float
@@ -35,7 +116,7 @@ class Isolations:
         """
         device = self._state.devices[lost[0].device]
         known = {isolation.worker for isolation in self._on(device)}
-        more = max(1, len(self._state.on(device)) // 2) - len(known)
+        more = self._more_on(device)
         places = list(lost[-more:]) if more > 0 else []
         left: list[Request] = []
         for model, requests in self._by_model(suspects):
@@ -46,6 +127,8 @@ class Isolations:
             isolation.waiting += [request.id for request in requests]
             for request in requests:
                 request.isolated = True
+                if request.charge == "crash":
+                    isolation.alone.add(request.id)
         actions: list[AnyAction] = []
         for isolation in self._on(device):
             if isolation.worker in known:
@@ -55,7 +138,7 @@ class Isolations:
         return actions, left
 
     def of(self, request: Request) -> Isolation:
-        """Where an isolated request is."""
+        """Where an isolated request is that does not wait for a worker."""
         return next(
             isolation
             for isolation in self._state.isolations.values()
@@ -92,7 +175,7 @@ class Isolations:
         """It is being replaced by another one that is isolated too."""
         isolation = self._at(worker)
         isolation.deaths = 0 if isolation.running else isolation.deaths + 1
-        yield from self._judge(isolation, reason)
+        yield from self._judge(isolation, reason, now)
         isolation.enter(Phase.STARTING, now)
         if isolation.deaths >= TRIES:
             yield from self._refuse_model(isolation, None, f"a worker for suspected requests cannot be had: {reason}")
@@ -101,43 +184,71 @@ class Isolations:
     # what becomes of its requests
 
     def over(self, request: Request, now: float) -> Iterator[AnyAction]:
-        """It is finished, or its client is gone."""
+        """Its client is gone."""
+        if request.id in self._state.apart:
+            self._forget(request)
+            return
         isolation = self.of(request)
-        self._forget(isolation, request)
+        self._forget(request)
         yield from self._go_on(isolation, now)
 
-    def _judge(self, isolation: Isolation, reason: str) -> Iterator[AnyAction]:
+    def finished(self, request: Request, now: float) -> Iterator[AnyAction]:
+        """It has its answer: it was not the one."""
+        self._state.known.pop(request.body, None)
+        yield from self.over(request, now)
+
+    def _judge(self, isolation: Isolation, reason: str, now: float) -> Iterator[AnyAction]:
         """The worker has died under its requests."""
         alone = len(isolation.running) == 1
         for number in sorted(isolation.running):
             request = self._state.requests[number]
-            if request.first_token_at is not None:
-                self._forget(isolation, request)
+            if alone:
+                yield from self._convict(request, reason, now)
+            elif request.first_token_at is not None:
+                self._forget(request)
                 yield Abort(number, f"the worker died: {reason}")
-            elif alone:
-                text = "The GPU failed under this request, and so did a worker that served nothing else"
-                yield self._refuse(isolation, request, "fault", text, 0.0)
             else:
                 isolation.alone.add(number)
                 isolation.waiting.append(number)
         isolation.running.clear()
 
+    def _convict(self, request: Request, reason: str, now: float) -> Iterator[AnyAction]:
+        """The worker has died on which it was alone. Whoever asks the same is told so, at once."""
+        text = REFUSED[request.charge]
+        if request.body:
+            self._state.known[request.body] = Known(now + MEMORY, guilty=True)
+        if request.first_token_at is None:
+            yield self._refuse(request, request.charge, text, 0.0)
+        else:
+            self._forget(request)
+            yield Abort(request.id, f"the worker died: {reason}")
+        for other in self._suspects():
+            if request.body and other.body == request.body:
+                yield self._refuse(other, request.charge, text, 0.0)
+
+    def _suspects(self) -> list[Request]:
+        """Those that wait, in any place."""
+        waiting = [number for isolation in self._state.isolations.values() for number in isolation.waiting]
+        return [self._state.requests[number] for number in (*self._state.apart, *waiting)]
+
     def _refuse_model(self, isolation: Isolation, model: str | None, reason: str) -> Iterator[AnyAction]:
         """What waits for `model`, or whatever waits."""
         for request in self._waiting(isolation, model):
-            yield self._refuse(isolation, request, "unavailable", reason, 1.0)
+            yield self._refuse(request, "unavailable", reason, 1.0)
 
-    def _refuse(
-        self, isolation: Isolation, request: Request, kind: RefusalKind, reason: str, retry_after: float
-    ) -> Refuse:
-        self._forget(isolation, request)
+    def _refuse(self, request: Request, kind: RefusalKind, reason: str, retry_after: float) -> Refuse:
+        self._forget(request)
         return Refuse(request.id, kind, reason, retry_after)
 
-    def _forget(self, isolation: Isolation, request: Request) -> None:
-        isolation.running.discard(request.id)
-        isolation.alone.discard(request.id)
-        if request.id in isolation.waiting:
-            isolation.waiting.remove(request.id)
+    def _forget(self, request: Request) -> None:
+        if request.id in self._state.apart:
+            self._state.apart.remove(request.id)
+        else:
+            isolation = self.of(request)
+            isolation.running.discard(request.id)
+            isolation.alone.discard(request.id)
+            if request.id in isolation.waiting:
+                isolation.waiting.remove(request.id)
         del self._state.requests[request.id]
 
     # what is next
@@ -219,6 +330,8 @@ class Isolations:
         return None
 
     def _open(self, worker: Worker, now: float) -> Isolation:
+        if worker.phase is not Phase.STARTING:
+            self._vacate(worker)
         isolation = self._state.isolations[worker.number] = Isolation(worker.number, now, [])
         self._enter(worker, Phase.ISOLATED)
         return isolation
@@ -238,3 +351,12 @@ class Isolations:
             return False
         device.ledger.reserve(worker.number, held=held, weights=weights, limit=limit)
         return True
+
+
+_COST = {Phase.BLANK: 0, Phase.PARKED: 1, Phase.ACTIVE: 2}
+"""What is lost with a worker: the least first."""
+
+
+def _spare(worker: Worker) -> bool:
+    """It is by itself, and does nothing for anybody."""
+    return not worker.grouped and (worker.phase in FREE or worker.idle) and worker.reserved_for is None

@@ -15,14 +15,14 @@ from scheduler.events import AnyEvent
 from scheduler.profile import Profile
 from scheduler.scheduler import Scheduler
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the format; it changes with the events, the actions and the registry, not with what is decided."""
 
 
 class Header(Struct, frozen=True, tag="prism recording"):
     """What `Scheduler` was built from."""
 
-    version: Literal[4]
+    version: Literal[5]
     """Comes first: a file of another version is told as that, not by what has changed since."""
     registry: Registry
     weight_bytes: dict[str, int]

@@ -68,7 +68,7 @@ from scheduler.operator import Commands
 from scheduler.policies import policy_of
 from scheduler.policies.policy import Policy
 from scheduler.profile import Profile
-from scheduler.state import SERVING, TAKEN, Device, Model, Pending, Phase, Request, Worker
+from scheduler.state import SERVING, TAKEN, Charge, Device, Model, Pending, Phase, Request, Worker
 
 MAX_DEATHS = 2
 """Workers that may die under a request before it is refused: it may be what kills them."""
@@ -121,7 +121,7 @@ class Scheduler:
         self.state.pinned_workers = sum(pinned)
         self._limits = KvLimits(self.state, registry.pool, elastic=self._policy.elastic)
         self._commands = Commands(self.state)
-        self._isolations = Isolations(self.state, registry.pool.max_running, self._enter)
+        self._isolations = Isolations(self.state, registry.pool.max_running, self._enter, self._vacate)
         self._dispatcher = self._new_dispatcher(registry)
         self._begun = False
         self._now = 0.0
@@ -181,11 +181,14 @@ class Scheduler:
 
     def _arrived(self, event: Arrived) -> None:
         model = self.state.models[event.model]
-        request = Request(event.request, event.model, self._now, event.deadline, event.prompt_tokens)
+        request = Request(event.request, event.model, self._now, event.deadline, event.prompt_tokens, body=event.body)
         self.state.requests[request.id] = request
         model.last_used = self._now
         model.dismissed = False
         self._observer.arrived(model, self._now)
+        if self._isolations.knows(request, self._now):
+            self._actions += self._isolations.arrived(request, self._now)
+            return
         refusal = self._refusal(model, request)
         if refusal is not None:
             self._refuse(request, *refusal)
@@ -245,7 +248,8 @@ class Scheduler:
     def _finished(self, event: Finished) -> None:
         request = self.state.requests.get(event.request)
         if request is not None and request.isolated:
-            self._release(request)
+            self._actions += self._isolations.finished(request, self._now)
+            return
         if request is None or request.worker is None:
             return
         model = self.state.models[request.model]
@@ -338,6 +342,8 @@ class Scheduler:
     # the policy's decisions
 
     def _plan(self) -> None:
+        if self.state.apart:
+            self._actions += self._isolations.find_places(self._now)
         for decision in self._policy.plan(self.state, self._now):
             self._decide(decision)
         for device in self.state.devices.values():
@@ -628,8 +634,14 @@ class Scheduler:
         worker = self.state.workers[event.worker]
         if worker.phase is Phase.ISOLATED:
             self._actions += self._isolations.died(worker, event.reason, self._now)
-        elif (model := self._lose(worker, event.reason, self._retry_or_refuse, set())) is not None:
-            self._serve(model)
+        else:
+            suspects: list[Request] = []
+            model = self._lose(worker, event.reason, suspects.append, set())
+            if suspects:  # its place's next process starts when the driver has freed what this one had
+                self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+                self._isolate([worker], suspects, "crash")
+            if model is not None:
+                self._serve(model)
         self._plan()
 
     def _device_fault(self, event: DeviceFault) -> None:
@@ -643,12 +655,17 @@ class Scheduler:
         for worker in workers:  # who comes to this GPU next waits for its driver anyway
             self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
         if suspects:
-            isolating, others = self._isolations.take_in(workers, suspects, self._now)
-            self._actions += isolating
-            for request in others:
-                self._retry_or_refuse(request)
+            self._isolate(workers, suspects, "fault")
         self._serve_most_wanted({model.name: model for model in lost if model is not None}.values())
         self._plan()
+
+    def _isolate(self, lost: Sequence[Worker], suspects: Sequence[Request], charge: Charge) -> None:
+        """Serve requests without a byte, one of which may have ended these workers, where they can end nobody else."""
+        self._isolations.suspect(suspects, charge, self._now)
+        isolating, others = self._isolations.take_in(lost, suspects, self._now)
+        self._actions += isolating
+        for request in others:
+            self._retry_or_refuse(request)
 
     def _serve_most_wanted(self, models: Collection[Model]) -> None:
         """They have all lost their workers at this moment, and come back in the order of their requests' deadlines."""
@@ -698,6 +715,12 @@ class Scheduler:
         for member in group:
             if member is not dead:
                 self._actions.append(Recycle(member.number, f"worker {dead.number}, which acted with it, {reason}"))
+
+    def _vacate(self, worker: Worker) -> None:
+        """A worker by itself that runs nothing is to be isolated, and its process to be replaced."""
+        self._enter(worker, Phase.STARTING)
+        self._is_gone(worker)
+        self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
 
     def _is_gone(self, worker: Worker) -> None:
         """Its process ends, as it can do nothing without another's. The driver may take seconds to free its memory."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scheduler.actions import Activate
 from scheduler.averages import Level
@@ -51,6 +51,20 @@ MAPPED = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE, Phase.DRAIN
 """Phases in which a worker has its model's weights mapped, or is about to."""
 
 
+Charge = Literal["fault", "crash"]
+"""A GPU's failure with all that ran there, or the end of one worker."""
+
+
+@dataclass(slots=True)
+class Known:
+    """A request under which a worker has died: what asks for the same again is treated as it was."""
+
+    until: float
+    """When this is forgotten."""
+    guilty: bool = False
+    """It has ended a worker that served nothing else; else it may have."""
+
+
 @dataclass(slots=True)
 class Request:
     id: int
@@ -72,7 +86,11 @@ class Request:
     deaths: int = 0
     """Workers that died with this request in them."""
     isolated: bool = False
-    """It is neither queued nor on a worker of the pool, but in one of `State.isolations`."""
+    """It is neither queued nor on a worker of the pool, but in one of `State.isolations`, or waits for one."""
+    body: str = ""
+    """A digest of what is asked."""
+    charge: Charge = "crash"
+    """Of a suspect: what it may have caused."""
 
 
 @dataclass(slots=True)
@@ -163,7 +181,7 @@ class Worker:
 
 @dataclass(slots=True)
 class Isolation:
-    """A worker that is apart from the pool, and what it serves: requests that may have made its GPU fail."""
+    """A worker that is apart from the pool, and what it serves: requests that may have ended others."""
 
     worker: int
     since: float
@@ -171,7 +189,7 @@ class Isolation:
     waiting: list[int]
     running: set[int] = field(default_factory=set)
     alone: set[int] = field(default_factory=set)
-    """Those that run beside no other: a worker has died under several of them."""
+    """Those that run beside no other."""
     model: str | None = None
     """The one that it serves, or whose skeleton it keeps."""
     phase: Phase = Phase.STARTING
@@ -288,6 +306,10 @@ class State:
     requests: dict[int, Request] = field(default_factory=dict)
     isolations: dict[int, Isolation] = field(default_factory=dict)
     """By worker."""
+    apart: list[int] = field(default_factory=list)
+    """Suspects that wait for a worker to be isolated for them."""
+    known: dict[str, Known] = field(default_factory=dict)
+    """By digest, the oldest first."""
     wanting: dict[str, None] = field(default_factory=dict)
     """Models that want a worker and have none, in the order in which they began to."""
     operator_wants: set[str] = field(default_factory=set)

@@ -114,9 +114,11 @@ async def session(prism: Prism) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @asynccontextmanager
-async def streaming(client: aiohttp.ClientSession, model: str, max_tokens: int) -> AsyncIterator[aiohttp.StreamReader]:
+async def streaming(
+    client: aiohttp.ClientSession, model: str, max_tokens: int, **fields: Any
+) -> AsyncIterator[aiohttp.StreamReader]:
     """A streamed chat whose first bytes have come; leaving disconnects."""
-    body = {"model": model, "messages": HELLO, "stream": True, "max_tokens": max_tokens}
+    body = {"model": model, "messages": HELLO, "stream": True, "max_tokens": max_tokens, **fields}
     async with client.post(CHAT, json=body) as response:
         assert response.status == 200
         await response.content.readuntil(b"\n\n")

@@ -67,12 +67,14 @@ def open_prism(gateways: dict[bool, Prism]) -> Prism:
 
 async def refused_beside_a_stream(prism: Prism, path: str, body: bytes) -> Answer:
     """The stream must have gone on, in the same worker."""
-    async with session(prism) as client, streaming(client, MODEL, MANY) as stream:
+    async with session(prism) as client, streaming(client, MODEL, MANY, ignore_eos=True) as stream:
         before = prism.worker(0)["pid"]
         asking = asyncio.create_task(asyncio.to_thread(ask, prism, "POST", path, body))
         events = 0
         while not asking.done():
-            assert b'"error"' not in await stream.readuntil(b"\n\n")
+            event = await stream.readuntil(b"\n\n")
+            assert event
+            assert b'"error"' not in event
             events += 1
         assert events > 1
     assert prism.worker(0)["pid"] == before
