@@ -177,7 +177,9 @@ class Isolations:
         isolation.deaths = 0 if isolation.running else isolation.deaths + 1
         yield from self._judge(isolation, reason, now)
         isolation.enter(Phase.STARTING, now)
-        if isolation.deaths >= TRIES:
+        if not isolation.waiting:
+            yield from self._end(isolation)
+        elif isolation.deaths >= TRIES:
             yield from self._refuse_model(isolation, None, f"a worker for suspected requests cannot be had: {reason}")
             yield from self._end(isolation)
 

@@ -161,15 +161,15 @@ class Bench:
         self.now += seconds
         return self.tell(Tick())
 
-    def ask(self, model: str, *, within: float = 10.0, prompt: int = 10) -> int:
+    def ask(self, model: str, *, within: float = 10.0, prompt: int = 10, body: str = "") -> int:
         """A request of so many tokens arrives; returns its number."""
         number = next(self._numbers)
-        self.tell(Arrived(number, model, prompt, self.now + within))
+        self.tell(Arrived(number, model, prompt, self.now + within, body))
         return number
 
-    def serve(self, model: str, *, prompt: int = 10) -> int:
+    def serve(self, model: str, *, prompt: int = 10, body: str = "") -> int:
         """A request arrives and what it takes to run it is done."""
-        number = self.ask(model, prompt=prompt)
+        number = self.ask(model, prompt=prompt, body=body)
         self.settle()
         assert self.on(number) is not None, f"{model} is not served"
         return number

@@ -83,7 +83,7 @@ def test_suspects_run_on_a_worker_that_is_apart() -> None:
     pool = bench()
     numbers = on_gpu(pool, "a")
     fail(pool)
-    assert only(Recycle, pool.said) == [Recycle(1, "its requests may have made the GPU fail", isolated=True)]
+    assert only(Recycle, pool.said) == [Recycle(1, "its requests may have ended a worker", isolated=True)]
     start(pool, 1)
     assert [(it.worker, it.model) for it in only(Activate, pool.said)] == [(1, "a")]
     pool.settle()

@@ -431,29 +431,6 @@ def test_a_second_replica_that_fails_takes_nothing_from_the_first() -> None:
     assert bench.refused() == {}
 
 
-def test_a_dead_workers_requests_are_queued_again_unless_their_answer_has_begun() -> None:
-    bench = Bench(["a"], max_running=2)
-    begun, not_begun = bench.serve("a"), bench.serve("a")
-    bench.tell(FirstToken(begun))
-    bench.die(0)
-    assert bench.aborted() == [begun]
-    assert bench.waits(not_begun)
-    bench.tell(WorkerBlank(0))
-    bench.settle()
-    assert bench.on(not_begun) == 0
-
-
-def test_a_request_under_which_two_workers_died_is_refused() -> None:
-    bench = Bench(["a"], workers=2)
-    poison = bench.serve("a")
-    for _ in range(2):
-        worker = bench.on(poison)
-        assert worker is not None
-        bench.die(worker)
-        bench.settle()
-    assert bench.refused()[poison].kind == "unavailable"
-
-
 def test_a_worker_that_dies_while_activating_counts_as_a_failure() -> None:
     bench = Bench(["a"], workers=2)
     request = bench.ask("a")

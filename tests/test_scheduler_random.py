@@ -50,6 +50,7 @@ from scheduler.events import (
     WorkerBlank,
     WorkerDead,
 )
+from scheduler.isolation import MEMORY
 from scheduler.scheduler import Scheduler
 from tests.scheduling import GIB, Bench, model, registry
 
@@ -58,6 +59,11 @@ NAMES = ("a", "b", "c", "d")
 POLICIES = get_args(PolicyName)
 SETTLING_ROUNDS = 300
 """Rounds of one second in which everything must come to rest once the faults have ended: far more than any back-off."""
+
+
+BODIES = st.sampled_from(["", "", "one", "two"])
+ANYWHERE = "anywhere"
+"""Of a suspect: any device will do."""
 
 
 class Pool(RuleBasedStateMachine):
@@ -169,6 +175,9 @@ class Pool(RuleBasedStateMachine):
         """Workers that serve none but suspected requests."""
         self.suspects: dict[int, str] = {}
         """Those that wait for it, and their devices."""
+        self.body: dict[int, str] = {}
+        self.convicted: dict[str, float] = {}
+        """What was asked by those that ended a worker alone, and until when nobody may ask it."""
         self.waiting: dict[int, str] = {}
         self.streaming: set[int] = set()
         self.tried_alone: set[int] = set()
@@ -199,8 +208,11 @@ class Pool(RuleBasedStateMachine):
                 assert self.phase[worker] == "active"
                 assert not self.closed[worker], "dispatched to a worker that is being drained"
                 suspected = self.suspects.pop(request, None)
+                if not self.scheduler.state.requests[request].isolated:  # there was no memory for it apart
+                    suspected = None
                 assert (worker in self.isolated) == (suspected is not None)
-                assert suspected in (None, self.device[worker])
+                assert suspected in (None, ANYWHERE, self.device[worker])
+                assert self.convicted.get(self.body[request], 0.0) <= self.now, "the same is let in again"
                 assert self.model[worker] == self.waiting.pop(request)
                 self.running[worker].add(request)
                 assert len(self.running[worker]) <= self.max_running
@@ -209,10 +221,15 @@ class Pool(RuleBasedStateMachine):
                 self.suspects.pop(request, None)
                 self.over[request] += 1
                 assert reason
-                assert (retry_after > 0) == (kind != "fault")
-                assert kind != "fault" or request in self.tried_alone
+                deadly = kind in ("fault", "crash")
+                assert (retry_after > 0) == (not deadly)
+                assert not deadly or request in self.tried_alone or self.body[request] in self.convicted
+                if deadly:
+                    self.convict(request)
             case Abort(request):
                 assert any(request in running for running in self.running) or request in self.streaming
+                if request in self.tried_alone:
+                    self.convict(request)
                 self.end(request)
             case Activate(leader, name, _, kv_limit, _, followers):
                 group = (leader, *followers)
@@ -255,7 +272,7 @@ class Pool(RuleBasedStateMachine):
                 back = worker in self.isolated
                 assert not (back and isolated)
                 assert isolated or back or self.phase[worker] == "blank" or worker in self.broken
-                assert not isolated or self.phase[worker] == "starting"
+                assert not isolated or self.phase[worker] in ("starting", "blank", "parked", "active")
                 assert not self.running[worker]
                 self.isolated.discard(worker)
                 if isolated:
@@ -274,6 +291,11 @@ class Pool(RuleBasedStateMachine):
             case Answer(command, _, text):
                 self.commands.remove(command)
                 assert text
+
+    def convict(self, request: int) -> None:
+        body = self.body[request]
+        if body and request in self.tried_alone:
+            self.convicted[body] = self.now + MEMORY
 
     def end(self, request: int) -> None:
         """A request has had its last answer."""
@@ -355,12 +377,15 @@ class Pool(RuleBasedStateMachine):
 
     # what happens to it
 
-    @rule(name=st.sampled_from(NAMES), within=st.sampled_from([0.5, 5.0, 60.0]), count=st.integers(1, 4))
-    def requests_arrive(self, name: str, within: float, count: int) -> None:
+    @rule(name=st.sampled_from(NAMES), within=st.sampled_from([0.5, 5.0, 60.0]), count=st.integers(1, 4), body=BODIES)
+    def requests_arrive(self, name: str, within: float, count: int, body: str = "") -> None:
+        """`body` is what they ask; nobody knows of an empty one."""
         for _ in range(count):
             number = self.number()
-            self.waiting[number] = name
-            self.tell(Arrived(number, name, 10, self.now + within))
+            self.waiting[number], self.body[number] = name, body and f"{body} of {name}"
+            if self.body[number] in self.scheduler.state.known:
+                self.suspects[number] = ANYWHERE
+            self.tell(Arrived(number, name, 10, self.now + within, self.body[number]))
 
     @rule(data=st.data())
     def worker_is_done(self, data: st.DataObject) -> None:
@@ -419,9 +444,10 @@ class Pool(RuleBasedStateMachine):
     def die(self, worker: int) -> None:
         apart = worker in self.isolated
         lost = self.lose(worker)
-        if apart:
-            self.suspects |= dict.fromkeys(lost, self.device[worker])
+        alone = [number for number in lost if apart or self.shards[self.waiting[number]] == 1]
+        self.suspects |= dict.fromkeys(alone, self.device[worker])
         self.tell(WorkerDead(worker, "was killed"))
+        self.forget_who_is_trusted()
         assert not self.broken, "left behind by another of their group"
 
     def lose(self, worker: int) -> list[int]:
@@ -469,8 +495,13 @@ class Pool(RuleBasedStateMachine):
                     self.suspects[number] = device
         self.tell(DeviceFault(device, tuple(clients), "failed", suspected))
         assert not self.broken, "left behind by another of their group"
+        self.forget_who_is_trusted()
+
+    def forget_who_is_trusted(self) -> None:
+        """Not all can be served apart: then they are served as anybody is."""
         known = self.scheduler.state.requests
-        self.suspects = {number: where for number, where in self.suspects.items() if known[number].isolated}
+        isolated = {number for number, request in known.items() if request.isolated}
+        self.suspects = {number: where for number, where in self.suspects.items() if number in isolated}
 
     @precondition(lambda self: "activating" in self.phase)
     @rule(data=st.data())
