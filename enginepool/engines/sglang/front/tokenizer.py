@@ -10,9 +10,9 @@ from typing import Any
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 from config.errors import RequestError
-from enginepool.engines.sglang.front.allowing import check_fields
 from config.registry import Work
 from enginepool.aside import Ended, TookTooLong, aside
+from enginepool.engines.sglang.front.allowing import check_fields
 from enginepool.engines.sglang.front.apart import over
 from enginepool.engines.sglang.front.bounds import (
     LONG,
