@@ -191,9 +191,9 @@ class Fuzzing:
         return "".join(choice["text"] for it in events for choice in json.loads(it).get("choices", ()))
 
 
-def fuzz(engine: str, folder: Path, todo: Iterator[tuple[int, str, bytes]]) -> Found:
-    """Serve a model below `folder`, and ask."""
-    prism = Prism.start(folder / "gateway", _registry(engine, _small_model(folder)))
+def fuzz(engine: str, made: Path, folder: Path, todo: Iterator[tuple[int, str, bytes]]) -> Found:
+    """Serve the demo's model in the folder `made`, with all files below `folder`, and ask."""
+    prism = Prism.start(folder / "gateway", _registry(engine, _small_model(made, folder)))
     found = Found()
     try:
         prism.wait_for_workers()
@@ -213,8 +213,7 @@ async def _ask_all(prism: Prism, found: Found, todo: Iterator[tuple[int, str, by
         await Fuzzing(client, found).run(todo)
 
 
-def _small_model(folder: Path) -> Path:
-    made = next(it for it in make_demo_models(folder / "models", lambda text: None) if it.name == MODEL)
+def _small_model(made: Path, folder: Path) -> Path:
     small = shutil.copytree(made, folder / MODEL)
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT}))
@@ -236,7 +235,9 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first request")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="prism-fuzz-") as folder:
-        found = fuzz(given.engine, Path(folder), requests(given.seed, given.start, given.examples))
+        models = make_demo_models(Path(folder, "models"), lambda text: None)
+        made = next(it for it in models if it.name == MODEL)
+        found = fuzz(given.engine, made, Path(folder), requests(given.seed, given.start, given.examples))
     for (path, status), count in sorted(found.statuses.items()):
         print(f"{path} {status}: {count}")
     print(f"{sum(found.statuses.values())} answers, {found.streams} streams as ever, {len(found.problems)} problems")

@@ -20,7 +20,7 @@ from enginepool.openai_errors import error_body
 
 _MALFORMED = (TypeError, AttributeError, ArithmeticError, LookupError)
 """What SGLang raises when a part of a request is not what it takes it for, without asking."""
-_ASK_FOR_NOTHING = (None, False, 0, "", [], {})
+_ASK_FOR_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 class NotServed(ValueError):
