@@ -321,7 +321,7 @@ def test_what_is_no_value_in_a_list_leaves_the_others_their_index(problems: Prob
             "gateway",
             "limits:",
             "limits: expected a mapping with keys of max_body, queue_per_model, stream_buffer, header_timeout, "
-            "body_timeout, idle_timeout, unfinished_bodies, got nothing",
+            "body_timeout, idle_timeout, unfinished_bodies, json_values, json_containers, got nothing",
         ),
         (
             "gateway",

@@ -1,6 +1,6 @@
 """Failures that really happen: processes are killed and stopped, clients go away, files are broken, memory is short.
 
-Each part of this file is a row of the failure table in docs/architecture.md. States are held open by the simulated
+Each part of this file is a row of the failure table in docs/faults.md. States are held open by the simulated
 engine's settings: a long `ttft` is a request without its first byte, ENDLESS tokens are a stream that still runs.
 """
 
@@ -262,16 +262,45 @@ def test_a_worker_that_dies_while_parked_takes_only_its_skeleton(serve_prism: Se
     assert chat(prism, "a", max_tokens=3).status == 200
 
 
-def test_a_request_that_two_workers_died_under_is_refused(serve_prism: ServePrism, in_background: InBackground) -> None:
+# --- a request ends its worker: it runs alone, and is refused if it does it again -----------------------------------
+
+
+def test_a_request_that_ends_its_lone_worker_too_is_refused_by_name(
+    serve_prism: ServePrism, in_background: InBackground
+) -> None:
     prism = serve_prism(simulated("a", "b", pool=pool(ttft=HELD)))
     answer = in_background(chat, prism, "a")
     for _ in range(2):
         victim = wait_for_running(prism, "a")
         wait_for_replacement(prism, victim, kill_worker(prism, victim))
-    assert answer.result().status == 503
-    assert answer.result().error["message"] == "2 workers died under this request."
-    assert int(answer.result().headers["Retry-After"]) >= 1
+    assert (answer.result().status, answer.result().error["code"]) == (500, "worker_crash")
+    assert "so did one that served nothing else" in answer.result().error["message"]
     nothing_in_flight(prism)
+
+
+def test_a_poison_ends_two_workers_however_often_it_is_sent(
+    serve_prism: ServePrism, in_background: InBackground
+) -> None:
+    """The engine's process really ends under it, as it does under what an engine does not expect."""
+    prism = serve_prism(simulated("a", "b", pool=pool(workers=3, faulty="poison")))
+    bystander = stream(prism, "b")
+    poisons = [in_background(chat, prism, "a", user="poison") for _ in range(4)]
+    assert {poison.result().status for poison in poisons} == {500}
+    assert chat(prism, "a", user="poison").error["code"] == "worker_crash"
+    assert len([line for line in prism.log if "prism.pool" in line and "is gone:" in line]) == 2
+    assert chat(prism, "a", max_tokens=3).status == 200
+    assert bystander.next().startswith(b"data: {")
+    bystander.disconnect()
+
+
+def test_who_only_waited_beside_a_poison_is_served_while_it_is_apart(
+    serve_prism: ServePrism, in_background: InBackground
+) -> None:
+    prism = serve_prism(simulated("a", pool=pool(running=1, ttft=0.5)))
+    answers = [in_background(chat, prism, "a", max_tokens=2) for _ in range(5)]
+    victim = wait_for_running(prism, "a")
+    kill_worker(prism, victim)
+    assert [answer.result().status for answer in answers] == [200] * 5
 
 
 # --- worker dies mid-stream: an error event, the stream ends; other workers' streams go on --------------------------
