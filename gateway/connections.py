@@ -122,7 +122,10 @@ class Connection(RequestHandler):
 
     @property
     def idle(self) -> bool:
-        """Whether no whole request is here. At the very beginning nothing waits for one yet."""
+        """Whether no whole request is here. At the very beginning nothing waits for one yet.
+
+        Nor does anything just after an answer: what comes then is seen with the next bytes, or by `idle_timeout`.
+        """
         return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
 
     def idle_for(self, seconds: float) -> bool:

@@ -90,13 +90,23 @@ def test_headers_that_do_not_end_are_answered_with_408(serve_prism: ServePrism, 
     assert (status, body["error"]["code"]) == (408, "header_timeout")
 
 
-def test_so_are_those_of_a_later_request_on_the_connection(serve_prism: ServePrism) -> None:
+def test_so_are_those_of_a_later_request_that_come_byte_by_byte(serve_prism: ServePrism) -> None:
     prism = serve_prism(limited(header_timeout=SOON))
     connection = Raw(prism).send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-    first = connection.socket.recv(65536)
-    assert first.startswith(b"HTTP/1.1 200")
-    status, body = connection.send(b"GET /health").answer()
+    assert connection.socket.recv(65536).startswith(b"HTTP/1.1 200")
+    connection.socket.settimeout(0.02)
+    connection.send(b"GET /")
+    while not is_answered(connection):
+        connection.send(b"x")
+    status, body = connection.answer()
     assert (status, body["error"]["code"]) == (408, "header_timeout")
+
+
+def is_answered(connection: Raw) -> bool:
+    try:
+        return bool(connection.socket.recv(1, socket.MSG_PEEK))
+    except TimeoutError:
+        return False
 
 
 def test_a_connection_without_a_request_is_closed(serve_prism: ServePrism) -> None:
