@@ -22,7 +22,6 @@ def test_no_request_ends_a_worker_or_changes_a_stream(demo_folder: Path, short_p
     found = fuzz(engine, demo_folder / MODEL, short_path, todo)
     assert found.problems == []
     assert sum(found.statuses.values()) == SINGLES + MIXED
-    assert any(status == 200 for _, status in found.statuses)
     assert found.streams > 0
 
 
