@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -470,7 +471,7 @@ def test_a_model_with_broken_files(broken_prism: Prism, name: str) -> None:
     assert int(answer.headers["Retry-After"]) >= 1
     reason = broken_prism.model(name)["failure"]
     assert reason
-    assert reason in answer.error["message"]
+    assert re.sub(r"/\S+/", "", reason) in answer.error["message"]  # clients are told no paths
     broken_prism.wait_for_log(f"loading {name} failed: {reason}")
 
     loads = sum(f"loading {name} " in line for line in broken_prism.log)
