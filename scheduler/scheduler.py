@@ -662,10 +662,21 @@ class Scheduler:
     def _isolate(self, lost: Sequence[Worker], suspects: Sequence[Request], charge: Charge) -> None:
         """Serve requests without a byte, one of which may have ended these workers, where they can end nobody else."""
         self._isolations.suspect(suspects, charge, self._now)
+        self._set_apart_who_asks({request.body for request in suspects if request.body})
         isolating, others = self._isolations.take_in(lost, suspects, self._now)
         self._actions += isolating
         for request in others:
             self._retry_or_refuse(request)
+
+    def _set_apart_who_asks(self, bodies: set[str]) -> None:
+        """The same as a suspect, and waits."""
+        same = [request for request in self.state.requests.values() if request.body in bodies]
+        for request in same:
+            model = self.state.models[request.model]
+            if request.id in model.queue:
+                self._take(request)
+                self._actions += self._isolations.arrived(request, self._now)
+                self._update_wanting(model)
 
     def _serve_most_wanted(self, models: Collection[Model]) -> None:
         """They have all lost their workers at this moment, and come back in the order of their requests' deadlines."""

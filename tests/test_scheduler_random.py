@@ -257,8 +257,8 @@ class Pool(RuleBasedStateMachine):
                 assert not self.running[worker], "parked under its requests"
                 active = [self.model[number] for number in self.workers_that("active")]
                 name = self.model[worker]
-                apart = worker in self.isolated  # where it serves suspects, and not its users
-                assert apart or name not in self.pinned or active.count(name) > 1, "a pinned model is parked"
+                kept = name not in self.pinned or active.count(name) > 1 or worker in self.isolated
+                assert kept, "a pinned model is parked"
                 self.change(worker, "parking")
             case Blank(worker):
                 assert self.phase[worker] == "parked"
