@@ -80,13 +80,13 @@ class Isolations:
         """For those that wait apart: a worker that is isolated already, or one that nobody needs at the moment."""
         actions: list[AnyAction] = []
         for number in list(self._state.apart):
-            request = self._state.requests[number]
+            request, before = self._state.requests[number], set(self._state.isolations)
             if (isolation := self._any_place(self._state.models[request.model], now)) is None:
                 continue
             self._state.apart.remove(number)
             isolation.waiting.append(number)
             isolation.alone.add(number)
-            if isolation.phase is Phase.STARTING and len(isolation.waiting) == 1:
+            if isolation.worker not in before:
                 actions.append(Recycle(isolation.worker, REASON, isolated=True))
             else:
                 actions += self._go_on(isolation, now)
