@@ -335,7 +335,9 @@ def served(bench: Bench) -> list[int]:
         bench.settle()
         bench.wait(0.5)
         bench.settle()
-        running = [number for number in sorted(bench.scheduler.state.requests) if bench.on(number) is not None]
+        state = bench.scheduler.state
+        apart = {number for isolation in state.isolations.values() for number in isolation.running}
+        running = [number for number in sorted(state.requests) if bench.on(number) is not None or number in apart]
         for number in running:
             bench.tell(FirstToken(number))
             bench.finish(number, tokens=1)

@@ -166,8 +166,9 @@ def test_what_a_parked_or_dead_model_had_goes_to_those_who_are_left() -> None:
 def test_a_model_whose_worker_died_waits_for_that_ones_memory_and_nobody_else_is_evicted() -> None:
     bench = gpu({"a": 6, "b": 6}, memory=20)
     bench.finish(bench.serve("a"))
-    bench.serve("b")
+    bench.finish(bench.serve("b"))
     bench.die(1)
+    bench.ask("b")
     bench.settle()
     assert bench.active() == {0: "a"}
     bench.tell(WorkerBlank(1, GIB))
