@@ -87,11 +87,11 @@ def test_what_waits_is_not_in_the_token_rate_yet() -> None:
 
 def test_a_worker_that_died_begins_to_count_its_tokens_anew() -> None:
     bench = Bench(["a"])
-    bench.serve("a")
+    bench.finish(bench.serve("a"))
     bench.tell(Stats(0, 1, 0, 0, 0, 500))
     bench.die(0)
     bench.tell(WorkerBlank(0))
-    bench.settle()
+    bench.serve("a")
     bench.tell(Stats(0, 0, 0, 0, 0, 0))
     before = demand(bench).tokens.per_second(bench.now)
     bench.tell(Stats(0, 0, 0, 0, 0, 60))

@@ -155,10 +155,10 @@ def trials(prism: Prism) -> list[int]:
     return found
 
 
-async def test_a_grammars_trial_ends_with_its_client(gateways: dict[bool, Prism], tmp_path: Path) -> None:
+async def test_a_grammars_trial_ends_with_its_client(gateways: dict[bool, Prism], short_path: Path) -> None:
     """Of a registry that would give it an hour."""
     registry = with_pool(gateways[False], {"limits": {"grammar_time": "1h"}})
-    prism = await asyncio.to_thread(Prism.start, tmp_path / "g", registry)
+    prism = await asyncio.to_thread(Prism.start, short_path / "g", registry)
     try:
         async with session(prism) as client:
             body = {"model": MODEL, "messages": HELLO, "ebnf": FOR_EVER}

@@ -339,13 +339,22 @@ async def test_what_would_end_the_rank_is_refused_before(
     assert llama.rank.pid == rank
 
 
-@pytest.mark.parametrize("grammar", [{"json_schema": '{"$ref": "#"}'}, {"regex": "(a{1000}){1000}"}])
 async def test_a_grammar_that_fails_late_ends_its_own_request_only(
-    llama: Worker, sglang_answers: dict[str, str], grammar: dict[str, str]
+    llama: Worker, sglang_answers: dict[str, str]
 ) -> None:
     rank, beside = llama.rank.pid, asyncio.create_task(llama.complete())
-    reply = await llama.ask(GENERATE, text=PROMPT, sampling_params={"max_new_tokens": LENGTH, **grammar})
+    sampling = {"max_new_tokens": LENGTH, "regex": "(a{1000}){1000}"}
+    reply = await llama.ask(GENERATE, text=PROMPT, sampling_params=sampling)
     assert b'"abort"' in reply.body
+    assert await beside == sglang_answers["llama-tiny"]
+    assert llama.rank.pid == rank
+
+
+async def test_a_grammar_that_fails_its_trial_is_refused_by_name(llama: Worker, sglang_answers: dict[str, str]) -> None:
+    rank, beside = llama.rank.pid, asyncio.create_task(llama.complete())
+    sampling = {"max_new_tokens": LENGTH, "json_schema": '{"$ref": "#"}'}
+    reply = await llama.ask(GENERATE, text=PROMPT, sampling_params=sampling)
+    assert (reply.status, b"json_schema" in reply.body) == (400, True)
     assert await beside == sglang_answers["llama-tiny"]
     assert llama.rank.pid == rank
 
