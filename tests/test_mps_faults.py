@@ -112,7 +112,7 @@ def test_without_mps_a_fault_is_its_workers_own(serve_prism: ServePrism) -> None
     prism.command("activate", model="beside", worker=1)
     before = pids(prism)
     beside = stream(prism, "beside")
-    assert chat(prism, "guilty", messages=POISON).status == 503
+    assert chat(prism, "guilty", messages=POISON).json["error"]["code"] == "worker_crash"
     beside.next()
     beside.disconnect()
     assert pids(prism)[1] == before[1]
