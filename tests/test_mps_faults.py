@@ -93,14 +93,11 @@ def test_what_may_have_caused_it_runs_on_a_worker_that_is_no_client(
         prism.command("activate", model=model, worker=number)
     suspect = in_background(chat, prism, "b")
     guilty = in_background(chat, prism, "a", messages=POISON)
-    (apart,) = [
-        worker
-        for worker in prism.wait_until(
-            lambda status: any(it["state"] == "isolated" and it["pid"] for it in status["workers"]), "one is isolated"
-        )["workers"]
-        if worker["state"] == "isolated"
-    ]
-    assert not apart["mps"]
+
+    def apart(status: dict[str, Any]) -> bool:
+        return any(it["state"] == "isolated" and it["pid"] and not it["mps"] for it in status["workers"])
+
+    prism.wait_until(apart, "an isolated worker's process is there, and no client")
     assert suspect.result().status == 200
     assert guilty.result().status == 500
     wait_until_whole(prism)
