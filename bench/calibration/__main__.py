@@ -10,7 +10,6 @@ the rest.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,7 @@ from bench.calibration.report import markdown, write_measurements, write_page
 from bench.calibration.rewrite import activation_entries, rewrite, step_entries, worker_entries
 from bench.calibration.subject import CHUNK
 from bench.calibration.worker_fit import fit_workers
-from bench.calibration.worker_gateway import HAS_MPS, gateway, make
+from bench.calibration.worker_gateway import gateway, make
 from bench.calibration.worker_measure import WorkerRun
 from bench.calibration.worker_page import WorkerPage, short
 from bench.calibration.worker_plan import make_worker_plan
@@ -82,9 +81,7 @@ async def _engines(chosen: argparse.Namespace, measured: Measurements, folder: P
     for rows in (measured.prefill, measured.decode, measured.alone, measured.together):
         rows.clear()
     folders = {name: folder / name for name in chosen.models}
-    for name, path in folders.items():
-        path.mkdir()
-        (path / "config.json").write_text(json.dumps(config_of(name, tiny=chosen.tiny)))
+    make({name: config_of(name, tiny=chosen.tiny) for name in chosen.models}, folder)
     device = "cpu" if chosen.tiny else "cuda"
     await measure(plan, folders, device, folder, measured, lambda: write_measurements(_out(chosen), measured))
 
@@ -94,7 +91,7 @@ async def _workers(chosen: argparse.Namespace, measured: Measurements, parts: li
     plan = make_worker_plan(chosen.worker_models)
     device = "cpu" if chosen.tiny else chosen.device
     nbytes = sum(measured.shapes[seat.model].weight_bytes for seat in plan.seats)
-    await make(configs, folder, tiny=chosen.tiny)
+    make(configs, folder)
     failures = []
     for mps in _modes(chosen):
         async with gateway(plan, nbytes, folder, device, mps=mps) as subject:
@@ -108,7 +105,7 @@ async def _workers(chosen: argparse.Namespace, measured: Measurements, parts: li
 
 def _modes(chosen: argparse.Namespace) -> list[bool]:
     wanted = {"on": [True], "off": [False], "both": [False, True]}[chosen.mps]
-    if (chosen.tiny or not HAS_MPS) and True in wanted:
+    if chosen.tiny and True in wanted:
         say("no MPS here: what it is about is left out")
         return [mps for mps in wanted if not mps]
     return list(wanted)

@@ -8,20 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.activation_run import make_models
 from bench.calibration.worker_plan import Seat, WorkerPlan
 from bench.calibration.worker_rows import SPLITS
 from bench.gateway_under_test import GatewayUnderTest, serving
-from config.registry import Model, Pool
 
 START_TIMEOUT = 420.0
 """Seconds for the workers to come up."""
 HOST_SLACK = 1.25
 """Host memory for the weights, over their size."""
 MAX_RUNNING = 32
-HAS_MPS = "mps" in Pool.__struct_fields__
-HAS_DUMMY = "weights" in Model.__struct_fields__
-"""Whether weights can be made up in host memory, so that no checkpoint need be written."""
 
 
 @asynccontextmanager
@@ -33,11 +28,8 @@ async def gateway(
         yield subject
 
 
-async def make(configs: Mapping[str, Mapping[str, Any]], folder: Path, *, tiny: bool) -> None:
-    """What a gateway needs of each model, if `folder` has not got it. Raises: BenchError, OSError."""
-    if not HAS_DUMMY:
-        await make_models(folder, list(configs), tiny=tiny, dummy=False)
-        return
+def make(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """What a gateway needs of each model: its shape, since the weights are dummies. Raises: OSError."""
     for name, config in configs.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text(json.dumps(config))
@@ -51,9 +43,8 @@ def _registry(plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: 
         "workers_per_device": len(seats),
         "blank_reserve": 0,
         "max_running": MAX_RUNNING,
+        "mps": "on" if mps else "off",
     }
-    if HAS_MPS:
-        pool["mps"] = "on" if mps else "off"
     return {
         "pool": pool,
         "weight_store": {"host_memory": int(HOST_SLACK * nbytes) + 2 * 2**30},
@@ -63,8 +54,13 @@ def _registry(plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: 
 
 
 def _model(seat: Seat, folder: Path) -> dict[str, Any]:
-    made: dict[str, Any] = {"name": seat.name, "dtype": "bfloat16", "preload": True}
-    made |= {"shape": str(folder / "config.json"), "weights": "dummy"} if HAS_DUMMY else {"path": str(folder)}
+    made: dict[str, Any] = {
+        "name": seat.name,
+        "shape": str(folder / "config.json"),
+        "weights": "dummy",
+        "dtype": "bfloat16",
+        "preload": True,
+    }
     if seat.kv_splits != SPLITS:
         made["engine_args"] = {"triton_attention_num_kv_splits": seat.kv_splits}
     return made

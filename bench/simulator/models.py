@@ -31,8 +31,8 @@ def on_gpus(registry: Registry, gpus: int | None, workers: int | None) -> Regist
 
 
 def has_mps(registry: Registry) -> bool:
-    """Whether its workers are clients of MPS, as far as its pool has a word on that."""
-    return getattr(registry.pool, "mps", "off") != "off"
+    """Whether its workers are taken to be clients of MPS."""
+    return registry.pool.mps != "off"
 
 
 def with_objectives(registry: Registry, *, ttft: float, tpot: float) -> Registry:

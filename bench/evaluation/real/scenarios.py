@@ -20,7 +20,7 @@ from msgspec.structs import fields
 from bench.errors import BenchError, UsageError
 from bench.processes import PROJECT
 from config.reader import read_registry
-from config.registry import Model, Pool, Registry
+from config.registry import Pool, Registry
 
 SHAPES = ("llama-1b", "llama-8b", "llama-3b", "llama-1b", "llama-3b", "llama-8b", "llama-1b", "llama-3b")
 """The most asked for first; on one GPU, the first `ON_ONE_GPU` of them."""
@@ -102,18 +102,19 @@ def as_registry(content: Mapping[str, Any]) -> Registry:
 
 
 def _entry(folder: Path, number: int, tiny: bool) -> dict[str, Any]:
-    weights = {"weights": "dummy"} if _have_dummy_weights() else {}
     slo = dict(ON_CPU if tiny else OBJECTIVES[folder.name])
-    return {"name": f"{folder.name}-{number}", "path": str(folder), **weights, "dtype": "bfloat16", "slo": slo}
-
-
-def _have_dummy_weights() -> bool:
-    return "weights" in {field.name for field in fields(Model)}
+    return {
+        "name": f"{folder.name}-{number}",
+        "path": str(folder),
+        "weights": "dummy",
+        "dtype": "bfloat16",
+        "slo": slo,
+    }
 
 
 def _make(folder: Path, shapes: Sequence[str], *, tiny: bool) -> None:
     """In a process of its own, which leaves no CUDA context. Raises: BenchError."""
-    options = [*(["--tiny"] if tiny else []), *(["--no-weights"] if _have_dummy_weights() else [])]
+    options = ["--no-weights", *(["--tiny"] if tiny else [])]
     command = [sys.executable, "-m", "bench.shapes", "--out", str(folder.absolute()), *shapes, *options]
     if run(command, cwd=PROJECT, check=False).returncode:
         raise BenchError("the models could not be made")

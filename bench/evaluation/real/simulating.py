@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any
-
 from bench.evaluation.real.judging import Ended, simulated
 from bench.simulator.calibration import Calibration
 from bench.simulator.models import costs_of, on_gpus
@@ -26,11 +23,7 @@ def simulate(registry: Registry, trace: Trace, calibration: Calibration, *, mps:
         costs_of(registry.models, calibration),
         calibration,
         capacity=capacity,
-        **_known({"mps": mps, "warmed": True}),
+        mps=mps,
+        warmed=True,
     )
     return simulated(simulation.run(trace).answers, after)
-
-
-def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that this version of the simulator has a notion of."""
-    return {name: value for name, value in settings.items() if name in signature(Simulation).parameters}
