@@ -68,14 +68,15 @@ def _bytes() -> LLTokenizer:
 
 
 def _serialized(kind: str, grammar: str) -> str:
+    serialized: str
     if kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(grammar, defaults={"whitespace_flexible": True})
-    if kind == "regex":
-        return grammar_from("regex", grammar)
-    if kind == "ebnf":
-        return grammar_from("ebnf", grammar)
-    tag = json.loads(grammar)
-    return StructTag.to_grammar([_tag(structure, tag["triggers"]) for structure in tag["structures"]])
+        serialized = LLMatcher.grammar_from_json_schema(grammar, defaults={"whitespace_flexible": True})
+    elif kind in ("regex", "ebnf"):
+        serialized = grammar_from(kind, grammar)
+    else:
+        tag = json.loads(grammar)
+        serialized = StructTag.to_grammar([_tag(structure, tag["triggers"]) for structure in tag["structures"]])
+    return serialized
 
 
 def _tag(structure: dict[str, str], triggers: list[str]) -> StructTag:
