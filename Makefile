@@ -41,7 +41,7 @@ gpu-test: $(if $(wildcard $(VENV)/.gpu),$(VENV)/.dev)
 	$(BIN)/python -m pytest -W default -m gpu tests/gpu $(ARGS)
 
 fuzz: $(VENV)/.dev
-	PRISM_CASES=fuzz PRISM_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/test_scheduler_random.py $(ARGS)
+	PRISM_CASES=fuzz PRISM_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/scheduler/test_random.py $(ARGS)
 
 fuzz-api: $(VENV)/.sglang
 	$(BIN)/python -m tests.fuzz_api --examples $(EXAMPLES) $(ARGS)

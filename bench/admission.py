@@ -23,11 +23,11 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from bench.arguments import Parser, new_file, positive_int
 from bench.machine import describe_machine
-from bench.percentiles import spread
-from bench.progress import say_again
-from scheduler.moore_hodgson import AdmissionQueue
+from scheduler.dispatch.moore_hodgson import AdmissionQueue
+from simulator.command_line import Parser, new_file, positive_int
+from simulator.percentiles import spread
+from simulator.progress import say_again
 
 LENGTHS = (10, 100, 1_000, 10_000)
 LOADS = {"met": 0.5, "overloaded": 2.0, "levels": 2.0}

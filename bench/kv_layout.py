@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enginepool.gpu_environment import gpu_environment
+from enginepool.host.gpu_environment import gpu_environment
 
 _ELASTIC = "ENABLE_KVCACHED"
 _VARIANTS: dict[str, dict[str, str]] = {

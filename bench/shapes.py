@@ -14,13 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import Parser
-from bench.checkpoints import make_checkpoint
-from bench.errors import BenchError
-from bench.progress import say
+from bench.subjects.checkpoints import make_checkpoint
 from config.units import format_size
 from gateway.demo_models import train_tokenizer
 from gateway.dummy_models import write_folder
+from simulator.command_line import Parser
+from simulator.errors import StudyError
+from simulator.progress import say
 
 FOLDER = files("config").joinpath("examples/shapes")
 """Their config.json files. The two mixtures are cut: `qwen3-moe` is Qwen3-30B-A3B with 6 of its 48 layers and 64 of its
@@ -91,7 +91,7 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         make_models(chosen.out, chosen.names, tiny=chosen.tiny, weights=chosen.weights)
-    except (OSError, BenchError) as error:
+    except (OSError, StudyError) as error:
         print(f"bench.shapes: {error}", file=sys.stderr)
         sys.exit(1)
 

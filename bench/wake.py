@@ -23,12 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import Parser, new_file
-from bench.errors import BenchError
-from bench.gateway_under_test import GatewayUnderTest, serving
-from bench.percentiles import spread
-from bench.progress import say, say_again
+from bench.subjects.gateway_under_test import GatewayUnderTest, serving
 from gateway.demo_models import NAMES, make_demo_models
+from simulator.command_line import Parser, new_file
+from simulator.errors import StudyError
+from simulator.percentiles import spread
+from simulator.progress import say, say_again
 
 GOAL_PARKED = 0.050
 """Seconds from the request to the first token of a parked tiny model, median."""
@@ -107,7 +107,7 @@ async def command(chosen: argparse.Namespace) -> int:
         try:
             await asyncio.to_thread(make_demo_models, Path(models), say)
             figures = await measure(Path(models), chosen.rounds)
-        except BenchError as error:
+        except StudyError as error:
             print(f"bench.wake: {error}", file=sys.stderr)
             return 1
     if chosen.json:

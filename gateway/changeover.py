@@ -20,7 +20,7 @@ from gateway.context import Context
 from gateway.live import LiveRequest
 from scheduler import events
 from scheduler.actions import Answer
-from scheduler.state import Phase, Worker
+from scheduler.state.state import Phase, Worker
 
 
 class Changeover:

@@ -11,19 +11,19 @@ from config.device_memory import device_bytes
 from config.model_files import kv_bytes_per_token
 from config.registry import Registry
 from enginepool import engines
-from enginepool.store import WeightStore
-from enginepool.supervisor import Supervisor
+from enginepool.pool.store import WeightStore
+from enginepool.pool.supervisor import Supervisor
 from gateway.catalog import Catalog
 from gateway.device_memory import capacities
+from gateway.http.server_paths import ServerPaths
 from gateway.journal import Journal
 from gateway.live import LiveRequest
 from gateway.metrics import Metrics
 from gateway.profile import read_profile
 from gateway.recording import Recorder
-from gateway.server_paths import ServerPaths
 from scheduler.actions import Answer, AnyAction
 from scheduler.events import AnyEvent
-from scheduler.recorded import VERSION, Header
+from scheduler.replay.recorded import VERSION, Header
 
 
 class Context:

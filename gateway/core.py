@@ -18,17 +18,17 @@ from typing import Any
 from config.errors import OperatorError, RequestError
 from config.registry import PolicyName, Registry
 from enginepool import messages
-from enginepool.store import WeightStore
-from enginepool.supervisor import Supervisor
+from enginepool.pool.store import WeightStore
+from enginepool.pool.supervisor import Supervisor
 from gateway.changeover import Changeover
 from gateway.context import Context
 from gateway.effects import Effects
+from gateway.http.routing import body_digest, estimate_prompt_tokens
 from gateway.live import LiveRequest
-from gateway.routing import body_digest, estimate_prompt_tokens
 from gateway.signals import Signals
 from scheduler import events
 from scheduler.actions import Answer
-from scheduler.state import Phase
+from scheduler.state.state import Phase
 
 log = logging.getLogger("prism.gateway")
 

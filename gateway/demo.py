@@ -30,8 +30,8 @@ from config.registry import Registry
 from config.units import format_duration
 from enginepool.messages import Command
 from enginepool.process import die_with_parent
-from gateway.admin_client import run_command
-from gateway.tables import table
+from gateway.cli.client import run_command
+from gateway.cli.tables import table
 
 QUESTION = "Why do idle models not need a GPU of their own?"
 MAX_TOKENS = 24

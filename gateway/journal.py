@@ -12,7 +12,7 @@ from typing import Any
 from config.units import format_duration
 from enginepool.messages import WorkerActivated, WorkerBlanked, WorkerStats
 from scheduler import actions
-from scheduler.state import Phase, State, Worker
+from scheduler.state.state import Phase, State, Worker
 
 log = logging.getLogger("prism.scheduler")
 

@@ -7,7 +7,7 @@ import time
 
 from config.errors import RequestError
 from enginepool.messages import Head, Reply
-from gateway.sse import EventStream
+from gateway.http.sse import EventStream
 
 
 class LiveRequest:

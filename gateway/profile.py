@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from config.errors import ConfigError
-from scheduler.profile import Profile
+from scheduler.learned.profile import Profile
 
 
 def read_profile(file: Path | None) -> Profile:

@@ -15,7 +15,7 @@ import msgspec
 
 from scheduler.actions import AnyAction
 from scheduler.events import AnyEvent
-from scheduler.recorded import Header, Step, encoder
+from scheduler.replay.recorded import Header, Step, encoder
 from scheduler.scheduler import Scheduler
 
 log = logging.getLogger("prism.gateway")

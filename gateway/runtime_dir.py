@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from config.errors import PoolError
-from enginepool.mps import end_stale
+from enginepool.mps.daemon import end_stale
 from gateway.private import check_own, make_private
 
 

@@ -16,12 +16,13 @@ from msgspec.structs import replace
 from config.errors import PoolError
 from config.registry import Registry
 from config.units import format_size
-from enginepool import engines, host_memory
+from enginepool import engines
+from enginepool.host import host_memory
 from gateway.admin import AdminServer
-from gateway.connections import Connections, Site, raise_file_limit
 from gateway.core import Gateway
 from gateway.dummy_models import with_folders
-from gateway.http import build_app
+from gateway.http.connections import Connections, Site, raise_file_limit
+from gateway.http.routes import build_app
 from gateway.runtime_dir import RuntimeDir
 
 log = logging.getLogger("prism.gateway")

@@ -20,7 +20,7 @@ log = logging.getLogger("prism.gateway")
 
 
 class Signals:
-    """Implements `enginepool.supervisor.PoolEvents`. `_chunk` runs for every token: keep it short."""
+    """Implements `enginepool.pool.supervisor.PoolEvents`. `_chunk` runs for every token: keep it short."""
 
     def __init__(self, context: Context) -> None:
         self._context = context

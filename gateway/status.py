@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from gateway.context import Context
-from scheduler.state import Model, Phase, Worker
+from scheduler.state.state import Model, Phase, Worker
 
 
 def models(context: Context) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from installation.places import PROJECT, PYTHON, TOOLKIT
 from installation.terminal import InstallationError
 
-_SAVER = "from enginepool.gpu_environment import saver_library; print(saver_library())"
+_SAVER = "from enginepool.host.gpu_environment import saver_library; print(saver_library())"
 
 
 def check() -> None:

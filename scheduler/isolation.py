@@ -14,9 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from scheduler import memory
 from scheduler.actions import Abort, Activate, AnyAction, Dispatch, Park, Recycle, RefusalKind, Refuse
-from scheduler.state import FREE, Charge, Device, Isolation, Known, Model, Phase, Request, State, Worker
+from scheduler.memory import budget
+from scheduler.state.state import (
+    FREE,
+    Charge,
+    Device,
+    Isolation,
+    Known,
+    Model,
+    Phase,
+    Request,
+    State,
+    Worker,
+)
 
 TRIES = 2
 """Starts or activations in a row that an isolated worker may die of before its requests are refused."""
@@ -346,7 +357,7 @@ class Isolations:
         if model.tensor_parallel > 1:
             return False
         account = device.ledger[worker.number]
-        held = max(account.held, memory.held_when_active(device, model) if device.accounted else 0)
+        held = max(account.held, budget.held_when_active(device, model) if device.accounted else 0)
         weights = max(account.weights, model.shard_bytes)
         limit = max(account.limit, device.kv_minimum) if device.accounted else 0
         if not device.ledger.fits(held + weights + limit - account.total):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scheduler.actions import Answer
-from scheduler.obstacles import obstacle, obstacle_from
-from scheduler.state import Model, Phase, State, Worker
+from scheduler.memory.feasibility import obstacle, obstacle_from
+from scheduler.state.state import Model, Phase, State, Worker
 
 EVICTABLE = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE, Phase.DRAINING, Phase.PARKING})
 

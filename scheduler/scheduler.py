@@ -28,10 +28,8 @@ from scheduler.actions import (
     Stage,
     Unstage,
 )
-from scheduler.activations import next_to_begin, overdue
-from scheduler.admission import Admission
-from scheduler.averages import smoothed
-from scheduler.dispatch import ByDeadline
+from scheduler.dispatch.admission import Admission
+from scheduler.dispatch.by_deadline import ByDeadline
 from scheduler.events import (
     Aborted,
     Activated,
@@ -56,19 +54,21 @@ from scheduler.events import (
     WorkerBlank,
     WorkerDead,
 )
-from scheduler.initial import initial_state
-from scheduler.invariants import check
 from scheduler.isolation import Isolations
-from scheduler.limits import KvLimits
-from scheduler.look import Look, look_at
-from scheduler.memory import claims
-from scheduler.observer import Observer
-from scheduler.obstacles import obstacle, obstacle_from
+from scheduler.learned.averages import smoothed
+from scheduler.learned.observer import Observer
+from scheduler.learned.profile import Profile
+from scheduler.memory.activation_order import next_to_begin, overdue
+from scheduler.memory.budget import claims
+from scheduler.memory.feasibility import obstacle, obstacle_from
+from scheduler.memory.kv_limits import KvLimits
 from scheduler.operator import Commands
 from scheduler.policies import policy_of
 from scheduler.policies.policy import Policy
-from scheduler.profile import Profile
-from scheduler.state import SERVING, TAKEN, Charge, Device, Model, Pending, Phase, Request, Worker
+from scheduler.state.device_view import Look, look_at
+from scheduler.state.initial import initial_state
+from scheduler.state.invariants import check
+from scheduler.state.state import SERVING, TAKEN, Charge, Device, Model, Pending, Phase, Request, Worker
 
 MAX_DEATHS = 2
 """Workers that may die under a request before it is refused: it may be what kills them."""

@@ -26,7 +26,7 @@ import aiohttp
 
 from enginepool.engines.sglang.front.fields import PASSED_OVER, ROUTES, SAMPLING
 from gateway.demo_models import make_demo_models
-from tests.serving import Prism
+from tests.rig.serving import Prism
 
 MODEL = "llama-tiny"
 CONTEXT = 256

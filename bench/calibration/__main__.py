@@ -1,4 +1,4 @@
-"""Calibrates the simulator: `python -m bench.calibration --out FILE.json --calibration bench/simulator/h200.json`.
+"""Calibrates the simulator: `python -m bench.calibration --out FILE.json --calibration simulator/h200.json`.
 
 Two sorts of engines on one GPU. Several of SGLang's own, not modified: what steps take by length, batch and context
 while one works alone, and how much they slow each other. And Prism's own workers behind their gateway, with MPS and
@@ -28,11 +28,11 @@ from bench.calibration.worker_measure import WorkerRun
 from bench.calibration.worker_page import WorkerPage, short
 from bench.calibration.worker_plan import make_worker_plan
 from bench.machine import describe_machine, versions
-from bench.processes import cancel_on_signals, run_to_its_end
-from bench.progress import say
 from bench.shapes import config_of
-from bench.simulator.calibration import H200, read_calibration
+from bench.subjects.processes import cancel_on_signals, run_to_its_end
 from config.errors import PrismError
+from simulator.calibration import H200, read_calibration
+from simulator.progress import say
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def _nothing(chosen: argparse.Namespace) -> Measurements:
 
 
 async def _measure(chosen: argparse.Namespace, measured: Measurements) -> list[str]:
-    """The parts that are wanted; returns what failed in them. Raises: BenchError."""
+    """The parts that are wanted; returns what failed in them. Raises: StudyError."""
     with tempfile.TemporaryDirectory(prefix="prism-calibration-") as name:
         folder = Path(name)
         if ENGINES in chosen.parts:
@@ -117,7 +117,7 @@ def _out(chosen: argparse.Namespace) -> Path:
 
 
 def _conclude(chosen: argparse.Namespace, measured: Measurements) -> None:
-    """Fit, and write what was asked for. Raises: BenchError."""
+    """Fit, and write what was asked for. Raises: StudyError."""
     fits = fit(measured)
     workers = fit_workers(measured, fits, read_calibration(chosen.calibration or H200))
     out = _out(chosen)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.arguments import Parser, positive_int
 from bench.calibration.plan import ROOM
 from bench.calibration.worker_plan import PARTS
-from bench.errors import UsageError
 from bench.shapes import SHAPES
 from config.errors import ShapeError
 from config.shape import shape_of
+from simulator.command_line import Parser, positive_int
+from simulator.errors import UsageError
 
 DEFAULT_MODELS = "llama-1b,llama-8b"
 WORKER_MODELS = "llama-1b,llama-3b,llama-8b"

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from bench.calibration.measurements import DecodePoint, Measurements, Member, PrefillPoint, Together
 from bench.calibration.worker_rows import SPLITS, Steps
-from bench.errors import BenchError
 from config.shape import Shape
+from simulator.errors import StudyError
 
 ROUNDS = 10
 """In which the longer one of two times is looked for again, after a fit."""
@@ -90,7 +90,7 @@ class Fits:
 
 
 def fit(measured: Measurements) -> Fits:
-    """Raises: BenchError when there are too few measurements, or they contradict the formulas."""
+    """Raises: StudyError when there are too few measurements, or they contradict the formulas."""
     shapes = measured.shapes
     return Fits(
         fit_prefill(measured.prefill, shapes, measured.chunk),
@@ -103,7 +103,7 @@ def fit(measured: Measurements) -> Fits:
 
 
 def fit_prefill(points: Sequence[PrefillPoint], shapes: Mapping[str, Shape], chunk: int) -> Fit:
-    """The terms of `bench.simulator.calibration.Prefill`. Raises: BenchError."""
+    """The terms of `simulator.calibration.Prefill`. Raises: StudyError."""
     samples = [
         Sample(
             f"{point.model}, {point.tokens} tokens",
@@ -136,10 +136,10 @@ def _prefill_step(shape: Shape, tokens: int, before: int) -> Either:
 
 
 def fit_decode(points: Sequence[DecodePoint], shapes: Mapping[str, Shape], uneven: Sequence[Steps] = ()) -> Fit:
-    """The terms of `bench.simulator.calibration.Decode`; `uneven` are steps of contexts of different lengths.
+    """The terms of `simulator.calibration.Decode`; `uneven` are steps of contexts of different lengths.
 
     Raises:
-        BenchError: too few, or they contradict the formula.
+        StudyError: too few, or they contradict the formula.
     """
     rates = {
         "weight bytes": "weight_bytes_per_s",
@@ -176,10 +176,10 @@ def _decode_terms(shape: Shape, batch: int, context: float, longest: float) -> t
 
 
 def per_neighbour(together: Sequence[Together]) -> float:
-    """By how much an engine is slower for each other one, on average over all in `together`. Raises: BenchError."""
+    """By how much an engine is slower for each other one, on average over all in `together`. Raises: StudyError."""
     shares = [(slow - 1) / (len(them.members) - 1) for them in together for slow in _slowdowns(them.members)]
     if not shares:
-        raise BenchError("no two engines were measured together")
+        raise StudyError("no two engines were measured together")
     return max(0.0, statistics.fmean(shares))
 
 
@@ -230,7 +230,7 @@ class _System:
 def _fit(samples: Sequence[Sample]) -> Fit:
     names = _names(samples)
     if len(samples) < len(names):
-        raise BenchError(f"{len(samples)} measurements are too few to find {', '.join(names)}")
+        raise StudyError(f"{len(samples)} measurements are too few to find {', '.join(names)}")
     system = _system(samples, names)
     best = min(_candidates(system), key=system.off)
     points = [
@@ -303,6 +303,6 @@ def _as_rates(found: Fit, rates: Mapping[str, str], what: str) -> Fit:
             terms[rates[name]] = AT_ONCE
             continue
         if name in rates and value <= 0:
-            raise BenchError(f"the measurements of {what} do not grow with {name}: no rate follows from them")
+            raise StudyError(f"the measurements of {what} do not grow with {name}: no rate follows from them")
         terms[rates.get(name, name)] = 1 / value if name in rates else value
     return Fit(terms, found.points)

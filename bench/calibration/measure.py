@@ -14,8 +14,8 @@ from bench.calibration.measurements import Alone, DecodePoint, Load, Measurement
 from bench.calibration.plan import ROOM_BESIDE, STEPS, Decode, Plan, Prefill
 from bench.calibration.plan import Member as Busy
 from bench.calibration.subjects import COMMAND, Seat, Subject, at_once, subjects
-from bench.errors import BenchError
-from bench.progress import say
+from simulator.errors import StudyError
+from simulator.progress import say
 
 Rounds = Sequence[tuple[float, float]]
 """Begin and end of each."""
@@ -41,7 +41,7 @@ async def measure(
     """Fill `measured`, and `save` after each figure.
 
     Raises:
-        BenchError: an engine cannot be started, has ended or does not answer.
+        StudyError: an engine cannot be started, has ended or does not answer.
         PoolError: packages for a GPU are missing.
     """
     seats = seats_of(plan, folders)
@@ -134,7 +134,7 @@ class _Run:
         )
         for answer, (model, load) in zip(answers, members, strict=True):
             if not answer["rounds"]:
-                raise BenchError(f"{model}, {load}: not one round began within {seconds:g} s")
+                raise StudyError(f"{model}, {load}: not one round began within {seconds:g} s")
         return [answer["rounds"] for answer in answers]
 
     def _seated(self, members: Sequence[Busy]) -> list[Subject]:

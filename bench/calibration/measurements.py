@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from bench.calibration.worker_rows import WorkerRows
-from bench.errors import BenchError
 from config.shape import Shape, shape_of
+from simulator.errors import StudyError
 
 
 class Load(Struct, frozen=True):
@@ -104,10 +104,10 @@ class Measurements(Struct, kw_only=True):
 
 
 def read_measurements(path: Path) -> Measurements:
-    """What a run has written, its fits left aside. Raises: BenchError."""
+    """What a run has written, its fits left aside. Raises: StudyError."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Measurements)
     except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StudyError(f"{path}: cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path}: not what bench.calibration has measured: {error}") from error
+        raise StudyError(f"{path}: not what bench.calibration has measured: {error}") from error

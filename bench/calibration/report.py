@@ -15,8 +15,8 @@ from bench.calibration.measurements import Measurements, Member, Together
 from bench.calibration.tables import ms, percent, table, times
 from bench.calibration.worker_fit import WorkerFits
 from bench.calibration.worker_page import WorkerPage
-from bench.errors import BenchError
 from bench.machine import in_words
+from simulator.errors import StudyError
 
 PREFILL = (
     "a step takes as long as launching its kernels (so much a layer), or as its arithmetic (linear layers and "
@@ -30,7 +30,7 @@ DECODE = (
 
 
 def write_measurements(path: Path, measured: Measurements, fits: Fits | None = None) -> None:
-    """Raises: BenchError."""
+    """Raises: StudyError."""
     content = msgspec.to_builtins(measured)
     if fits is not None:
         content["fits"] = {
@@ -42,7 +42,7 @@ def write_measurements(path: Path, measured: Measurements, fits: Fits | None = N
 
 
 def write_page(path: Path, measured: Measurements, fits: Fits, workers: WorkerFits) -> None:
-    """Raises: BenchError."""
+    """Raises: StudyError."""
     _write(path, markdown(measured, fits, workers))
 
 
@@ -51,7 +51,7 @@ def _write(path: Path, content: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     except OSError as error:
-        raise BenchError(f"{path}: cannot be written: {error.strerror}") from error
+        raise StudyError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _fit(found: Fit) -> dict[str, Any]:

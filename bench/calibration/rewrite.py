@@ -13,8 +13,8 @@ from typing import Any
 from bench.calibration.fit import Fits
 from bench.calibration.measurements import Measurements
 from bench.calibration.worker_fit import WorkerFits
-from bench.errors import BenchError
-from bench.simulator.calibration import read_calibration
+from simulator.calibration import read_calibration
+from simulator.errors import StudyError
 
 DIGITS = 4
 NUMBER = re.compile(r"(?<=: )-?\d+(\.\d+)?(e[+-]?\d+)?(?=,?$)", re.MULTILINE)
@@ -30,7 +30,7 @@ def rewrite(path: Path, entries: Entries) -> None:
     """Replace `entries` in the calibration at `path`; it is not touched unless the result is one.
 
     Raises:
-        BenchError: it is no calibration, or would be none, or cannot be written.
+        StudyError: it is no calibration, or would be none, or cannot be written.
     """
     read_calibration(path)
     unfinished = path.with_name(f"{path.name}.new")
@@ -39,7 +39,7 @@ def rewrite(path: Path, entries: Entries) -> None:
         read_calibration(unfinished)
         unfinished.replace(path)
     except OSError as error:
-        raise BenchError(f"{path}: cannot be written: {error.strerror}") from error
+        raise StudyError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -84,7 +84,7 @@ def activation_entries(path: Path) -> Entries:
     is ready before it has all of its weights, for which its first step waits. The others are medians.
 
     Raises:
-        BenchError: it cannot be read, or lacks two models of different sizes from one of the states.
+        StudyError: it cannot be read, or lacks two models of different sizes from one of the states.
     """
     try:
         figures = json.loads(path.read_bytes())
@@ -97,9 +97,9 @@ def activation_entries(path: Path) -> Entries:
         evictions = [seconds for _, seconds in _times(rows, "parked", "evict_s").values()]
         starts = [float(it["blank"]) for it in figures.get("replacements_s", ())]
     except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StudyError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BenchError(f"{path}: not what bench.activation writes: {error!r}") from error
+        raise StudyError(f"{path}: not what bench.activation writes: {error!r}") from error
     entries = {name: _line(f"{path}: {what}", found) for name, (what, found) in times.items()}
     if evictions:
         entries["park"] = _pause(f"{path}: `evict_s` from parked", evictions)
@@ -123,10 +123,10 @@ def _times(rows: list[dict[str, Any]], state: str, *keys: str) -> dict[str, tupl
 def _line(what: str, times: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
     by_size = sorted(times, key=lambda model: times[model])
     if not by_size or times[by_size[0]][0] == times[by_size[-1]][0]:
-        raise BenchError(f"{what}: two models of different sizes are needed")
+        raise StudyError(f"{what}: two models of different sizes are needed")
     (small, least), (large, most) = times[by_size[0]], times[by_size[-1]]
     if most <= least:
-        raise BenchError(f"{what}: {by_size[-1]} took no longer than {by_size[0]}: no rate follows from that")
+        raise StudyError(f"{what}: {by_size[-1]} took no longer than {by_size[0]}: no rate follows from that")
     per_byte = min((most - least) / (large - small), most / large)
     source = f"{what}, {by_size[0]} {least:.4g} s and {by_size[-1]} {most:.4g} s, a line through both."
     return _entry({"seconds": max(0.0, most - large * per_byte), "bytes_per_s": 1 / per_byte}, source)

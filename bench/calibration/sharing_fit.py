@@ -1,6 +1,6 @@
 """How engines of one GPU share it: from what several at once took to a calibration's `time_slices` and `mps`. Pure.
 
-The model is `bench.simulator.sharing`'s; what is looked for are its few constants, by trying.
+The model is `simulator.sharing`'s; what is looked for are its few constants, by trying.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.calibration.worker_rows import Busy, FirstTokens, Group, WorkerRows
-from bench.simulator.calibration import Calibration
-from bench.simulator.costs import Costs
-from bench.simulator.sharing import Beside, ByMps, InSlices, Load, Sharing
+from simulator.calibration import Calibration
+from simulator.costs import Costs
+from simulator.sharing import Beside, ByMps, InSlices, Load, Sharing
 
 SLICES = np.arange(0.5e-3, 4.01e-3, 0.25e-3)
 SWITCHES = np.arange(0.0, 0.61e-3, 0.05e-3)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
-from bench.processes import PROJECT
-from enginepool.gpu_environment import gpu_environment
+from bench.subjects.processes import PROJECT
+from enginepool.host.gpu_environment import gpu_environment
+from simulator.errors import StudyError
 
 COMMAND = (sys.executable, "-m", "bench.calibration.subject")
 PLAIN = {"ENABLE_KVCACHED": "false", "KVCACHED_AUTOPATCH": "0"}
@@ -53,11 +53,11 @@ class Subject:
         self._log = log
 
     async def until_ready(self) -> None:
-        """Raises: BenchError when it ends before, or takes too long."""
+        """Raises: StudyError when it ends before, or takes too long."""
         await self._answer(START_TIMEOUT)
 
     async def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Raises: BenchError when it ends before its answer, or takes too long; the text quotes its log."""
+        """Raises: StudyError when it ends before its answer, or takes too long; the text quotes its log."""
         assert self._process.stdin is not None
         with suppress(ConnectionError):  # its answer says why it has ended
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -71,9 +71,9 @@ class Subject:
                 line = await self._process.stdout.readline()
                 if not line.endswith(b"\n"):
                     code = await self._process.wait()
-                    raise BenchError(f"{self.seat.name} ended with exit code {code}{self._last_words()}")
+                    raise StudyError(f"{self.seat.name} ended with exit code {code}{self._last_words()}")
         except TimeoutError:
-            raise BenchError(f"{self.seat.name} does not answer after {within:.0f} s{self._last_words()}") from None
+            raise StudyError(f"{self.seat.name} does not answer after {within:.0f} s{self._last_words()}") from None
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -103,7 +103,7 @@ async def subjects(
     """Start one for each seat, all at once; what they print goes to files in `logs`.
 
     Raises:
-        BenchError: one cannot be started, or ends before it is ready.
+        StudyError: one cannot be started, or ends before it is ready.
         PoolError: packages for a GPU are missing.
     """
     environment = {**os.environ, **(gpu_environment(os.environ) if device == "cuda" else {}), **PLAIN}
@@ -134,20 +134,20 @@ async def _start(seat: Seat, device: str, logs: Path, command: Sequence[str], en
                 start_new_session=True,
             )
         except OSError as error:
-            raise BenchError(f"{seat.name} cannot be started: {error}") from error
+            raise StudyError(f"{seat.name} cannot be started: {error}") from error
     return Subject(seat, process, log)
 
 
 async def at_once(asked: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All results, in order. Raises: BenchError, that of one which failed; the others are cancelled."""
+    """All results, in order. Raises: StudyError, that of one which failed; the others are cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in asked]
-    except* BenchError as errors:
+    except* StudyError as errors:
         raise _first(errors) from None
     return [task.result() for task in tasks]
 
 
-def _first(errors: BaseExceptionGroup[BenchError]) -> BenchError:
+def _first(errors: BaseExceptionGroup[StudyError]) -> StudyError:
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

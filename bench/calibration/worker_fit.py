@@ -18,8 +18,8 @@ from bench.calibration.fit import AT_ONCE, Fits, factors_to_one
 from bench.calibration.measurements import Measurements
 from bench.calibration.sharing_fit import Found, fit_mps, fit_slices
 from bench.calibration.worker_rows import SPLITS, FirstTokens, Stalls, Steps, WorkerRows
-from bench.simulator.calibration import Calibration
-from bench.simulator.costs import Costs
+from simulator.calibration import Calibration
+from simulator.costs import Costs
 
 BOUND_BY_HOST = 1.08
 """Times what its kernels take: a step that takes longer waits for its host."""

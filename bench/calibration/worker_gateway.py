@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.calibration.worker_plan import Seat, WorkerPlan
 from bench.calibration.worker_rows import SPLITS
-from bench.gateway_under_test import GatewayUnderTest, serving
+from bench.subjects.gateway_under_test import GatewayUnderTest, serving
 
 START_TIMEOUT = 420.0
 """Seconds for the workers to come up."""
@@ -23,7 +23,7 @@ MAX_RUNNING = 32
 async def gateway(
     plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: bool
 ) -> AsyncIterator[GatewayUnderTest]:
-    """Its models have so many bytes together, and are in `folder`, made by `make`. Raises: BenchError."""
+    """Its models have so many bytes together, and are in `folder`, made by `make`. Raises: StudyError."""
     async with serving(_registry(plan, nbytes, folder, device, mps=mps), START_TIMEOUT) as subject:
         yield subject
 

@@ -26,10 +26,10 @@ from bench.calibration.worker_plan import (
 )
 from bench.calibration.worker_rows import Busy, FirstTokens, FirstUse, Group, Stalls, Steps, WorkerRows
 from bench.calibration.worker_streams import Rate, Streams, rates
-from bench.errors import BenchError
-from bench.gateway_under_test import GatewayUnderTest
-from bench.progress import say
-from bench.rawclient import EventCount
+from bench.subjects.gateway_under_test import GatewayUnderTest
+from bench.subjects.rawclient import EventCount
+from simulator.errors import StudyError
+from simulator.progress import say
 
 WINDOW = 0.4
 """Seconds over which the steps of one engine are counted; of several:"""
@@ -68,7 +68,7 @@ class WorkerRun:
         self.failures: list[str] = []
 
     async def measure(self, parts: Iterable[str]) -> None:
-        """A step that fails is noted in `failures`, and the next one follows. Raises: BenchError, if none can."""
+        """A step that fails is noted in `failures`, and the next one follows. Raises: StudyError, if none can."""
         steps = {"alone": self._alone, "idle": self._idle, "uneven": self._uneven, "together": self._together}
         self._rows.forget(FIRST_USE, self._mps)
         for seat in self._plan.seats:
@@ -90,7 +90,7 @@ class WorkerRun:
                 await step()
         except TimeoutError:
             self._fail(f"{words}: not done after {within:.0f} s")
-        except BenchError as error:
+        except StudyError as error:
             self._fail(f"{words}: {error}")
         self._save()
 

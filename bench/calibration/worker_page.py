@@ -10,7 +10,7 @@ from bench.calibration.sharing_fit import predicted
 from bench.calibration.tables import ms, percent, table
 from bench.calibration.worker_fit import WorkerFits, costs_of
 from bench.calibration.worker_rows import SPLITS, Busy, Group, Steps
-from bench.simulator.sharing import ALONE, Beside, sharing_of
+from simulator.sharing import ALONE, Beside, sharing_of
 
 Row = list[str]
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bench.calibration.subject import TOKEN_IDS
-from bench.errors import BenchError
-from bench.rawclient import Address, EventCount, EventStream, connect
+from bench.subjects.rawclient import Address, EventCount, EventStream, connect
+from simulator.errors import StudyError
 
 LONG, SHORT = 1536, 768
 """Tokens of an answer that is given up before it is complete. An engine keeps KV cache for what is still to come, so
@@ -49,7 +49,7 @@ class Streams:
         """A prompt of each of these lengths; all have their first token, and decode until the end of the block.
 
         Raises:
-            BenchError: one was refused or has ended.
+            StudyError: one was refused or has ended.
         """
         count = EventCount(len(prompts))
         answer = LONG if len(prompts) <= LARGE else SHORT
@@ -64,7 +64,7 @@ class Streams:
                 stream.close()
 
     async def first_token(self, model: str, tokens: int) -> float:
-        """Seconds. Raises: BenchError."""
+        """Seconds. Raises: StudyError."""
         count = EventCount(1)
         began = perf_counter()
         stream = await self._open(model, tokens, SHORT, count)
@@ -80,7 +80,7 @@ class Streams:
         try:
             return await connect(self._address, partial(EventStream, request, count))
         except OSError as error:
-            raise BenchError(f"{self._address.url} does not answer: {error}") from error
+            raise StudyError(f"{self._address.url} does not answer: {error}") from error
 
     def _request(self, model: str, tokens: int, answer: int) -> bytes:
         fields = {
@@ -101,7 +101,7 @@ class Streams:
 
 def _check(count: EventCount, model: str) -> None:
     if count.failed:
-        raise BenchError(f"{model}: {count.failed} of {count.streams} streams were refused or ended early")
+        raise StudyError(f"{model}: {count.failed} of {count.streams} streams were refused or ended early")
 
 
 async def rates(counts: Sequence[EventCount], seconds: float) -> list[Rate]:
@@ -113,8 +113,8 @@ async def rates(counts: Sequence[EventCount], seconds: float) -> list[Rate]:
 
 
 def _rate(count: EventCount, before: int, took: float) -> Rate:
-    """Raises: BenchError when nothing came."""
+    """Raises: StudyError when nothing came."""
     seen = count.events - before
     if not seen:
-        raise BenchError(f"no token within {took:.1f} s")
+        raise StudyError(f"no token within {took:.1f} s")
     return Rate(took * count.streams / seen, (before + seen / 2) / count.streams)

@@ -14,16 +14,16 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from bench.arguments import Parser, positive_int
-from bench.errors import BenchError, UsageError
 from bench.evaluation.chart import draw
 from bench.evaluation.real import command as real
 from bench.evaluation.report import NAME, write_report
 from bench.evaluation.run import Plan, evaluate
 from bench.evaluation.scenarios import SCENARIOS, chosen
 from bench.evaluation.trials import Effort
-from bench.simulator.arguments import POLICIES
-from bench.simulator.calibration import H200, read_calibration
+from simulator.arguments import POLICIES
+from simulator.calibration import H200, read_calibration
+from simulator.command_line import Parser, positive_int
+from simulator.errors import StudyError, UsageError
 
 QUICK = Effort(precision=1.3, placements=10, placements_elsewhere=5)
 OUT = Path("docs/results")
@@ -54,7 +54,7 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def run(options: argparse.Namespace, command: str) -> list[Path]:
-    """Returns what it wrote. Raises: BenchError."""
+    """Returns what it wrote. Raises: StudyError."""
     if options.reference not in POLICIES:
         raise UsageError(f"--reference: expected one of {', '.join(POLICIES)}, got {options.reference}")
     plan = Plan(
@@ -86,7 +86,7 @@ def main(given: Sequence[str] | None = None) -> None:
             print(path)
     except UsageError as error:
         made.error(str(error))
-    except BenchError as error:
+    except StudyError as error:
         print(f"bench.evaluation: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import BenchError
 from bench.evaluation.registries import registry_of, simulable, workers_on
 from bench.evaluation.scenarios import Scenario
 from bench.evaluation.workloads import make
-from bench.simulator.calibration import Calibration
-from bench.simulator.models import costs_of
-from bench.simulator.outcomes import Result
-from bench.simulator.parallel import Report
-from bench.simulator.report import Row, Setting, row
-from bench.simulator.series import Series, set_up
-from bench.simulator.simulation import Simulation
 from gateway.device_memory import SHARE
+from simulator.calibration import Calibration
+from simulator.errors import StudyError
+from simulator.models import costs_of
+from simulator.outcomes import Result
+from simulator.parallel import Report
+from simulator.report import Row, Setting, row
+from simulator.series import Series, set_up
+from simulator.simulation import Simulation
 
 GPU_MEMORY = 80 * 2**30
 """Bytes of one of the paper's GPUs."""
@@ -74,12 +74,12 @@ def open_case(
     """Shapes are written into `folder`; the objectives are not those of the comparison yet.
 
     Raises:
-        BenchError: a trace is wrong, or a file cannot be written.
+        StudyError: a trace is wrong, or a file cannot be written.
     """
     try:
         registry, left_out = simulable(registry_of(scenario, folder), calibration)
     except OSError as error:
-        raise BenchError(f"{folder}: cannot be written: {error}") from error
+        raise StudyError(f"{folder}: cannot be written: {error}") from error
     trace, words = make(workload, scenario, [model.name for model in registry.models], seed, traces)
     series = Series(
         registry,

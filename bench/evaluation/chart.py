@@ -8,27 +8,23 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bench.chart import ALL, BAD, save
 from bench.evaluation.run import Outcome, Plan
 from bench.evaluation.scenarios import GOODPUT_AT, Scenario
 from bench.evaluation.summary import Quantity, goodput, gpus, of_policy, of_scenario, rate
 from bench.evaluation.trials import MOST_GPUS
+from simulator.pictures import ALL, BAD, save
 
 Panel = Callable[[Axes], None]
 
 
 def draw(path: Path, plan: Plan, outcomes: Sequence[Outcome]) -> None:
-    """Write the page as PNG. Raises: BenchError when it cannot be written."""
+    """Write the page as PNG. Raises: StudyError when it cannot be written."""
     palette = plt.get_cmap("tab10")
     colours = {policy: palette(index % 10) for index, policy in enumerate(plan.policies)}
     panels = [

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from bench.errors import BenchError
 from bench.evaluation.scenarios import Scenario
 from bench.evaluation.sizes import write_sizes
-from bench.simulator.calibration import Calibration
-from bench.simulator.models import costs_of
 from config.registry import Model, Pool, Registry, WeightStore
+from simulator.calibration import Calibration
+from simulator.errors import StudyError
+from simulator.models import costs_of
 
 WORKERS = 10
 """On each GPU, where these are enough."""
@@ -54,15 +54,15 @@ def simulable(registry: Registry, calibration: Calibration) -> tuple[Registry, d
     """The registry of those models that the simulator takes; and of the others, why it does not.
 
     Raises:
-        BenchError: it takes none.
+        StudyError: it takes none.
     """
     left_out: dict[str, str] = {}
     for model in registry.models:
         try:
             costs_of((model,), calibration)
-        except BenchError as error:
+        except StudyError as error:
             left_out[model.name] = str(error).removeprefix(f"{model.name}: ")
     kept = tuple(model for model in registry.models if model.name not in left_out)
     if not kept:
-        raise BenchError("\n".join(f"{name}: {why}" for name, why in left_out.items()))
+        raise StudyError("\n".join(f"{name}: {why}" for name, why in left_out.items()))
     return replace(registry, models=kept), left_out

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
 from bench.evaluation.cases import GOAL, GPU_MEMORY, TPOT_SCALE, TTFT_SCALE
 from bench.evaluation.goals import goal_table
 from bench.evaluation.placements import FINALISTS, SCREENED_AT, SCREENED_FOR
@@ -19,6 +18,7 @@ from bench.evaluation.scenarios import GOODPUT_AT, HEADLINE, Scenario
 from bench.evaluation.summary import Quantity, Spread, at_fixed_rate, goodput, gpus, of_policy, of_scenario, rate
 from bench.evaluation.trials import JUDGED, Run
 from config.units import format_size
+from simulator.errors import StudyError
 
 NAME = "scheduler"
 WIDTH = 120
@@ -27,14 +27,14 @@ NOTES = f"{NAME}_notes.md"
 
 
 def write_report(plan: Plan, outcomes: Sequence[Outcome], command: str, folder: Path) -> list[Path]:
-    """Writes `scheduler.json` and `scheduler.md` into `folder`; returns their paths. Raises: BenchError."""
+    """Writes `scheduler.json` and `scheduler.md` into `folder`; returns their paths. Raises: StudyError."""
     data, page, notes = folder / f"{NAME}.json", folder / f"{NAME}.md", folder / NOTES
     try:
         folder.mkdir(parents=True, exist_ok=True)
         data.write_text(json.dumps(figures(plan, outcomes, command), indent=1) + "\n")
         page.write_text(markdown(plan, outcomes, command, notes.read_text() if notes.exists() else ""))
     except OSError as error:
-        raise BenchError(f"{folder}: cannot be written: {error}") from error
+        raise StudyError(f"{folder}: cannot be written: {error}") from error
     return [data, page]
 
 

@@ -12,10 +12,10 @@ from bench.evaluation.cases import Case, open_case
 from bench.evaluation.scenarios import Scenario
 from bench.evaluation.trials import Effort, Found, Run, Trials, measure
 from bench.evaluation.workloads import missing
-from bench.progress import say, say_again
-from bench.simulator.calibration import Calibration
-from bench.simulator.objectives import alone
-from bench.simulator.parallel import Report, run_each
+from simulator.calibration import Calibration
+from simulator.objectives import alone
+from simulator.parallel import Report, run_each
+from simulator.progress import say, say_again
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Task:
 
 
 def evaluate(plan: Plan) -> list[Outcome]:
-    """Raises: BenchError."""
+    """Raises: StudyError."""
     fixed = run_each(_fix, plan, open_cases(plan), jobs=plan.jobs, done=_say_fixed)
     shared = (plan.effort, [each.case for each in fixed])
     tasks = [
@@ -75,7 +75,7 @@ def evaluate(plan: Plan) -> list[Outcome]:
 
 
 def open_cases(plan: Plan) -> list[Case]:
-    """Those whose traces are there; of the others it is said what is missing. Raises: BenchError."""
+    """Those whose traces are there; of the others it is said what is missing. Raises: StudyError."""
     cases = []
     with TemporaryDirectory(prefix="prism-evaluation-") as folder:
         for scenario in plan.scenarios:

@@ -11,7 +11,7 @@ import numpy as np
 from bench.evaluation.run import Outcome
 from bench.evaluation.scenarios import HEADLINE
 from bench.evaluation.trials import Found
-from bench.simulator.report import Row
+from simulator.report import Row
 
 Quantity = Callable[[Outcome, Found], float]
 

@@ -9,8 +9,8 @@ from bench.evaluation.cases import Attempt, Case, attempt, holds
 from bench.evaluation.placements import PLACEMENTS, SCREENED_AT, SCREENED_FOR, best_placement
 from bench.evaluation.scenarios import GOODPUT_AT, HEADLINE
 from bench.evaluation.search import fewest, highest
-from bench.simulator.parallel import Report
-from bench.simulator.report import Row
+from simulator.parallel import Report
+from simulator.report import Row
 
 STATIC = "static"
 LEAST, MOST = 1 / 32, 32.0

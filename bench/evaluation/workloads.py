@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import BenchError
 from bench.evaluation.scenarios import Scenario
-from bench.traces.drawing import generator
-from bench.traces.readers import read_requests
-from bench.traces.servegen import read_servegen
-from bench.traces.synthetic import Rotating, Steady, Synthetic, Zipf
-from bench.traces.synthetic_text import written
-from bench.traces.trace import Trace, map_models, merged
+from simulator.errors import StudyError
+from simulator.traces.drawing import generator
+from simulator.traces.readers import read_requests
+from simulator.traces.servegen import read_servegen
+from simulator.traces.synthetic import Rotating, Steady, Synthetic, Zipf
+from simulator.traces.synthetic_text import written
+from simulator.traces.trace import Trace, map_models, merged
 
 SERVEGEN = "servegen_m-mid_rates.csv.gz"
 SERVEGEN_LENGTHS = "servegen_m-mid_lengths.csv"
@@ -54,7 +54,7 @@ def make(workload: str, scenario: Scenario, names: Sequence[str], seed: int, fol
     The seed decides also which model gets which rank of popularity.
 
     Raises:
-        BenchError: a file is wrong.
+        StudyError: a file is wrong.
     """
     wanted = Wanted(len(names), scenario.rate, scenario.duration, seed, folder)
     trace, words = _MAKERS[workload](wanted)
@@ -98,7 +98,7 @@ def _servegen(wanted: Wanted) -> tuple[Trace, str]:
 
     try:
         trace = read(wanted.rate)
-    except BenchError:  # these clients ask for less: copies are added
+    except StudyError:  # these clients ask for less: copies are added
         trace = read(None).at_rate(wanted.rate, wanted.seed)
     return trace, f"ServeGen m-mid, {wanted.models} clients drawn by seed {wanted.seed}, from {start / HOUR:g} h"
 

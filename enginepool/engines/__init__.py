@@ -15,7 +15,7 @@ from enginepool.engine import Emit, Engine
 from enginepool.messages import Spawn
 
 if TYPE_CHECKING:  # it imports torch, which the gateway has no use for
-    from enginepool.loader import LoadWeights
+    from enginepool.weights.loader import LoadWeights
 
 
 def needs_weights(engine: EngineName) -> bool:
@@ -44,7 +44,7 @@ def environment(pool: Pool, current: Mapping[str, str]) -> dict[str, str]:
         PoolError: a package that the engine needs is missing.
     """
     if pool.engine == "sglang" and pool.devices[0] != "cpu":
-        from enginepool.gpu_environment import gpu_environment
+        from enginepool.host.gpu_environment import gpu_environment
 
         return gpu_environment(current)
     return {}

@@ -30,9 +30,9 @@ from enginepool.messages import (
     SegmentRef,
     Submit,
 )
-from enginepool.openai_answers import EVENT_STREAM, JSON, Answer, Choice, Usage, answer_to
-from enginepool.openai_api import ChatRequest, GenerationRequest, parse
-from enginepool.openai_errors import error_body
+from enginepool.openai.answers import EVENT_STREAM, JSON, Answer, Choice, Usage, answer_to
+from enginepool.openai.errors import error_body
+from enginepool.openai.requests import ChatRequest, GenerationRequest, parse
 from enginepool.process import DEVICE_FAULT_EXIT
 
 BYTES_PER_TOKEN = 4

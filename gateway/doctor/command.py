@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from config.errors import PoolError
-from enginepool.gpu_environment import gpu_environment
+from enginepool.host.gpu_environment import gpu_environment
 from gateway.doctor import driver, registry
 from gateway.doctor.finding import Finding, failed
 from gateway.doctor.gpus import check_gpus
@@ -88,7 +88,7 @@ class _Gpus:
 
 def _ask_links(count: int) -> Answer:
     devices = [f"cuda:{number}" for number in range(count)]
-    return ask("enginepool.link_rate", *devices, seconds=LINK_PATIENCE + 2 * count)
+    return ask("enginepool.host.link_rate", *devices, seconds=LINK_PATIENCE + 2 * count)
 
 
 def _ask_loaded() -> Answer | None:

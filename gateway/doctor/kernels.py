@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config.errors import PoolError
 from config.units import format_size
-from enginepool.gpu_environment import kernel_folder, kernel_tools, torch_cuda
+from enginepool.host.gpu_environment import kernel_folder, kernel_tools, torch_cuda
 from gateway.doctor.compilers import check_cuda_compiler, check_cxx, check_ninja, check_python_headers
 from gateway.doctor.finding import Finding, failed, ok, warning
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from config.units import format_size
-from enginepool import host_memory
+from enginepool.host import host_memory
 from gateway.doctor.finding import Finding, failed, ok, warning
 
 SHM = Path("/dev/shm")

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from config.errors import PoolError
 from enginepool import tested
-from enginepool.gpu_environment import saver_library, torch_cuda
+from enginepool.host.gpu_environment import saver_library, torch_cuda
 from gateway.doctor.finding import Finding, Status, failed, ok
 
 TESTED: Mapping[str, tuple[tuple[str, ...], Status]] = {

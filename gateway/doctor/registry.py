@@ -10,7 +10,7 @@ from config.errors import ConfigError, PoolError
 from config.reader import read_registry
 from config.registry import Registry
 from config.units import format_size
-from enginepool.host_memory import available, total
+from enginepool.host.host_memory import available, total
 from gateway.device_memory import capacities, never_fitting
 from gateway.doctor.finding import Finding, failed, ok, warning
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from config.registry import Registry
 from scheduler.actions import Decision
+from scheduler.learned.kv_pressure import mapped_on
 from scheduler.policies.on_demand import OnDemand
-from scheduler.pressure import mapped_on
-from scheduler.state import Device, Model, State
+from scheduler.state.state import Device, Model, State
 
 
 class _Exclusive(OnDemand):

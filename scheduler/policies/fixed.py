@@ -9,9 +9,9 @@ from __future__ import annotations
 from random import Random
 
 from config.registry import Registry
-from scheduler.memory import held_when_active
+from scheduler.memory.budget import held_when_active
 from scheduler.policies.on_demand import OnDemand
-from scheduler.state import Device, Model, State
+from scheduler.state.state import Device, Model, State
 
 
 class Static(OnDemand):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from scheduler.actions import Activate
-from scheduler.state import Model, Phase, State, Worker
+from scheduler.state.state import Model, Phase, State, Worker
 
 
 def activation(group: Sequence[Worker], model: Model, reason: str) -> Activate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scheduler.actions import Activate, Decision, Drain
-from scheduler.state import TAKEN, Model, Phase, State, Worker
+from scheduler.state.state import TAKEN, Model, Phase, State, Worker
 
 
 class Moves:

@@ -22,17 +22,17 @@ from itertools import chain
 
 from config.registry import Registry
 from config.units import format_size
-from scheduler import memory
 from scheduler.actions import Blank, Decision, Drain, Park, Recycle, Resume
-from scheduler.look import look_at
-from scheduler.obstacles import obstacle
-from scheduler.policies.free import Cost, FreeWorkers, Place, Prices
+from scheduler.learned.kv_pressure import kv_use
+from scheduler.memory import budget
+from scheduler.memory.feasibility import obstacle
+from scheduler.policies.blank_reserve import Upkeep
+from scheduler.policies.cheapest_worker import Cost, FreeWorkers, Place, Prices
 from scheduler.policies.groups import activation, group_in_the_way, parked_groups, spread
-from scheduler.policies.memo import Memo
+from scheduler.policies.plan_cache import Memo
 from scheduler.policies.staging import PRIORITY_HEAD_START, can_come, can_make_room, first_come, is_staged, stage
-from scheduler.pressure import kv_use
-from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
-from scheduler.upkeep import Upkeep
+from scheduler.state.device_view import look_at
+from scheduler.state.state import FREE, Device, Model, Phase, Request, State, Worker
 
 STARTING_PATIENCE = 5.0
 """Seconds for which a starting worker counts as about to be free."""
@@ -228,11 +228,11 @@ class OnDemand:
             return (
                 worker.reserved_for is None,
                 worker.number == model.avoid,
-                memory.shortage(state, worker, model) > 0,
+                budget.shortage(state, worker, model) > 0,
                 self.place(state, worker, model, now),
                 worker.model != model.name,
                 worker.phase is not Phase.BLANK,
-                -memory.room(state, device),
+                -budget.room(state, device),
                 worker.last_used,
             )
 
@@ -289,7 +289,7 @@ class OnDemand:
                 yield from stage(state, model, reason, partial(self.turn, state))
         elif not _is_whole(found, model):
             yield from self._gather(state, model, found, now, leaving)
-        elif not (short := [worker for worker in found if memory.shortage(state, worker, model) > 0]):
+        elif not (short := [worker for worker in found if budget.shortage(state, worker, model) > 0]):
             yield activation(found, model, reason)
         else:
             for worker in short:
@@ -347,7 +347,7 @@ class OnDemand:
     def _clear_device(self, state: State, model: Model, worker: Worker, now: float) -> Iterator[Decision]:
         """Evict from the worker's device until enough of its memory is on its way back."""
         device = state.devices[worker.device]
-        while (short := memory.shortage(state, worker, model)) > memory.coming(state, device):
+        while (short := budget.shortage(state, worker, model)) > budget.coming(state, device):
             reason = f"{format_size(short)} of {device.name} needed for {model.name}"
             if idle := self.idle_victim(state, now, [device.name]):
                 yield Park(idle.number, f"idle {now - idle.last_used:.1f} s, {reason}")
@@ -463,7 +463,7 @@ class _Possible:
         if device in self._but:
             return False
         place = self._state.devices[device]
-        return (self._is_named or self._policy.allows(self._state, place, self._model)) and memory.ever_fits(
+        return (self._is_named or self._policy.allows(self._state, place, self._model)) and budget.ever_fits(
             self._state, place, self._model
         )
 
@@ -485,14 +485,14 @@ def _is_on(state: State, worker: Worker, devices: Collection[str]) -> bool:
 def _could_serve(state: State, group: Sequence[Worker], model: Model) -> bool:
     """Whether a parked group can serve `model` again, as far as it is up to its own devices."""
     return group[0].model == model.name and all(
-        memory.ever_fits(state, state.devices[worker.device], model) for worker in group
+        budget.ever_fits(state, state.devices[worker.device], model) for worker in group
     )
 
 
 def _devices_for(state: State, model: Model, *, but: Collection[str]) -> set[str]:
     """Devices on which the model can be."""
     devices = (device for device in state.devices.values() if device.name not in but)
-    return {device.name for device in devices if memory.ever_fits(state, device, model)}
+    return {device.name for device in devices if budget.ever_fits(state, device, model)}
 
 
 def _comes_soon(worker: Worker, now: float) -> bool:
@@ -520,7 +520,7 @@ def _parked_victim(state: State, device: Device, wanted: Worker) -> Worker | Non
         if worker is not wanted
         and worker.phase is Phase.PARKED
         and state.lead(worker).reserved_for is None
-        and memory.gain_of_blanking(state, worker) > 0
+        and budget.gain_of_blanking(state, worker) > 0
     )
     victim = min(parked, key=lambda worker: worker.last_used, default=None)
     return victim and state.lead(victim)
@@ -528,12 +528,12 @@ def _parked_victim(state: State, device: Device, wanted: Worker) -> Worker | Non
 
 def _renewed(state: State, device: Device, wanted: Worker, model: Model, reason: str) -> Iterator[Decision]:
     """With nobody left to evict: a worker that holds more than it would anew."""
-    if wanted.phase is Phase.PARKED and state.account(wanted).held > memory.held_when_active(device, model):
+    if wanted.phase is Phase.PARKED and state.account(wanted).held > budget.held_when_active(device, model):
         yield Blank(state.lead(wanted).number, reason)
         return
     blank = (worker for worker in state.on(device) if worker.phase is Phase.BLANK and worker.reserved_for is None)
-    worn = max(blank, key=lambda worker: memory.grown(state, worker), default=None)
-    if worn is not None and memory.grown(state, worn) > 0:
+    worn = max(blank, key=lambda worker: budget.grown(state, worker), default=None)
+    if worn is not None and budget.grown(state, worn) > 0:
         yield Recycle(worn.number, reason)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler import memory
-from scheduler.look import look_at
+from scheduler.memory import budget
 from scheduler.policies.groups import parked_groups, spread
 from scheduler.policies.staging import is_staged
-from scheduler.state import Device, Model, Phase, State, Worker
+from scheduler.state.device_view import look_at
+from scheduler.state.state import Device, Model, Phase, State, Worker
 
 
 def free_group(state: State, devices: Sequence[Device], model: Model) -> list[Worker]:
@@ -18,7 +18,7 @@ def free_group(state: State, devices: Sequence[Device], model: Model) -> list[Wo
     """
     names = {device.name for device in devices}
     for parked in parked_groups(state, model):
-        here = all(worker.device in names and memory.shortage(state, worker, model) <= 0 for worker in parked)
+        here = all(worker.device in names and budget.shortage(state, worker, model) <= 0 for worker in parked)
         if here and parked[0].reserved_for is None and is_staged(state, model):
             return list(parked)
     free = (free_on(state, device, model) for device in devices)
@@ -30,7 +30,7 @@ def rooms(state: State) -> list[float]:
     """Bytes that weights can have on each device with a free worker, the most first."""
     with_free = (device for device in state.devices.values() if look_at(state, device).free)
     return sorted(
-        (memory.room(state, device) - device.kv_minimum if device.accounted else float("inf") for device in with_free),
+        (budget.room(state, device) - device.kv_minimum if device.accounted else float("inf") for device in with_free),
         reverse=True,
     )
 
@@ -44,8 +44,8 @@ def free_on(state: State, device: Device, model: Model) -> Worker | None:
         for worker in look_at(state, device).free
         if (worker.phase is Phase.BLANK or worker.model == model.name) and worker.reserved_for is None
     ]
-    if not free or not memory.ever_fits(state, device, model):
+    if not free or not budget.ever_fits(state, device, model):
         return None
-    room = memory.room(state, device)
-    possible = (worker for worker in free if not device.accounted or memory.need(state, worker, model) <= room)
+    room = budget.room(state, device)
+    possible = (worker for worker in free if not device.accounted or budget.need(state, worker, model) <= room)
     return min(possible, key=lambda worker: worker.phase is Phase.BLANK, default=None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from scheduler.actions import Decision
-from scheduler.state import Request, State, Worker
+from scheduler.state.state import Request, State, Worker
 
 
 class Policy(Protocol):

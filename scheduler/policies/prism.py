@@ -15,17 +15,9 @@ from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 
 from config.registry import Registry
-from scheduler import memory
 from scheduler.actions import Activate, Decision, Park, Stage
-from scheduler.harm import harm_of
-from scheduler.look import look_at
-from scheduler.policies.free import Place
-from scheduler.policies.groups import activation, parked_groups
-from scheduler.policies.moves import Moves
-from scheduler.policies.on_demand import OnDemand
-from scheduler.policies.places import free_group, free_on
-from scheduler.policies.staging import has_room, is_staged
-from scheduler.pressure import (
+from scheduler.learned.interference import harm_of
+from scheduler.learned.kv_pressure import (
     ROUNDING,
     Company,
     company_on,
@@ -37,7 +29,15 @@ from scheduler.pressure import (
     misses,
     misses_added,
 )
-from scheduler.state import FREE, Device, Model, Phase, Request, State, Worker
+from scheduler.memory import budget
+from scheduler.policies.cheapest_worker import Place
+from scheduler.policies.groups import activation, parked_groups
+from scheduler.policies.moves import Moves
+from scheduler.policies.on_demand import OnDemand
+from scheduler.policies.places import free_group, free_on
+from scheduler.policies.staging import has_room, is_staged
+from scheduler.state.device_view import look_at
+from scheduler.state.state import FREE, Device, Model, Phase, Request, State, Worker
 
 PERIOD = 0.5
 """Seconds between two looks at what idle memory is good for."""
@@ -236,7 +236,7 @@ class Prism(OnDemand):
             return None
         coming = any(state.roster.numbers(phase) for phase in COMING)
         loading = bool(state.to_preload) or state.host.staging is not None
-        room = memory.room(state, device) - device.kv_minimum if device.accounted else float("inf")
+        room = budget.room(state, device) - device.kv_minimum if device.accounted else float("inf")
         found: list[tuple[Model, list[Worker]]] = []
         for model in models:
             if found and (len(found) == CHOICE or len(model.workers) > len(found[0][0].workers)):
@@ -332,7 +332,7 @@ class Prism(OnDemand):
         They have been there for `residence` seconds.
         """
         device = state.devices[free.device]
-        short = memory.shortage(state, free, model)
+        short = budget.shortage(state, free, model)
         victims = []
         for worker in (state.workers[number] for _, number in self._losses(state, device, now)):
             if short <= 0:
@@ -419,7 +419,7 @@ def _leaves_enough(state: State, worker: Worker, model: Model) -> bool:
     ledger = state.devices[worker.device].ledger
     if ledger.capacity is None:
         return True
-    left = ledger.capacity - ledger.fixed - memory.need(state, worker, model)
+    left = ledger.capacity - ledger.fixed - budget.need(state, worker, model)
     needed = sum(kv_needed(state, other) for other in mapped_on(state, state.devices[worker.device]))
     return left >= max((COPY_LEAVES if model.workers else FIRST_LEAVES) * ledger.capacity, needed / ROOMY)
 

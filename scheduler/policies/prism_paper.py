@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from config.registry import Registry
-from scheduler import memory
 from scheduler.actions import Decision
-from scheduler.policies.free import Place
+from scheduler.learned.kv_pressure import kv_weight, kvpr
+from scheduler.memory import budget
+from scheduler.policies.cheapest_worker import Place
 from scheduler.policies.groups import activation
 from scheduler.policies.moves import Moves
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group, free_on, rooms
-from scheduler.pressure import kv_weight, kvpr
-from scheduler.state import Device, Model, Phase, State, Worker
+from scheduler.state.state import Device, Model, Phase, State, Worker
 
 PERIOD = 5.0
 """Seconds between two global placements."""
@@ -76,7 +76,7 @@ class PrismPaper(OnDemand):
             if free_group(state, list(state.devices.values()), model):
                 devices = sorted(
                     state.devices.values(),
-                    key=lambda device: (kvpr(state, device, now, model), -memory.room(state, device)),
+                    key=lambda device: (kvpr(state, device, now, model), -budget.room(state, device)),
                 )
                 yield activation(free_group(state, devices, model), model, "the first placement")
 

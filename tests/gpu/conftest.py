@@ -14,13 +14,13 @@ import psutil
 import pynvml
 import pytest
 
-from bench.device_memory import DeviceMemory
 from bench.shapes import make_models
+from bench.subjects.device_memory import DeviceMemory
 from config.errors import PoolError
 from config.gpus import nvml_handle, visible_name
-from tests import asking, serving
 from tests.gpu.settings import COMPARED, DEVICE, MODELS, PATIENCE, SLACK, registry
-from tests.serving import Prism
+from tests.rig import asking, serving
+from tests.rig.serving import Prism
 
 Answers = dict[str, list[list[int]]]
 """By model, then by prompt: token ids."""

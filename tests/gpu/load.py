@@ -11,8 +11,8 @@ from typing import Any
 
 import openai
 
-from tests.asking import openai_client
-from tests.serving import Prism
+from tests.rig.asking import openai_client
+from tests.rig.serving import Prism
 
 
 class Load:

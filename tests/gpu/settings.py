@@ -10,8 +10,8 @@ from typing import Any
 import pynvml
 
 from config.gpus import VISIBLE
-from tests.asking import ask
-from tests.serving import Prism
+from tests.rig.asking import ask
+from tests.rig.serving import Prism
 
 MODELS = ("qwen3-0.6b", "llama-1b", "llama-3b")
 COMPARED = ("qwen3-0.6b", "llama-3b")

@@ -10,7 +10,7 @@ import pytest
 from tests.gpu.conftest import Answers
 from tests.gpu.load import loaded
 from tests.gpu.settings import COMPARED, LONG_PROMPTS, MODELS, PROMPTS, TOKENS, answer, evict
-from tests.serving import Prism
+from tests.rig.serving import Prism
 
 pytestmark = pytest.mark.gpu
 

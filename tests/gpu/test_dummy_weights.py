@@ -9,11 +9,11 @@ import psutil
 import pytest
 import yaml
 
-from bench.device_memory import DeviceMemory
 from bench.shapes import FOLDER
-from tests import asking, serving
+from bench.subjects.device_memory import DeviceMemory
 from tests.gpu.settings import DEVICE, PATIENCE, PROMPTS, TOKENS, answer, evict
-from tests.serving import Prism
+from tests.rig import asking, serving
+from tests.rig.serving import Prism
 
 pytestmark = pytest.mark.gpu
 

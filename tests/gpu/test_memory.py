@@ -8,7 +8,7 @@ import pytest
 
 from tests.gpu.load import Load, loaded
 from tests.gpu.settings import MODELS, evict
-from tests.serving import Prism
+from tests.rig.serving import Prism
 
 pytestmark = pytest.mark.gpu
 

@@ -17,14 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.device_memory import DeviceMemory
+from bench.subjects.device_memory import DeviceMemory
 from config.gpus import bytes_by_process
-from enginepool.mps_control import PIPES, servers
-from enginepool.mps_control import ask as ask_daemon
-from tests import asking, serving
-from tests.asking import Answer, ask, session, streaming
+from enginepool.mps.control import PIPES, servers
+from enginepool.mps.control import ask as ask_daemon
 from tests.gpu.settings import MODELS, PATIENCE, PROMPTS, SLACK, answer, registry
-from tests.serving import Prism
+from tests.rig import asking, serving
+from tests.rig.asking import Answer, ask, session, streaming
+from tests.rig.serving import Prism
 
 pytestmark = pytest.mark.gpu
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from bench.device_memory import DeviceMemory
-from tests.asking import session, streaming
+from bench.subjects.device_memory import DeviceMemory
 from tests.gpu.settings import MODELS, PROMPTS, SLACK, answer
-from tests.serving import Prism
+from tests.rig.asking import session, streaming
+from tests.rig.serving import Prism
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ def rank_of(front: psutil.Process) -> psutil.Process:
 
 def template_of(prism: Prism) -> psutil.Process:
     children = psutil.Process(prism.process.pid).children()
-    (template,) = (it for it in children if "enginepool.template" in it.cmdline() and os.getsid(it.pid) == it.pid)
+    (template,) = (it for it in children if "enginepool.pool.template" in it.cmdline() and os.getsid(it.pid) == it.pid)
     return template
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from bench.arguments import Parser, positive_float, positive_int
 from bench.evaluation.real.scenarios import can_share_by_mps
-from bench.load import duration
-from bench.simulator.arguments import POLICIES
-from bench.simulator.calibration import H200
+from bench.load.command import duration
 from config.units import parse_size
+from simulator.arguments import POLICIES
+from simulator.calibration import H200
+from simulator.command_line import Parser, positive_float, positive_int
 
 T = TypeVar("T")
 

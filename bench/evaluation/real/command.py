@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import BenchError
 from bench.evaluation.real.arguments import arguments
 from bench.evaluation.real.run import Comparison
-from bench.processes import cancel_on_signals, run_to_its_end
+from bench.subjects.processes import cancel_on_signals, run_to_its_end
 from config.errors import ConfigError
+from simulator.errors import StudyError
 
 
 async def compare(chosen: argparse.Namespace, command: list[str]) -> int:
@@ -23,7 +23,7 @@ async def compare(chosen: argparse.Namespace, command: list[str]) -> int:
         with _folder(chosen) as folder:
             comparison = Comparison(chosen, command, folder)
             await comparison.run()
-    except (BenchError, ConfigError, OSError) as error:
+    except (StudyError, ConfigError, OSError) as error:
         print(f"bench.evaluation: {error}", file=sys.stderr)
         return 1
     print(comparison.results.json, comparison.results.page, sep="\n")

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.outcomes import Outcome
-from bench.percentiles import percentile
-from bench.simulator.outcomes import Answer
+from bench.load.outcomes import Outcome
 from config.registry import Slo
+from simulator.outcomes import Answer
+from simulator.percentiles import percentile
 
 
 @dataclass(frozen=True, slots=True)

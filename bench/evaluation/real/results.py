@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
+from simulator.errors import StudyError
 
 MEASURED, PREDICTED = "real", "real_predicted"
 """Names of files: of what was measured, and of what was simulated beforehand."""
@@ -36,7 +36,7 @@ class Key:
 class Results:
     """`rows` has the figures that are compared, `runs` in the same order what else there is to say of each run.
 
-    With `resume`, those of a file that is there are kept. Raises: BenchError.
+    With `resume`, those of a file that is there are kept. Raises: StudyError.
     """
 
     def __init__(self, folder: Path, name: str, about: dict[str, Any], *, resume: bool) -> None:
@@ -50,7 +50,7 @@ class Results:
             if resume and self.json.exists():
                 self._read()
         except (OSError, ValueError, KeyError) as error:
-            raise BenchError(f"{self.json}: {error}") from error
+            raise StudyError(f"{self.json}: {error}") from error
 
     def has(self, key: Key) -> bool:
         wanted = asdict(key)

@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
 from bench.evaluation.real import traces
 from bench.evaluation.real.judging import by_model, measured, shares
 from bench.evaluation.real.report import write_page
@@ -22,14 +21,15 @@ from bench.evaluation.real.results import MEASURED, PREDICTED, Key, Results
 from bench.evaluation.real.scenarios import MEMORY, as_registry, number_of_gpus, own_registry, read_content, variant
 from bench.evaluation.real.session import Measured, Session, session
 from bench.evaluation.real.simulating import simulate
-from bench.load_report import entry_of
+from bench.load.outcomes import Slo
+from bench.load.report import entry_of
+from bench.load.warm_up import POLICY
 from bench.machine import describe_machine, versions
-from bench.outcomes import Slo
-from bench.progress import say
-from bench.simulator.calibration import read_calibration
-from bench.traces.trace import Trace
-from bench.warm_up import POLICY
 from config.registry import Registry
+from simulator.calibration import read_calibration
+from simulator.errors import StudyError
+from simulator.progress import say
+from simulator.traces.trace import Trace
 
 RATE = 3.0
 """Requests a second for each GPU, of traces that are drawn."""
@@ -48,7 +48,7 @@ class Gateway:
 
 class Comparison:
     def __init__(self, chosen: argparse.Namespace, command: list[str], folder: Path) -> None:
-        """Models are made in `folder`. Raises: BenchError, ConfigError."""
+        """Models are made in `folder`. Raises: StudyError, ConfigError."""
         self._chosen = chosen
         self._ends = None if chosen.budget is None else time.monotonic() + chosen.budget
         self._overhead = 0.0
@@ -138,7 +138,7 @@ class Comparison:
                         left.clear()
                         return
                     await self._measure(serving, gateway, left.pop(0))
-        except BenchError as error:
+        except StudyError as error:
             self._fault(f"{error}")
             if time.monotonic() - began < self._startup or not self._startup:
                 left.clear()  # it does not even start

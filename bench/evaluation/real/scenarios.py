@@ -17,10 +17,10 @@ import pynvml
 import yaml
 from msgspec.structs import fields
 
-from bench.errors import BenchError, UsageError
-from bench.processes import PROJECT
+from bench.subjects.processes import PROJECT
 from config.reader import read_registry
 from config.registry import Pool, Registry
+from simulator.errors import StudyError, UsageError
 
 SHAPES = ("llama-1b", "llama-8b", "llama-3b", "llama-1b", "llama-3b", "llama-8b", "llama-1b", "llama-3b")
 """The most asked for first; on one GPU, the first `ON_ONE_GPU` of them."""
@@ -44,16 +44,16 @@ def can_share_by_mps() -> bool:
 
 
 def number_of_gpus() -> int:
-    """Raises: BenchError without a driver."""
+    """Raises: StudyError without a driver."""
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())
     except pynvml.NVMLError as error:
-        raise BenchError(f"no GPU: {error}; --tiny runs on the CPU, --gpus N is for --simulate-only") from error
+        raise StudyError(f"no GPU: {error}; --tiny runs on the CPU, --gpus N is for --simulate-only") from error
 
 
 def own_registry(folder: Path, gpus: int, *, tiny: bool) -> dict[str, Any]:
-    """Of models that are made in `folder`, unless they are there. Raises: BenchError."""
+    """Of models that are made in `folder`, unless they are there. Raises: StudyError."""
     shapes = SHAPES if gpus > 1 else SHAPES[:ON_ONE_GPU]
     _make(folder, sorted({*shapes}), tiny=tiny)
     pool = {"engine": "sglang", "devices": [f"cuda:{gpu}" for gpu in range(gpus)], "max_running": 64}
@@ -66,11 +66,11 @@ def own_registry(folder: Path, gpus: int, *, tiny: bool) -> dict[str, Any]:
 
 
 def read_content(file: Path) -> dict[str, Any]:
-    """A registry as it stands in its file, with absolute paths. Raises: BenchError."""
+    """A registry as it stands in its file, with absolute paths. Raises: StudyError."""
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise BenchError(f"{file}: cannot be read: {error}") from error
+        raise StudyError(f"{file}: cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("models"), list):
         raise UsageError(f"{file}: expected a registry with a list of models")
     for model in content["models"]:
@@ -113,8 +113,8 @@ def _entry(folder: Path, number: int, tiny: bool) -> dict[str, Any]:
 
 
 def _make(folder: Path, shapes: Sequence[str], *, tiny: bool) -> None:
-    """In a process of its own, which leaves no CUDA context. Raises: BenchError."""
+    """In a process of its own, which leaves no CUDA context. Raises: StudyError."""
     options = ["--no-weights", *(["--tiny"] if tiny else [])]
     command = [sys.executable, "-m", "bench.shapes", "--out", str(folder.absolute()), *shapes, *options]
     if run(command, cwd=PROJECT, check=False).returncode:
-        raise BenchError("the models could not be made")
+        raise StudyError("the models could not be made")

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.acquaintance import Acquaintance, bodies_of, meet
-from bench.counters import of_registry
-from bench.gateway_under_test import GatewayUnderTest, serving
-from bench.operating import PATIENCE
-from bench.outcomes import Outcome, Slo
-from bench.progress import say
-from bench.replay import Replay
-from bench.summary import summarize
-from bench.warm_up import POLICY, WarmUp
-from bench.workload import Arrival
+from bench.load.acquaintance import Acquaintance, bodies_of, meet
+from bench.load.counters import of_registry
+from bench.load.operating import PATIENCE
+from bench.load.outcomes import Outcome, Slo
+from bench.load.replay import Replay
+from bench.load.summary import summarize
+from bench.load.warm_up import POLICY, WarmUp
+from bench.load.workload import Arrival
+from bench.subjects.gateway_under_test import GatewayUnderTest, serving
 from config.registry import Registry
+from simulator.progress import say
 
 START_TIMEOUT = 600.0
 ANSWER_WITHIN = 120.0
@@ -46,7 +46,7 @@ class Session:
         self._warming = warming
 
     async def run(self, policy: str, plan: Sequence[Arrival], slos: Mapping[str, Slo]) -> Measured:
-        """Under a scheduler of its own, with all workers blank at first. Raises: BenchError."""
+        """Under a scheduler of its own, with all workers blank at first. Raises: StudyError."""
         bodies = bodies_of(plan, self._met)
         ordered = time.perf_counter()
         await self._warm()
@@ -77,7 +77,7 @@ async def session(
     """A gateway on `content`, whose policy is to be `POLICY`, with all warm. Its log and recordings go to `details`.
 
     Raises:
-        BenchError: it does not start, or a model does not answer.
+        StudyError: it does not start, or a model does not answer.
     """
     record = None if details is None else (details / f"{name}.jsonl").absolute()
     async with serving(content, START_TIMEOUT, record) as subject:

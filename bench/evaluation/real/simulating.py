@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from bench.evaluation.real.judging import Ended, simulated
-from bench.simulator.calibration import Calibration
-from bench.simulator.models import costs_of, on_gpus
-from bench.simulator.simulation import Simulation
-from bench.traces.trace import Trace
 from config.registry import Registry
 from gateway.device_memory import SHARE
+from simulator.calibration import Calibration
+from simulator.models import costs_of, on_gpus
+from simulator.simulation import Simulation
+from simulator.traces.trace import Trace
 
 
 def simulate(registry: Registry, trace: Trace, calibration: Calibration, *, mps: bool, after: float) -> list[Ended]:
     """Of the requests that arrive no earlier than `after` seconds. Takes a second for some hundred.
 
     Raises:
-        BenchError: a model's shape cannot be simulated.
+        StudyError: a model's shape cannot be simulated.
     """
     capacity = registry.pool.device_memory or int(SHARE * calibration.memory_bytes)
     simulation = Simulation(

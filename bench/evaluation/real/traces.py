@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import UsageError
-from bench.traces.readers import read_trace
-from bench.traces.synthetic_text import parse_synthetic
-from bench.traces.trace import Request, Trace, map_models
-from bench.workload import Arrival
+from bench.load.workload import Arrival
+from simulator.errors import UsageError
+from simulator.traces.readers import read_trace
+from simulator.traces.synthetic_text import parse_synthetic
+from simulator.traces.trace import Request, Trace, map_models
 
 SHORTEST = 24
 """Tokens of a prompt; shorter ones are made as long, since a chat's template takes as much."""
@@ -31,7 +31,7 @@ class Wanted:
 
 
 def open_trace(text: str, wanted: Wanted) -> Trace:
-    """Raises: BenchError."""
+    """Raises: StudyError."""
     own_seconds = wanted.seconds / wanted.time_scale
     trace = _source(text, wanted, own_seconds).window(0.0, own_seconds).stored()
     if not trace.models:

@@ -22,9 +22,9 @@ from enginepool.engines.transformers.replies import StreamedAnswer, WholeAnswer,
 from enginepool.engines.transformers.skeleton import Skeleton
 from enginepool.engines.transformers.slot import ModelSlot
 from enginepool.messages import Counted, Submit
-from enginepool.openai_answers import answer_to
-from enginepool.openai_api import GenerationRequest, output_limit, parse
-from enginepool.openai_errors import server_error
+from enginepool.openai.answers import answer_to
+from enginepool.openai.errors import server_error
+from enginepool.openai.requests import GenerationRequest, output_limit, parse
 
 log = logging.getLogger("prism.engine")
 

@@ -23,7 +23,7 @@ from enginepool.messages import (
     SegmentRef,
     Submit,
 )
-from enginepool.openai_errors import took_too_long
+from enginepool.openai.errors import took_too_long
 
 
 class TransformersEngine:

@@ -11,8 +11,8 @@ from enginepool.engines.transformers.sampling import Sampler
 from enginepool.engines.transformers.skeleton import Skeleton
 from enginepool.engines.transformers.text import Detokenizer, StopFilter
 from enginepool.messages import Submit
-from enginepool.openai_answers import FinishReason, Usage
-from enginepool.openai_api import GenerationRequest
+from enginepool.openai.answers import FinishReason, Usage
+from enginepool.openai.requests import GenerationRequest
 
 
 class Sequence:

@@ -8,8 +8,8 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from config.errors import RequestError
-from enginepool.openai_api import ChatMessage, ChatRequest, GenerationRequest
-from enginepool.text_bounds import TextBounds
+from enginepool.openai.requests import ChatMessage, ChatRequest, GenerationRequest
+from enginepool.openai.text_bounds import TextBounds
 
 Tokens = list[int]
 

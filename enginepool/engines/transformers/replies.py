@@ -8,8 +8,8 @@ from typing import Protocol
 from config.errors import RequestError
 from enginepool.engine import Output
 from enginepool.messages import Chunk, Done, Head, Reply
-from enginepool.openai_answers import EVENT_STREAM, JSON, Answer, Choice, FinishReason, Usage
-from enginepool.openai_errors import error_body
+from enginepool.openai.answers import EVENT_STREAM, JSON, Answer, Choice, FinishReason, Usage
+from enginepool.openai.errors import error_body
 
 Send = Callable[[Output], None]
 

@@ -21,8 +21,8 @@ from config.errors import EngineError, describe
 from enginepool.engines.transformers.checkpoint import FOREIGN_ERRORS
 from enginepool.engines.transformers.kv import values_per_token
 from enginepool.engines.transformers.tensors import TensorSlot, slots_of
-from enginepool.layout import base_tensor, view_of
 from enginepool.messages import Manifest, ModelSpec, TensorSpec
+from enginepool.weights.layout import base_tensor, view_of
 
 _GREETING = [{"role": "user", "content": "Hello"}]
 

@@ -8,9 +8,9 @@ import traceback
 from config.errors import EngineError, StoreError
 from enginepool.engines.phases import Phases
 from enginepool.engines.transformers.skeleton import Skeleton
-from enginepool.layout import base_tensor, checksum, name_at
 from enginepool.messages import Manifest, ModelSpec, SegmentRef
-from enginepool.segment import MappedSegment, open_segment
+from enginepool.weights.layout import base_tensor, checksum, name_at
+from enginepool.weights.segment import MappedSegment, open_segment
 
 
 class ModelSlot:

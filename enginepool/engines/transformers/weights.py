@@ -12,14 +12,14 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from config.errors import EngineError, StoreError, describe
-from enginepool.checkpoint import digest, weight_files
-from enginepool.dummy import fill
 from enginepool.engines.transformers.checkpoint import FOREIGN_ERRORS, torch_dtype
 from enginepool.engines.transformers.tensors import slots_of
-from enginepool.layout import Entry
-from enginepool.loader import Meter, Progress, expect_room, read_ahead, write
 from enginepool.messages import Manifest, ModelSpec
-from enginepool.segment import HeldSegment
+from enginepool.weights.checkpoint import digest, weight_files
+from enginepool.weights.dummy import fill
+from enginepool.weights.layout import Entry
+from enginepool.weights.loader import Meter, Progress, expect_room, read_ahead, write
+from enginepool.weights.segment import HeldSegment
 
 ALIGNMENT = 64
 

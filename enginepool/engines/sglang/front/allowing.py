@@ -15,8 +15,8 @@ from config.errors import RequestError
 from enginepool.engines.sglang.front.fields import PASSED_OVER, ROUTES, Fields
 from enginepool.engines.sglang.front.requests import CURRENT
 from enginepool.engines.sglang.front.validation import check_tokens_of
-from enginepool.openai_answers import JSON
-from enginepool.openai_errors import error_body
+from enginepool.openai.answers import JSON
+from enginepool.openai.errors import error_body
 
 _MALFORMED = (TypeError, AttributeError, ArithmeticError, LookupError)
 """What SGLang raises when a part of a request is not what it takes it for, without asking."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from enginepool.aside import Aside, Ended, first_of
 from enginepool.engines.sglang.front.asgi import Exchange
 from enginepool.engines.sglang.front.requests import LiveRequest
-from enginepool.openai_errors import took_too_long
+from enginepool.openai.errors import took_too_long
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from config.errors import RequestError
 from enginepool.engine import Emit
 from enginepool.engines.sglang.front.requests import LiveRequest
 from enginepool.messages import Chunk, Done, Head, Reply
-from enginepool.openai_answers import EVENT_STREAM, JSON
-from enginepool.openai_errors import error_body, server_error
+from enginepool.openai.answers import EVENT_STREAM, JSON
+from enginepool.openai.errors import error_body, server_error
 
 _VERSION = {"version": "3.0", "spec_version": "2.3"}
 

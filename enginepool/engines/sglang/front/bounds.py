@@ -7,7 +7,7 @@ from typing import Any
 
 from enginepool.engines.sglang.front.own_template import REFUSAL
 from enginepool.engines.sglang.front.requests import CURRENT
-from enginepool.text_bounds import TextBounds
+from enginepool.openai.text_bounds import TextBounds
 
 LONG = 16 * 1024
 """Characters that take some milliseconds to become tokens."""

@@ -13,7 +13,6 @@ import pynvml
 from config.errors import EngineError, PoolError, RequestError, StoreError
 from config.gpus import VISIBLE
 from config.registry import Work
-from enginepool import mps_control
 from enginepool.aside import LARGE
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
@@ -40,10 +39,11 @@ from enginepool.messages import (
     Submit,
     WorkerCopied,
 )
-from enginepool.openai_answers import JSON
-from enginepool.openai_errors import error_body, server_error
+from enginepool.mps import control
+from enginepool.openai.answers import JSON
+from enginepool.openai.errors import error_body, server_error
+from enginepool.openai.routes import INFERENCE_ROUTES
 from enginepool.process import DEVICE_FAULT_EXIT
-from enginepool.routes import INFERENCE_ROUTES
 
 log = logging.getLogger("prism.sglang")
 
@@ -342,7 +342,7 @@ class SglangEngine:
     async def _leave_gpu(self) -> None:
         """Before the rank, which is in this worker's process group, is killed."""
         if self._mps is not None:
-            await mps_control.terminate(self._mps.pipes, os.getpgrp())
+            await control.terminate(self._mps.pipes, os.getpgrp())
 
     async def _let_tasks_end(self) -> None:
         """Those of aborted requests may still be on their way out."""

@@ -1,6 +1,6 @@
 """Which fields of SGLang's requests clients may use, by route: a field that is on no list is refused.
 
-The lists were made from SGLang 0.5.17. `tests/test_sglang_fields.py` fails when the installed version has a field that
+The lists were made from SGLang 0.5.17. `tests/sglang/test_fields.py` fails when the installed version has a field that
 is on none: look at what it makes SGLang do, to this request and to those beside it, and put it on the list where it
 belongs. Fields that SGLang does not know reach nobody.
 """

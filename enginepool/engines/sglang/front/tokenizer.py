@@ -26,7 +26,7 @@ from enginepool.engines.sglang.front.bounds import (
 from enginepool.engines.sglang.front.grammars import GrammarTrials
 from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
 from enginepool.engines.sglang.front.validation import check, check_answers, check_readable
-from enginepool.openai_errors import took_too_long
+from enginepool.openai.errors import took_too_long
 
 GENERATE = "/generate"
 """The route whose body is SGLang's own request."""

@@ -20,9 +20,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from enginepool.layout import base_tensor
 from enginepool.messages import SegmentRef
-from enginepool.segment import MappedSegment, open_segment
+from enginepool.weights.layout import base_tensor
+from enginepool.weights.segment import MappedSegment, open_segment
 
 log = logging.getLogger("prism.rank")
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from config.errors import EngineError
-from enginepool import library_logs, tested
+from enginepool import tested
+from enginepool.host import library_logs
 
 TESTED_KVCACHED = tested.KVCACHED
 _SCARCITY = ("shrink to", "available_size()=", "alloc_page() failed", "Failed to reserve blocks")

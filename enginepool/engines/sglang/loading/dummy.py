@@ -11,8 +11,8 @@ from typing import Any
 from sglang.srt.model_loader.loader import _post_load_weights
 from torch import nn
 
-from enginepool.dummy import fill
 from enginepool.messages import ModelSpec
+from enginepool.weights.dummy import fill
 
 
 def invent_weights(module: nn.Module, model: ModelSpec, model_config: Any) -> None:

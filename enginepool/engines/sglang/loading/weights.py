@@ -18,7 +18,6 @@ from sglang.srt.utils import reserve_rope_cache_for_long_sequences
 from torch import nn
 
 from config.errors import EngineError, StoreError, describe
-from enginepool.checkpoint import digest, weight_files
 from enginepool.engines.sglang import arguments
 from enginepool.engines.sglang.building import as_only_rank, default_dtype, initialise
 from enginepool.engines.sglang.gpu.imports import answered_by_nvml
@@ -26,10 +25,11 @@ from enginepool.engines.sglang.loading.dummy import invent_weights
 from enginepool.engines.sglang.loading.missing import Marks
 from enginepool.engines.sglang.loading.rotary import compute_tables
 from enginepool.engines.sglang.tensors import Walk
-from enginepool.layout import Entry
-from enginepool.loader import Meter, Progress, expect_room, read_ahead, threads, write
 from enginepool.messages import Manifest, ModelSpec
-from enginepool.segment import HeldSegment
+from enginepool.weights.checkpoint import digest, weight_files
+from enginepool.weights.layout import Entry
+from enginepool.weights.loader import Meter, Progress, expect_room, read_ahead, threads, write
+from enginepool.weights.segment import HeldSegment
 
 ALIGNMENT = 512
 """Bytes: what torch's allocator gives, and CUDA kernels may rely on."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from enginepool.engines.sglang.protocol import KvLimitSet
-from enginepool.layout import PIECE, base_tensor
 from enginepool.messages import SegmentRef
-from enginepool.segment import open_segment
+from enginepool.weights.layout import PIECE, base_tensor
+from enginepool.weights.segment import open_segment
 
 
 class Cpu:

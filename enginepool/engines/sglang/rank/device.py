@@ -11,7 +11,7 @@ from torch import Tensor
 from config.gpus import VISIBLE
 from enginepool.engines.sglang.protocol import KvLimitSet
 from enginepool.messages import MpsClient, SegmentRef
-from enginepool.mps_control import mps_environment
+from enginepool.mps.control import mps_environment
 
 
 class KvCache(Protocol):

@@ -25,8 +25,8 @@ from enginepool.engines.sglang.building import initialise
 from enginepool.engines.sglang.protocol import Weights
 from enginepool.engines.sglang.rank.device import Device
 from enginepool.engines.sglang.tensors import Walk, unpack
-from enginepool.layout import checksum, name_at, view_of
 from enginepool.messages import Manifest
+from enginepool.weights.layout import checksum, name_at, view_of
 
 log = logging.getLogger("prism.rank")
 

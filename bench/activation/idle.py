@@ -1,0 +1,42 @@
+"""How much of a core a worker takes that has nothing to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import psutil
+
+from bench.subjects.gateway_under_test import GatewayUnderTest
+from simulator.errors import StudyError
+
+BEFORE = 5.0
+"""Seconds for what a worker does once nobody asks, such as capturing graphs."""
+WINDOW = 10.0
+"""Seconds."""
+
+
+async def idle_shares(subject: GatewayUnderTest) -> dict[str, float]:
+    """By state, the share of a core that the busiest worker's processes take. Nobody may ask for anything meanwhile.
+
+    Raises: StudyError.
+    """
+    await asyncio.sleep(BEFORE)
+    workers = await subject.workers()
+    before, began = [_cpu_seconds(it["pid"]) for it in workers], time.perf_counter()
+    await asyncio.sleep(WINDOW)
+    after, took = [_cpu_seconds(it["pid"]) for it in workers], time.perf_counter() - began
+    shares: dict[str, float] = {}
+    for worker, used, by_now in zip(workers, before, after, strict=True):
+        shares[worker["state"]] = max(shares.get(worker["state"], 0.0), (by_now - used) / took)
+    return shares
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a worker's process and its children."""
+    try:
+        front = psutil.Process(pid)
+        times = [process.cpu_times() for process in (front, *front.children(recursive=True))]
+    except psutil.NoSuchProcess as error:
+        raise StudyError(f"a worker ended while it had nothing to do: {error}") from error
+    return sum(it.user + it.system for it in times)

@@ -1,0 +1,264 @@
+"""One activation after another, each from a state that was brought about before; for `bench.activation`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.load.outcomes import Outcome
+from bench.load.prompts import ExactWriter, PromptWriter
+from bench.load.tokens import counter_of
+from bench.subjects.device_memory import DeviceMemory
+from bench.subjects.gateway_under_test import GatewayUnderTest
+from simulator.errors import StudyError
+
+PROMPT_TOKENS = 256
+"""With what the chat template adds."""
+ANSWER_TOKENS = 8
+WEIGHT_PHASES = frozenset({"copy", "weights", "assign"})
+"""Phases of an activation after the last of which the weights are in place."""
+BEFORE_COPY = frozenset({"resume", "teardown"})
+"""After the last of these begins a copy whose duration is told apart from the phases."""
+FREED = 0.9
+"""Share of the weights' bytes that must be gone for a device's memory to count as free."""
+FREED_WITHIN = 10.0
+REST = 1.0
+"""Seconds before each activation: a GPU clears what was freed, some 0.1 s for 16 GB, and copies slowly meanwhile."""
+FILL_PROMPT = 4096
+"""Tokens of a request that fills the KV cache."""
+FILL_AT_ONCE = 8
+STATS_EVERY = 1.5
+"""Seconds; workers report their KV cache once a second."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One activation. Seconds from the request that wanted it, phases one after another up to the first token."""
+
+    model: str
+    state: str
+    nbytes: int
+    phases: Mapping[str, float]
+    weights: float | None
+    """Until the weights are in place; None when no phase says so."""
+    ready: float
+    first_token: float
+    prompt_tokens: int | None = None
+    evict: float | None = None
+    """From the command until the device's memory is free, or, on a CPU, until the answer."""
+    evict_answer: float | None = None
+    copy: float | None = None
+    """Of the weights alone, which may go on beside other phases."""
+
+    @property
+    def copy_gbps(self) -> float | None:
+        """10^9 bytes per second."""
+        return self.nbytes / self.copy / 1e9 if self.copy and self.nbytes else None
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """Seconds from the command until its answer, and until the device's memory is free (None on a CPU)."""
+
+    answered: float
+    freed: float | None
+
+
+class Prompts:
+    """Prompts of `PROMPT_TOKENS` tokens, none twice. `folder` is where models have their folders; None: by estimate."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._writer = PromptWriter(0)
+        self._exact: dict[str, ExactWriter] = {}
+
+    def write(self, model: str, tokens: int = PROMPT_TOKENS) -> str:
+        if self._folder is None:
+            return self._writer.write(tokens)
+        if model not in self._exact:
+            self._exact[model] = ExactWriter.counting(model, counter_of(self._folder / model))
+        return self._exact[model].write(tokens)
+
+
+class Rounds:
+    """Brings models of one gateway into a state and measures their way out of it.
+
+    `reserve` is how many workers it keeps blank: as long as fewer are, it tears down whatever is parked.
+    """
+
+    def __init__(
+        self,
+        subject: GatewayUnderTest,
+        models: Sequence[str],
+        reserve: int,
+        prompts: Prompts,
+        memory: DeviceMemory | None,
+    ) -> None:
+        self._subject = subject
+        self._models = models
+        self._reserve = reserve
+        self._prompts = prompts
+        self._memory = memory
+
+    # states
+
+    async def disk(self, model: str) -> Round:
+        """Nobody has asked for the model yet."""
+        return await self._measure(model, "disk")
+
+    async def parked(self, model: str) -> Round:
+        """Its worker keeps the skeleton; all others are blank."""
+        await self._park(model)
+        return await self._measure(model, "parked")
+
+    async def blank(self, model: str) -> Round:
+        """Its weights are in host memory, no worker has a skeleton of it, and blank ones are free.
+
+        Needs a reserve of all workers but one: another model on that one has the gateway tear down what is parked.
+        """
+        other = next(name for name in self._models if name != model)
+        await self._only([other])
+        await self._until_held({other})
+        return await self._measure(model, "blank")
+
+    async def other(self, model: str) -> Round:
+        """Every worker but the reserve serves another model."""
+        places = len(await self._subject.workers()) - self._reserve
+        others = [name for name in self._models if name != model][:places]
+        await self._only(others)
+        await self._until_held(set(others))
+        return await self._measure(model, "other")
+
+    async def _park(self, model: str) -> None:
+        await self._only([])
+        if (await self._subject.models())[model]["state"] != "parked":
+            await self._subject.command("activate", model=model)
+            await self._subject.settled()
+            await self._subject.evict(model)
+        await self._until_held({model})
+
+    async def active_and_parked(self, active: str, parked: str) -> None:
+        """Have nothing else on a worker, if the reserve leaves room for both."""
+        await self._only([active, parked])
+        await self._subject.evict(parked)
+        await self._subject.settled()
+
+    async def _only(self, others: Sequence[str]) -> None:
+        """Have exactly `others` active."""
+        for name, entry in (await self._subject.models()).items():
+            if entry["state"] == "active" and name not in others:
+                await self._subject.evict(name)
+        for name in others:
+            await self._subject.command("activate", model=name)
+        await self._subject.settled()
+
+    async def _until_held(self, wanted: set[str]) -> None:
+        """Wait until workers hold these models, and the others are blank."""
+        await self._subject.until_workers(
+            lambda workers: (
+                {worker["model"] for worker in workers if worker["model"]} == wanted
+                and all(worker["state"] in ("blank", "active", "parked") for worker in workers)
+            ),
+            f"only {', '.join(sorted(wanted))} is on a worker",
+        )
+
+    # measuring
+
+    async def _measure(self, model: str, state: str) -> Round:
+        prompt = self._prompts.write(model)
+        await asyncio.sleep(REST if self._memory is not None else 0)
+        began = time.perf_counter()
+        asking = asyncio.create_task(self._subject.ask(model, prompt, ANSWER_TOKENS))
+        try:
+            await self._subject.command("activate", model=model)  # answered when the model is active
+            ready = time.perf_counter() - began
+            outcome = await asking
+        finally:
+            asking.cancel()
+        taken = await self._round(model, state, ready, outcome)
+        await self._subject.settled()
+        eviction = await self.evict(model, taken.nbytes)
+        freed = eviction.answered if eviction.freed is None else eviction.freed
+        return Round(**{**vars(taken), "evict": freed, "evict_answer": eviction.answered})
+
+    async def _round(self, model: str, state: str, ready: float, outcome: Outcome) -> Round:
+        assert outcome.first_token is not None
+        worker = await self._subject.active_worker(model)
+        inside: dict[str, float] = worker["activation_phases_s"] or {}
+        ready = min(max(ready, sum(inside.values())), outcome.first_token)
+        before = max(0.0, ready - sum(inside.values()))
+        phases = {"load" if state == "disk" else "waiting": before, **inside, "prefill": outcome.first_token - ready}
+        return Round(
+            model,
+            state,
+            (await self._subject.models())[model]["weight_bytes"],
+            phases,
+            until_weights(phases, worker["activation_copy_s"]),
+            ready,
+            outcome.first_token,
+            outcome.prompt_tokens,
+            copy=worker["activation_copy_s"],
+        )
+
+    async def evict(self, model: str, nbytes: int) -> Eviction:
+        """Evict an active model whose weights are `nbytes` long."""
+        began = time.perf_counter()
+        if self._memory is None:
+            await self._subject.command("evict", model=model)
+            return Eviction(time.perf_counter() - began, None)
+        watching = asyncio.create_task(self._memory.until_below(self._memory.used - FREED * nbytes, FREED_WITHIN))
+        try:
+            await self._subject.command("evict", model=model)
+            answered = time.perf_counter() - began
+            freed = await watching
+        finally:
+            watching.cancel()
+        if freed is None:
+            raise StudyError(f"{model} is evicted, and its memory is still in use after {FREED_WITHIN:g} s")
+        return Eviction(answered, freed)
+
+    async def evict_full(self, model: str, kv_bytes: int) -> tuple[Eviction, int]:
+        """Fill the model's KV cache with up to `kv_bytes`, then evict it; the bytes that it came to."""
+        await self._subject.command("activate", model=model)
+        mapped = -1
+        while (now := await self._kv_bytes(model)) < kv_bytes and now > mapped:
+            mapped = now
+            prompts = [self._prompts.write(model, FILL_PROMPT) for _ in range(FILL_AT_ONCE)]
+            await asyncio.gather(*(self._subject.ask(model, prompt, 1) for prompt in prompts))
+            await asyncio.sleep(STATS_EVERY)
+        nbytes = (await self._subject.models())[model]["weight_bytes"]
+        return await self.evict(model, nbytes + now), now
+
+    async def _kv_bytes(self, model: str) -> int:
+        return sum(worker["kv_bytes"] for worker in await self._subject.workers() if worker["model"] == model)
+
+    async def parked_bytes(self, model: str, all_blank: int, of_blank: float) -> int:
+        """Device memory of a worker that has the model parked while all others are blank.
+
+        By the driver's account of its processes; where there is none, by what is used above `all_blank`, in which the
+        others have what their own models left behind.
+        """
+        assert self._memory is not None
+        await self._park(model)
+        (worker,) = (it for it in await self._subject.workers() if it["model"] == model)
+        mine = {child.pid for child in psutil.Process(worker["pid"]).children()}
+        held = sum(nbytes for pid, nbytes in self._memory.by_process().items() if pid in mine)
+        return held or int(self._memory.used - all_blank + of_blank)
+
+
+def until_weights(phases: Mapping[str, float], copy: float | None) -> float | None:
+    """Seconds. `copy` is what the copy took, which may go on beside other phases, where the engine tells."""
+    if copy and (before := _until_last(phases, BEFORE_COPY)) is not None:
+        return before + copy
+    return _until_last(phases, WEIGHT_PHASES)
+
+
+def _until_last(phases: Mapping[str, float], of: frozenset[str]) -> float | None:
+    names = list(phases)
+    last = max((index for index, name in enumerate(names) if name in of), default=None)
+    return None if last is None else sum(phases[name] for name in names[: last + 1])

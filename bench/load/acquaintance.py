@@ -1,0 +1,140 @@
+"""What a load test learns of each model before its clock starts: how its server counts tokens, and what it accepts.
+
+A model whose tokenizer is at hand takes one request; of another, the server is asked what each word costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import aiohttp
+
+from bench.load.client import chat_body, stream_chat
+from bench.load.outcomes import Outcome
+from bench.load.prompts import VOCABULARY, ExactWriter, PromptWriter
+from bench.load.tokens import CountEach
+from bench.load.word_costs import OPENINGS, costs_of, questions
+from bench.load.workload import Arrival
+from simulator.errors import StudyError
+from simulator.progress import say
+
+AT_A_TIME = 16
+"""Questions to a server."""
+REFUSALS = ("http 400", "http 422")
+"""How servers answer a parameter that they do not know."""
+
+
+@dataclass(frozen=True)
+class Acquaintance:
+    """How to ask a model for exactly what is wanted."""
+
+    writer: ExactWriter | PromptWriter
+    ignore_eos: bool
+    """Whether the server knows the parameter, without which an answer may end early."""
+
+    def bodies(self, model: str, asked: Sequence[Arrival]) -> list[bytes]:
+        """Of each of these requests, which are all for `model`. Takes seconds for a million tokens."""
+        prompts = self.writer.write_each([arrival.prompt_tokens for arrival in asked])
+        return [
+            chat_body(model, prompt, arrival.output_tokens, ignore_eos=self.ignore_eos)
+            for prompt, arrival in zip(prompts, asked, strict=True)
+        ]
+
+
+def stranger(seed: int, model: str) -> Acquaintance:
+    """Of a model that nothing is known of: lengths are an estimate."""
+    return Acquaintance(PromptWriter(f"{seed} {model}"), ignore_eos=False)
+
+
+def by_tokenizer(seed: int, model: str, count_each: CountEach) -> Acquaintance:
+    """Of a model that was not asked itself."""
+    return Acquaintance(ExactWriter.counting(f"{seed} {model}", count_each), ignore_eos=False)
+
+
+async def meet(
+    client: aiohttp.ClientSession, url: str, models: Sequence[str], counters: Mapping[str, CountEach], seed: int,
+    patience: float,
+) -> dict[str, Acquaintance]:  # fmt: skip
+    """One model after the other, so that those that share a worker need not take turns. `patience` is in seconds.
+
+    A model that does not answer, or whose server does not count, is told on stderr and asked by estimate.
+    """
+    met = {}
+    for model in models:
+        try:
+            met[model] = await _Inquiry(client, url, model, patience).meet(counters.get(model), f"{seed} {model}")
+        except StudyError as error:
+            say(f"{model}: its prompts are not exact: {error}")
+            known = counters.get(model)
+            met[model] = stranger(seed, model) if known is None else by_tokenizer(seed, model, known)
+    return met
+
+
+def bodies_of(plan: Sequence[Arrival], met: Mapping[str, Acquaintance]) -> list[bytes]:
+    """Of the whole plan, in its order."""
+    found: list[bytes] = [b""] * len(plan)
+    for model, acquaintance in met.items():
+        places = [at for at, arrival in enumerate(plan) if arrival.model == model]
+        for at, body in zip(places, acquaintance.bodies(model, [plan[at] for at in places]), strict=True):
+            found[at] = body
+    return found
+
+
+class _Inquiry:
+    """Asks one model at a server."""
+
+    def __init__(self, client: aiohttp.ClientSession, url: str, model: str, patience: float) -> None:
+        self._client = client
+        self._url = url
+        self._model = model
+        self._patience = patience
+        self._ignore_eos = True
+        self._turns = asyncio.Semaphore(AT_A_TIME)
+
+    async def meet(self, known: CountEach | None, seed: str) -> Acquaintance:
+        """Raises: StudyError."""
+        counted = await self._introduce()
+        if known is not None:
+            writer = ExactWriter.counting(seed, _shifted(known, counted - known([OPENINGS[0]])[0]))
+        else:
+            say(f"{self._model}: asking the server what words cost; a --tokenizer makes that needless")
+            counts = await asyncio.gather(*map(self._count, questions(VOCABULARY)))
+            writer = ExactWriter(seed, costs_of(VOCABULARY, counts))
+        return Acquaintance(writer, self._ignore_eos)
+
+    async def _introduce(self) -> int:
+        """The first request, which also says what the server does not accept."""
+        try:
+            return await self._count(OPENINGS[0])
+        except _Refused:
+            self._ignore_eos = False
+            return await self._count(OPENINGS[0])
+
+    async def _count(self, text: str) -> int:
+        """As the server counts. Raises: StudyError."""
+        began = perf_counter()
+        outcome = Outcome(Arrival(0.0, self._model, 0, 1))
+        body = chat_body(self._model, text, 1, ignore_eos=self._ignore_eos)
+        async with self._turns:
+            await stream_chat(self._client, self._url, body, outcome, lambda: perf_counter() - began, self._patience)
+        if outcome.error in REFUSALS:
+            raise _Refused(f"the server refuses a request ({outcome.error})")
+        if outcome.error is not None:
+            raise StudyError(f"a request failed ({outcome.error})")
+        if outcome.prompt_tokens is None:
+            raise StudyError("the server does not say how many tokens a prompt has")
+        return outcome.prompt_tokens
+
+
+class _Refused(StudyError):
+    """A server does not accept what it was asked for."""
+
+
+def _shifted(count_each: CountEach, by: int) -> CountEach:
+    """The server adds something that the folder's template does not say."""
+    if not by:
+        return count_each
+    return lambda texts: [count + by for count in count_each(texts)]

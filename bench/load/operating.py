@@ -1,0 +1,116 @@
+"""A gateway as its clients and its operator see it: by HTTP and by its admin socket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bench.load.client import chat_body, stream_chat
+from bench.load.outcomes import Outcome
+from bench.load.workload import Arrival
+from config.errors import OperatorError
+from enginepool.messages import Command, CommandResult
+from gateway.cli.client import run_command
+from simulator.errors import StudyError
+
+PATIENCE = 900.0
+"""Seconds for an answer or a command; the first ones on a machine may compile kernels."""
+RESTING = frozenset({"blank", "active", "parked"})
+"""States in which a worker stays until somebody wants something of it."""
+POLL = 0.02
+
+
+class Operator:
+    def __init__(self, url: str, admin_socket: Path, client: aiohttp.ClientSession) -> None:
+        self.url = url
+        self.client = client
+        self._admin_socket = admin_socket
+
+    def explain(self, text: str) -> StudyError:
+        """What went wrong, with what else there is to say of it."""
+        return StudyError(text)
+
+    async def command(self, name: str, **fields: Any) -> CommandResult:
+        """Raises: StudyError when it fails."""
+        try:
+            result = await asyncio.to_thread(run_command, self._admin_socket, Command(name, **fields))
+        except OperatorError as error:
+            raise self.explain(str(error)) from error
+        if not result.ok:
+            raise self.explain(f"prism {name}: {result.text}")
+        return result
+
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """What `prism models` says, by name."""
+        return {entry["name"]: entry for entry in (await self.command("models")).data["models"]}
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """What `prism workers` says."""
+        found: list[dict[str, Any]] = (await self.command("workers")).data["workers"]
+        return found
+
+    async def active_worker(self, model: str) -> dict[str, Any]:
+        """The one that serves `model`. Raises: StudyError."""
+        found = [it for it in await self.workers() if it["model"] == model and it["state"] == "active"]
+        if len(found) != 1:
+            raise self.explain(f"{model} is active on {len(found)} workers")
+        return found[0]
+
+    async def check_workers(self) -> None:
+        """Raises: StudyError if one has died: requests are served all the same, but no figure counts then."""
+        if deaths := sum(worker["restarts"] for worker in await self.workers()):
+            raise self.explain(f"{deaths} workers died meanwhile")
+
+    async def evict(self, model: str) -> None:
+        """Evict it if it is active."""
+        if (await self.models())[model]["state"] == "active":
+            await self.command("evict", model=model)
+
+    async def until_workers(
+        self, holds: Callable[[list[dict[str, Any]]], bool], what: str, within: float = PATIENCE
+    ) -> list[dict[str, Any]]:
+        """Wait until `holds(workers)`. Raises: StudyError, saying `what` was waited for."""
+        deadline = time.monotonic() + within
+        while not holds(workers := await self.workers()):
+            if time.monotonic() > deadline:
+                states = ", ".join(f"{worker['state']} {worker['model'] or ''}".strip() for worker in workers)
+                raise StudyError(f"waited {within:.0f} s until {what}; the workers are {states}")
+            await asyncio.sleep(POLL)
+        return workers
+
+    async def settled(self) -> list[dict[str, Any]]:
+        """Wait until no worker is changing its state."""
+        return await self.until_workers(
+            lambda workers: all(worker["state"] in RESTING for worker in workers), "no worker changes its state"
+        )
+
+    async def ask(self, model: str, prompt: str, tokens: int) -> Outcome:
+        """Stream a chat to its end; times count from the sending. Raises: StudyError when it fails."""
+        return await ask(self.client, self.url, model, prompt, tokens)
+
+
+async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, tokens: int) -> Outcome:
+    """Stream a chat of any OpenAI-compatible server to its end; times count from the sending.
+
+    Raises:
+        StudyError: it fails, or has no token.
+    """
+    outcome = await send(client, url, model, chat_body(model, prompt, tokens))
+    if outcome.first_token is None:
+        raise StudyError(f"{model} failed on a request: no token")
+    return outcome
+
+
+async def send(client: aiohttp.ClientSession, url: str, model: str, body: bytes) -> Outcome:
+    """Likewise of a chat that is written already. Raises: StudyError when it fails."""
+    began = time.perf_counter()
+    outcome = Outcome(Arrival(0.0, model, 0, 0))
+    await stream_chat(client, url, body, outcome, lambda: time.perf_counter() - began, PATIENCE)
+    if outcome.error is not None:
+        raise StudyError(f"{model} failed on a request: {outcome.error}")
+    return outcome

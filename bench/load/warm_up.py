@@ -1,0 +1,164 @@
+"""Every model once in every worker's process, since a process's first use of a model takes longer than all later ones.
+
+A kernel is compiled once on a machine (`prism warm`), but loaded once in each process. So each model is activated on
+each worker alone, and asked there. This goes on under the policy `lru`, which moves nothing of its own accord.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bench.load.acquaintance import Acquaintance
+from bench.load.operating import Operator, send
+from bench.load.workload import Arrival
+from simulator.errors import StudyError
+from simulator.progress import say, say_again
+
+POLICY = "lru"
+PROMPTS = (32, 1500)
+"""Tokens of the requests that a worker gets one after the other,"""
+TOGETHER = 4
+"""and how many short ones then at a time."""
+ANSWER = 8
+"""Tokens."""
+AT_A_TIME = 3
+"""Workers of one device."""
+
+Worker = Mapping[str, Any]
+"""As `prism workers` tells of it."""
+Pair = tuple[Worker, str]
+"""With a model."""
+
+
+class WarmUp:
+    """Knows which models are warm in which processes; `cold` says why others are not."""
+
+    def __init__(self, subject: Operator, met: Mapping[str, Acquaintance]) -> None:
+        self._subject = subject
+        self._met = met
+        self._warm: set[tuple[int, str]] = set()
+        self._busy: set[int | str] = set()
+        """Workers and models."""
+        self._freed = asyncio.Condition()
+        self.cold: dict[tuple[int, str], str] = {}
+
+    async def everywhere(self) -> None:
+        """Warm what is not. The policy is to be `POLICY`, and nobody else may ask for anything. Raises: StudyError."""
+        workers = await self._subject.settled()
+        pinned = {name for name, entry in (await self._subject.models()).items() if entry["pinned"]}
+        devices = list(dict.fromkeys(worker["device"] for worker in workers))
+        models = list(self._met)
+        lanes = []
+        for index, device in enumerate(devices):
+            turned = models[index * len(models) // len(devices) :] + models[: index * len(models) // len(devices)]
+            here = [worker for worker in workers if worker["device"] == device]
+            wanted: list[Pair] = [
+                (worker, model) for model in turned for worker in here if self._wanted(worker, model, pinned)
+            ]
+            lanes += [self._lane(wanted) for _ in range(AT_A_TIME)]
+        await asyncio.gather(*lanes)
+
+    def _wanted(self, worker: Worker, model: str, pinned: set[str]) -> bool:
+        """A pinned model stays where it is, and nobody else gets its worker."""
+        kept = worker["model"] if worker["state"] == "active" and worker["model"] in pinned else None
+        if model in pinned or kept:
+            return kept == model and (worker["pid"], model) not in self._warm
+        return (worker["pid"], model) not in self._warm
+
+    async def _lane(self, wanted: list[Pair]) -> None:
+        """One worker with one model after the other. No model is in two lanes at a time, nor is a worker."""
+        while wanted:
+            pair = next((it for it in wanted if not {it[0]["worker"], it[1]} & self._busy), None)
+            if pair is None:
+                async with self._freed:
+                    await self._freed.wait()
+                continue
+            wanted.remove(pair)
+            say_again(f"warming up: {len(wanted)} left here; {pair[1]} on worker {pair[0]['worker']}")
+            self._busy |= {pair[0]["worker"], pair[1]}
+            try:
+                await self._warm_one(*pair)
+            finally:
+                self._busy -= {pair[0]["worker"], pair[1]}
+                async with self._freed:
+                    self._freed.notify_all()
+
+    async def _warm_one(self, worker: Worker, model: str) -> None:
+        number = worker["worker"]
+        try:
+            pinned = (await self._subject.models())[model]["pinned"]
+            if not pinned:
+                await self._subject.evict(model)
+                await self._subject.command("activate", model=model, worker=number)
+            await self._subject.until_workers(lambda found: not found[number]["rehearsing"], f"{model} is rehearsed")
+            await self._ask(model, number)
+            if not pinned:
+                await self._subject.evict(model)
+        except StudyError as error:
+            self.cold[number, model] = str(error).splitlines()[0]
+        else:
+            self._warm.add((worker["pid"], model))
+            self.cold.pop((number, model), None)
+
+    async def _ask(self, model: str, worker: int) -> None:
+        """Raises: StudyError when a request fails, or another worker has answered."""
+        alone = self._met[model].bodies(model, [Arrival(0.0, model, tokens, ANSWER) for tokens in PROMPTS])
+        together = self._met[model].bodies(model, [Arrival(0.0, model, PROMPTS[0], ANSWER)] * TOGETHER)
+        answered = [await send(self._subject.client, self._subject.url, model, body) for body in alone]
+        answered += await asyncio.gather(
+            *(send(self._subject.client, self._subject.url, model, body) for body in together)
+        )
+        if others := {outcome.worker for outcome in answered} - {str(worker)}:
+            raise StudyError(f"worker {', '.join(map(str, others))} answered in place of {worker}")
+
+    def lacks(self, workers: Sequence[Worker]) -> bool:
+        """Whether a process is new, such as one that was replaced."""
+        return any(
+            (worker["pid"], model) not in self._warm and (worker["worker"], model) not in self.cold
+            for worker in workers
+            for model in self._met
+        )
+
+    def report(self) -> str:
+        """One line for people."""
+        cold = "".join(f"; {model} not on worker {worker}: {why}" for (worker, model), why in self.cold.items())
+        return f"{len(self._warm)} times a model is warm in a process{cold}"
+
+
+@asynccontextmanager
+async def left_as_found(subject: Operator) -> AsyncIterator[None]:
+    """Under the policy `POLICY`; then the one before is back, and what was active or parked is so again.
+
+    Raises: StudyError.
+    """
+    policy: str = (await subject.command("status")).data["policy"]
+    before = await subject.settled()
+    await subject.command("policy", policy=POLICY)
+    try:
+        yield
+    finally:
+        await subject.command("policy", policy=policy)
+        await _restore(subject, before)
+
+
+async def _restore(subject: Operator, before: Sequence[Worker]) -> None:
+    """What is pinned comes back by itself."""
+    movable = {name for name, entry in (await subject.models()).items() if not entry["pinned"]}
+    for state in ("parked", "active"):
+        for worker in before:
+            if worker["state"] == state and worker["model"] in movable:
+                await subject.command("activate", model=worker["model"], worker=worker["worker"])
+                if state == "parked":
+                    await subject.command("evict", model=worker["model"])
+    await subject.settled()
+
+
+async def warm_up(subject: Operator, met: Mapping[str, Acquaintance]) -> None:
+    """Of a gateway that somebody else runs, which is left as it was found. Raises: StudyError."""
+    async with left_as_found(subject):
+        warming = WarmUp(subject, met)
+        await warming.everywhere()
+    say(warming.report())

@@ -1,0 +1,157 @@
+"""A plain aiohttp server that answers what Prism's simulated worker answers, byte for byte but for id and time.
+
+It is what Prism's own cost is measured against, and what the peers are put in front of:
+`python -m bench.overhead.standin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+import msgspec
+import uvloop
+from aiohttp import web
+from msgspec import Struct
+
+from enginepool.engines.simulated import BYTES_PER_TOKEN, DEFAULT_TOKENS, WORDS
+from enginepool.openai.answers import (
+    EVENT_STREAM,
+    JSON,
+    Answer,
+    ChatAnswer,
+    Choice,
+    CompletionAnswer,
+    Usage,
+)
+from simulator.command_line import Parser
+
+TPOT = web.AppKey("tpot", float)
+MODELS = web.AppKey("models", tuple[str, ...])
+
+
+class Message(Struct):
+    content: str
+
+
+class StreamOptions(Struct):
+    include_usage: bool = False
+
+
+class Body(Struct):
+    """What the answer depends on. Peers add parameters of their own, which a strict parser would refuse."""
+
+    model: str
+    messages: list[Message] = []
+    prompt: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS
+
+    @property
+    def usage(self) -> Usage:
+        texts = [message.content for message in self.messages] or [self.prompt]
+        return Usage(sum(1 + len(text) // BYTES_PER_TOKEN for text in texts), self.tokens)
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+_decode = msgspec.json.Decoder(Body).decode
+
+
+def make_app(models: tuple[str, ...], tpot: float) -> web.Application:
+    """The server's routes. `tpot` is in seconds per token of a stream; 0 sends all at once."""
+    app = web.Application()
+    app[TPOT] = tpot
+    app[MODELS] = models
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/completions", complete)
+    app.router.add_get("/v1/models", list_models)
+    for probe in ("/health", "/health_generate", "/ready"):
+        app.router.add_get(probe, healthy)
+    for probe in ("/model_info", "/get_model_info", "/server_info", "/get_server_info"):
+        app.router.add_get(probe, model_info)
+    return app
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    body = _decode(await request.read())
+    return await answer(request, body, ChatAnswer(body.model, body.include_usage))
+
+
+async def complete(request: web.Request) -> web.StreamResponse:
+    body = _decode(await request.read())
+    return await answer(request, body, CompletionAnswer(body.model, body.include_usage))
+
+
+async def answer(request: web.Request, body: Body, formatter: Answer) -> web.StreamResponse:
+    if body.stream:
+        return await stream(request, body, formatter)
+    text = "".join(WORDS[position % len(WORDS)] for position in range(body.tokens))
+    return web.Response(body=formatter.whole([Choice(0, text, "length")], body.usage), content_type=JSON)
+
+
+async def stream(request: web.Request, body: Body, formatter: Answer) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
+    await response.prepare(request)
+    await response.write(formatter.begin(0) or b"")
+    tpot = request.app[TPOT]
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    for position in range(body.tokens):
+        await response.write(formatter.piece(0, WORDS[position % len(WORDS)]))
+        due += tpot
+        if tpot:
+            await asyncio.sleep(due - loop.time())
+    await response.write(formatter.finish(0, "length") + formatter.end(body.usage))
+    return response
+
+
+async def list_models(request: web.Request) -> web.Response:
+    entries = [{"id": name, "object": "model", "created": 0, "owned_by": "bench"} for name in request.app[MODELS]]
+    return web.json_response({"object": "list", "data": entries})
+
+
+async def healthy(request: web.Request) -> web.Response:
+    return web.Response()
+
+
+async def model_info(request: web.Request) -> web.Response:
+    """What sglang-router asks of a worker before it sends requests there."""
+    name = request.app[MODELS][0]
+    return web.json_response({"model_path": name, "served_model_name": name, "is_generation": True})
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(
+        prog="bench.overhead.standin", description="A plain server with the answers of Prism's simulated worker."
+    )
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--models", default="bench-a,bench-b", help="names, with commas between")
+    parser.add_argument("--tpot", type=float, default=0.0, help="seconds per streamed token")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = arguments()
+    web.run_app(
+        make_app(tuple(chosen.models.split(",")), chosen.tpot),
+        host="127.0.0.1",
+        port=chosen.port,
+        print=None,
+        access_log=None,
+        backlog=4096,
+        handler_cancellation=True,
+        loop=uvloop.new_event_loop(),
+    )
+
+
+if __name__ == "__main__":
+    main()

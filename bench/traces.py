@@ -1,0 +1,6 @@
+"""`python -m bench.traces`, which is `python -m simulator.traces`."""
+
+from simulator.traces.__main__ import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+"""Forking children from the template: the template's own process, and each child's socket, exit and channel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from config.errors import ChannelClosed, PoolError
+from config.registry import Pool
+from enginepool import process
+from enginepool.channel import Channel
+from enginepool.engines import environment
+from enginepool.messages import Exit, FromTemplate, MpsClient, Spawn, Spawned, TemplateReady
+
+log = logging.getLogger("prism.pool")
+
+In = TypeVar("In")
+
+CONNECT_TIMEOUT = 30.0
+"""Seconds from the fork to the child's connection."""
+TEMPLATE_TIMEOUT = 300.0
+"""Seconds for the template's imports, from a cold disk at worst."""
+SPAWN_TIMEOUT = 10.0
+"""Seconds for a fork; a template that takes longer is stuck, and replaced."""
+ORPHAN_INTERVAL = 0.05
+"""Seconds between two looks for what a dead child had started; freeing a GPU's memory may take it a while."""
+EXIT_TIMEOUT = 1.0
+"""Seconds that the template gets to end by itself."""
+
+
+class Child(Generic[In]):
+    """A forked process with its connection. `exited` resolves to how it ended, once it is reaped."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name = name
+        self.pid = pid
+        self.channel: Channel[In]
+        self._cause = ""
+        self._receiver: Callable[[In], None] | None = None
+        self._early: list[In] = []
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[str] = self._loop.create_future()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        """Set once nothing is left of its process group, such as a rank whose GPU memory takes a while to be freed."""
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def connected(self) -> bool:
+        return hasattr(self, "channel")
+
+    def receive(self, receiver: Callable[[In], None]) -> None:
+        """Have every message given to `receiver`, those first that came before this call."""
+        early, self._early = self._early, []
+        for message in early:
+            receiver(message)
+        self._receiver = receiver
+
+    def take(self, message: In) -> None:
+        """A message came, perhaps before whoever forked this child knows of it."""
+        if self._receiver is None:
+            self._early.append(message)
+        else:
+            self._receiver(message)
+
+    def end(self, cause: str = "") -> None:
+        """SIGKILL to its process group; `cause`, if any, is told by `exited`. One that has ended is left alone."""
+        if not self.exited.done():
+            self._cause = self._cause or cause
+            process.kill_group(self.pid)
+
+    async def kill(self) -> None:
+        """`end`, and wait until it is reaped."""
+        self.end()
+        await asyncio.shield(self.exited)
+
+    def disconnected(self, error: Exception | None) -> None:
+        """A lost connection is nothing to live on with. An OSError only says that it was lost."""
+        self.end("" if error is None or isinstance(error, OSError) else str(error))
+
+    def _reap(self) -> None:
+        if os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return
+        process.kill_group(self.pid)  # what it had itself started; until it is reaped, the id is nobody else's
+        info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        assert info is not None
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if self.connected:
+            self.channel.close()
+        self.exited.set_result(self._cause or process.describe_exit(info))
+        self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """The rest of its process group is killed too, and by now this process's own to wait for."""
+        try:
+            os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            self.gone.set_result(None)
+            return
+        self._loop.call_later(ORPHAN_INTERVAL, self._reap_orphans)
+
+
+class ForkServer:
+    def __init__(self, pool: Pool, run_dir: Path) -> None:
+        self._pool = pool
+        self._run_dir = run_dir
+        self._serials = itertools.count(1)
+        self._template: _TemplateProcess | None = None
+        self._starting: asyncio.Lock = asyncio.Lock()
+        self._stopped = False
+
+    async def start(self) -> None:
+        """
+        Raises:
+            PoolError: the template does not start.
+        """
+        await self._get_template()
+
+    async def stop(self) -> None:
+        """End the template; what it has forked is not touched, and it forks no more."""
+        self._stopped = True
+        if self._template is not None:
+            await self._template.stop()
+
+    @property
+    def template_pid(self) -> int | None:
+        return self._template.pid if self._template is not None else None
+
+    async def fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None = None) -> Child[In]:
+        """A new process in `role`, connected; call its `receive`. A template that dies over it is replaced, once.
+
+        Raises:
+            PoolError: the template or the child does not start.
+            ChannelClosed: the new template died too.
+        """
+        with contextlib.suppress(ChannelClosed):
+            return await self._fork(role, name, device, union, mps)
+        return await self._fork(role, name, device, union, mps)
+
+    async def _fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None) -> Child[In]:
+        template = await self._get_template()
+        serial = next(self._serials)
+        path = self._run_dir / str(serial)  # short, since the kernel takes 107 bytes in all
+        try:
+            with _listen(path) as listener:
+                spawn = Spawn(serial, role, name, str(path), device, mps)
+                child: Child[In] = Child(name, await template.spawn(spawn))
+                await _connect(child, listener, union)
+                return child
+        except OSError as error:
+            raise PoolError(f"{name} cannot be started: {error}") from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _get_template(self) -> _TemplateProcess:
+        async with self._starting:
+            if self._stopped:
+                raise PoolError("the pool has stopped")
+            if self._template is None or self._template.dead:
+                self._template = await _TemplateProcess.start(self._pool, self._run_dir)
+            return self._template
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        os.chmod(path, 0o600)
+        listener.listen(1)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _connect(child: Child[In], listener: socket.socket, union: Any) -> None:
+    """Wait for the child's connection; without one it is killed."""
+    try:
+        connection = await accept_from(child, listener)
+        _, child.channel = await asyncio.get_running_loop().create_connection(
+            lambda: Channel[In](union, child.take, child.disconnected), sock=connection
+        )
+    finally:
+        if not child.connected:
+            await child.kill()
+
+
+async def accept_from(child: Child[In], listener: socket.socket) -> socket.socket:
+    """Only whoever waits here accepts, once it is awake: `sock_accept` loses a connection that is made as it is
+    cancelled."""
+    loop = asyncio.get_running_loop()
+    connecting = asyncio.Event()
+    loop.add_reader(listener, connecting.set)
+    waiting = loop.create_task(connecting.wait())
+    try:
+        await asyncio.wait((waiting, child.exited), timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        return listener.accept()[0]
+    except BlockingIOError:
+        child.end(f"silent for {CONNECT_TIMEOUT:g} s after its fork")
+        raise PoolError(f"{child.name} did not connect: {await child.exited}") from None
+    finally:
+        loop.remove_reader(listener)
+        waiting.cancel()
+
+
+class _TemplateProcess:
+    """The template as the gateway sees it. One that dies is replaced at the next fork."""
+
+    def __init__(self, process_: asyncio.subprocess.Process) -> None:
+        self._process = process_
+        self._channel: Channel[FromTemplate]
+        self._ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting: dict[int, asyncio.Future[int]] = {}
+
+    @classmethod
+    async def start(cls, pool: Pool, run_dir: Path) -> _TemplateProcess:
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        with theirs:
+            started = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "enginepool.pool.template",
+                str(theirs.fileno()),
+                str(os.getpid()),
+                msgspec.json.encode(pool).decode(),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                # What it leaves in TMPDIR when killed is swept with the rest.
+                env={**os.environ, **environment(pool, os.environ), "TMPDIR": str(run_dir)},
+            )
+        self = cls(started)
+        loop = asyncio.get_running_loop()
+        _, self._channel = await loop.create_connection(
+            lambda: Channel[FromTemplate](FromTemplate, self._on_message, self._on_closed), sock=ours
+        )
+        try:
+            await self._wait_ready()
+        finally:
+            if not self._is_up:
+                await self._kill()
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def dead(self) -> bool:
+        return self._channel.closed
+
+    @property
+    def _is_up(self) -> bool:
+        return self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None
+
+    async def spawn(self, command: Spawn) -> int:
+        """Process id of the new child.
+
+        Raises:
+            ChannelClosed: the template is gone, or was stuck and is gone now.
+        """
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting[command.serial] = answer
+        try:
+            self._channel.send(command)
+            await asyncio.wait((answer,), timeout=SPAWN_TIMEOUT)
+        except asyncio.CancelledError:
+            answer.add_done_callback(_end_unwanted)
+            raise
+        if not answer.done():
+            log.warning("the template forks nothing for %g s; starting another", SPAWN_TIMEOUT)
+            await self._kill()
+        return await answer
+
+    async def stop(self) -> None:
+        if not self._channel.closed:
+            self._channel.send(Exit())
+            self._channel.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT)
+        except TimeoutError:
+            await self._kill()
+
+    async def _kill(self) -> None:
+        self._channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def _wait_ready(self) -> None:
+        try:
+            seconds = await asyncio.wait_for(self._ready, TEMPLATE_TIMEOUT)
+        except (TimeoutError, ChannelClosed) as error:
+            raise PoolError(f"the template process did not start: {error}") from error
+        log.info("template ready, imports took %.1f s", seconds)
+
+    def _on_message(self, message: FromTemplate) -> None:
+        match message:
+            case TemplateReady():
+                if not self._ready.done():
+                    self._ready.set_result(message.seconds)
+            case Spawned():
+                self._waiting.pop(message.serial).set_result(message.pid)
+
+    def _on_closed(self, error: Exception | None) -> None:
+        gone = ChannelClosed(f"the template ended: {error or 'connection closed'}")
+        if not self._ready.done():
+            self._ready.set_exception(gone)
+        for answer in self._waiting.values():
+            answer.set_exception(gone)
+        self._waiting.clear()
+
+
+def _end_unwanted(answer: asyncio.Future[int]) -> None:
+    """A child came that nobody waits for any more."""
+    if answer.exception() is None:
+        Child("unwanted", answer.result()).end()

@@ -1,0 +1,133 @@
+"""The template: imports what a worker needs, once, and forks a warm process in milliseconds when told to.
+
+It runs no event loop and no thread, since a fork copies neither. Each child is forked twice, so that it becomes the
+gateway's own: the gateway waits for it, and the kernel kills it when the gateway dies. So a template may die, and be
+replaced, without any worker noticing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import NoReturn
+
+import msgspec
+
+from config.errors import ChannelClosed, EngineError
+from config.registry import Pool
+from enginepool import process
+from enginepool.channel import BlockingChannel
+from enginepool.engines import after_fork, warm
+from enginepool.messages import Exit, Spawn, Spawned, TemplateReady, ToTemplate
+from enginepool.pool.worker import run_worker
+
+log = logging.getLogger("prism.template")
+
+
+class Template:
+    def __init__(self, connection: socket.socket, pool: Pool, gateway: int) -> None:
+        self._connection = connection
+        self._channel: BlockingChannel[ToTemplate] = BlockingChannel(connection, ToTemplate)
+        self._pool = pool
+        self._gateway = gateway
+
+    def serve(self) -> None:
+        """Fork on demand until told to exit or the gateway is gone."""
+        while True:
+            try:
+                commands = self._channel.receive()
+            except ChannelClosed:
+                return
+            for command in commands:
+                if isinstance(command, Exit):
+                    return
+                self._channel.send(Spawned(command.serial, self._fork(command)))
+
+    def _fork(self, spawn: Spawn) -> int:
+        """Process id of the grandchild, by now an orphan that the gateway adopts.
+
+        Raises:
+            OSError: the system has no room for another process.
+        """
+        read_end, write_end = os.pipe()
+        middle = os.fork()
+        if middle == 0:
+            os.close(read_end)
+            self._fork_child(spawn, write_end)
+        os.close(write_end)
+        with open(read_end, "rb") as pipe:
+            written = pipe.read(8)
+        os.waitpid(middle, 0)
+        if not written:
+            raise OSError("the second fork failed")
+        return int.from_bytes(written, "big")
+
+    def _fork_child(self, spawn: Spawn, write_end: int) -> NoReturn:
+        try:
+            middle = os.getpid()
+            child = os.fork()
+            if child == 0:
+                os.close(write_end)
+                self._run_child(spawn, middle)
+            os.setpgid(child, child)  # here and not there, so that the group exists once its id is told
+            os.write(write_end, child.to_bytes(8, "big"))
+        finally:
+            os._exit(0)
+
+    def _run_child(self, spawn: Spawn, middle: int) -> NoReturn:
+        try:
+            self._connection.close()
+            process.reset_signals()
+            after_fork()
+            _wait_for_adoption(middle)
+            process.die_with_parent(self._gateway)
+            _run_role(spawn, self._pool)
+        except Exception:
+            log.exception("%s failed", spawn.name)
+            os._exit(1)
+        os._exit(0)
+
+
+def _wait_for_adoption(middle: int) -> None:
+    """By the gateway, or by whoever takes orphans if it is dead."""
+    while os.getppid() == middle:
+        time.sleep(0.0005)
+
+
+def _run_role(spawn: Spawn, pool: Pool) -> None:
+    """Imports here are cheap: `warm` has loaded what they need."""
+    if spawn.role == "loader":
+        from enginepool.pool.loader_process import run_loader
+
+        run_loader(spawn, pool)
+    else:
+        run_worker(spawn, pool)
+
+
+def main() -> None:
+    """`python -m enginepool.pool.template FD GATEWAY_PID POOL_JSON`: started by the supervisor only."""
+    fd, gateway, pool_json = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    process.die_with_parent(gateway)
+    process.set_up_logging()
+    process.let_output_wait_for_nobody()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pool = msgspec.json.decode(pool_json, type=Pool)
+    began = time.monotonic()
+    try:
+        warm(pool)
+    except EngineError as error:
+        log.error("%s", error)
+        sys.exit(1)
+    connection = socket.socket(fileno=fd)
+    template = Template(connection, pool, gateway)
+    BlockingChannel[ToTemplate](connection, ToTemplate).send(TemplateReady(time.monotonic() - began))
+    template.serve()
+
+
+if __name__ == "__main__":
+    main()
