@@ -6,6 +6,9 @@ from config.model_files import weight_bytes
 from config.registry import Model, Registry
 from config.units import format_size
 
+SHARE = 0.92
+"""Share of a GPU's memory that is used. The rest is for what nobody can account for, such as fragments."""
+
 
 def device_bytes(registry: Registry, model: Model) -> int:
     """Bytes of the model's weights, on all of its devices together; 0 where they are not known."""

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 
 import pynvml
 
-from config.device_memory import oversize
+from config.device_memory import SHARE, oversize
 from config.devices import is_accounted, is_gpu
 from config.errors import PoolError
 from config.gpus import nvml_handle, visible_name
 from config.registry import Pool, Registry
-
-SHARE = 0.92
-"""Of a GPU's memory. The rest is for what nobody can account for, such as fragments and the driver's own."""
 
 
 def capacities(pool: Pool) -> dict[str, int]:

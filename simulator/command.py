@@ -8,10 +8,10 @@ from itertools import product
 
 from msgspec.structs import replace
 
+from config.device_memory import SHARE
 from config.reader import read_registry
 from config.registry import Registry
 from config.units import format_duration, format_size
-from gateway.device_memory import SHARE
 from simulator.calibration import read_calibration
 from simulator.errors import UsageError
 from simulator.models import costs_of, has_mps

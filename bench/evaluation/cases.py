@@ -12,7 +12,7 @@ import msgspec
 from bench.evaluation.registries import registry_of, simulable, workers_on
 from bench.evaluation.scenarios import Scenario
 from bench.evaluation.workloads import make
-from gateway.device_memory import SHARE
+from config.device_memory import SHARE
 from simulator.calibration import Calibration
 from simulator.errors import StudyError
 from simulator.models import costs_of

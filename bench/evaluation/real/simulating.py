@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bench.evaluation.real.judging import Ended, simulated
+from config.device_memory import SHARE
 from config.registry import Registry
-from gateway.device_memory import SHARE
 from simulator.calibration import Calibration
 from simulator.models import costs_of, on_gpus
 from simulator.simulation import Simulation

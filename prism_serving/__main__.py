@@ -1,0 +1,4 @@
+from prism_serving import main
+
+if __name__ == "__main__":
+    main()
