@@ -29,6 +29,7 @@ test: lint types pytest
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -65,7 +66,7 @@ $(VENV)/.dev: requirements/dev.txt
 	sed '/^-r /d' $< | $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r /dev/stdin
 	@touch $@
 else
-$(VENV)/.runtime: $(VENV)/bin/python requirements/runtime.txt pyproject.toml
+$(VENV)/.runtime: $(VENV)/bin/python requirements/runtime.txt pyproject.toml setup.py
 	@echo "installing Prism and what it needs into $(VENV); the first time this takes a minute or more"
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/runtime.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet --editable .
