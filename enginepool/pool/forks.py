@@ -227,7 +227,8 @@ class _TemplateProcess:
     @classmethod
     async def start(cls, pool: Pool, run_dir: Path) -> _TemplateProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX)
-        with theirs:
+        with contextlib.ExitStack() as on_failure, theirs:
+            on_failure.callback(ours.close)
             started = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -240,12 +241,13 @@ class _TemplateProcess:
                 # What it leaves in TMPDIR when killed is swept with the rest.
                 env={**os.environ, **environment(pool, os.environ), "TMPDIR": str(run_dir)},
             )
+            on_failure.pop_all()
         self = cls(started)
         loop = asyncio.get_running_loop()
-        _, self._channel = await loop.create_connection(
-            lambda: Channel[FromTemplate](FromTemplate, self._on_message, self._on_closed), sock=ours
-        )
         try:
+            _, self._channel = await loop.create_connection(
+                lambda: Channel[FromTemplate](FromTemplate, self._on_message, self._on_closed), sock=ours
+            )
             await self._wait_ready()
         finally:
             if not self._is_up:
@@ -293,7 +295,9 @@ class _TemplateProcess:
             await self._kill()
 
     async def _kill(self) -> None:
-        self._channel.close()
+        self._ready.cancel()  # nobody waits for it any more
+        if hasattr(self, "_channel"):
+            self._channel.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,6 +60,21 @@ async def ask_beside(worker: Worker, alone: str, path: str, **fields: Any) -> li
     assert await finish(worker, stream) == alone
     assert worker.rank.pid == rank
     return [it for request in requests for it in worker.outputs(request) if isinstance(it, Reply)]
+
+
+@pytest.mark.parametrize("penalty", ["frequency_penalty", "presence_penalty"])
+async def test_penalties_count_each_token_once_whoever_is_prefilled_beside(llama: Worker, penalty: str) -> None:
+    biased = {"logit_bias": {str(token): 30 for token in range(100, 140)}, penalty: 1.5}
+
+    def begin_biased() -> int:
+        return llama.submit(stream=True, max_tokens=TOKENS, ignore_eos=True, **biased)
+
+    said = await finish(llama, begin_biased())
+    stream = begin_biased()
+    while not llama.ended(stream):
+        beside = llama.submit(max_tokens=2)
+        await llama.until(partial(llama.ended, beside))
+    assert await finish(llama, stream) == said
 
 
 @pytest.mark.parametrize(

@@ -328,13 +328,15 @@ RANK = (
         ),
     ),
     Adaptation(
-        "penalties go on after a retraction",
-        "tokens that count no more, and answers below their min_tokens",
+        "each token counts once for penalties",
+        "tokens that count twice beside a prefill, or no more after a retraction, and answers below their min_tokens",
         "rank/penalties.py",
         _SGLANG,
         lacks(f"{_BATCH}:ScheduleBatch.prepare_for_extend", "cumulate_output_tokens"),
         (
             f"{_BATCH}:ScheduleBatch.prepare_for_extend()",
+            f"{_BATCH}:ScheduleBatch.cumulate_penalty_output_tokens()",
+            f"{_BATCH}:Req.kv_committed_len",
             "sglang.srt.sampling.penaltylib.frequency_penalty:BatchedFrequencyPenalizer.cumulated_frequency_penalties",
             "sglang.srt.sampling.penaltylib.presence_penalty:BatchedPresencePenalizer.cumulated_presence_penalties",
             "sglang.srt.sampling.penaltylib.repetition_penalty:"

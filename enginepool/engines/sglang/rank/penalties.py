@@ -1,7 +1,9 @@
-"""What a request has said before it was set back counts for its penalties, as if it had not been.
+"""Each token of an answer counts once for its request's penalties, whatever happens beside it or to it.
 
-SGLang 0.5.17 counts tokens as they are decoded. A retracted request is prefilled with its answer so far, none of which
-is counted again: it repeats itself from then on, or ends below its `min_tokens`.
+SGLang 0.5.17 counts the last token that it knows of when it prepares a decode step. With overlap that is the one before
+the last, but the last one when the step before was somebody's prefill: then it is counted twice, and answers depend on
+who else is served. A retracted request is prefilled with its answer so far, none of which is counted again: it repeats
+itself from then on, or ends below its `min_tokens`.
 
 To be imported after SGLang.
 """
@@ -26,6 +28,26 @@ def adapt() -> None:
             _count(batch, penalizers.penalizers)
 
     ScheduleBatch.prepare_for_extend = prepare_and_count
+    ScheduleBatch.cumulate_penalty_output_tokens = count_each_once
+
+
+def count_each_once(batch: Any) -> None:
+    """In a decode step's preparation: the next token of each request that was not counted yet."""
+    tokens = torch.tensor([_next_to_count(req, batch.enable_overlap) for req in batch.reqs], dtype=torch.int64)
+    batch.sampling_info.penalizer_orchestrator.cumulate_output_tokens(tokens.to(batch.device, non_blocking=True))
+
+
+def _next_to_count(req: Any, overlap: bool) -> int:
+    """With overlap the token before the one that this step decodes: the latter is known at some steps only.
+
+    Of that one the KV cache has no entry yet; so it is as many tokens behind the prompt as have entries.
+    """
+    if not overlap:
+        place = len(req.output_ids) - 1
+    else:
+        place = min(req.kv_committed_len - len(req.origin_input_ids), len(req.output_ids)) - 1
+    said: int = req.output_ids[place] if place >= 0 else req.origin_input_ids[-1]
+    return said
 
 
 def _count(batch: Any, penalizers: dict[type, Any]) -> None:
