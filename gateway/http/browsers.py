@@ -2,7 +2,7 @@
 
 A page of anybody's can send requests to a server on the same machine. Browsers mark these as cross-origin, in `Origin`
 or `Sec-Fetch-Site`, unless the page's own name has been made to resolve to this machine (DNS rebinding): then `Host` is
-that name. A name without a dot is no page's, since nobody can register one.
+that name.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class Browsers:
         return _preflight(headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")) if preflight else None
 
     def _check_host(self, host: str) -> None:
+        """Browsers always send a host; programs that send none may go on."""
         name = _name(host)
-        if is_loopback(name) or _has_no_domain(name) or not self._hosts.isdisjoint((name, host.lower())):
+        if is_loopback(name) or not name or not self._hosts.isdisjoint((name, host.lower())):
             if len(self._known) < _KNOWN:
                 self._known.add(host)
             return
@@ -103,10 +104,6 @@ def _name(host: str) -> str:
     """Of a Host header: without its port."""
     name, _, port = host.rpartition(":")
     return (name if port.isdecimal() and name else host).rstrip(".").lower()
-
-
-def _has_no_domain(name: str) -> bool:
-    return "." not in name and ":" not in name
 
 
 def _preflight(wanted: str) -> web.Response:
