@@ -28,10 +28,10 @@ from config.errors import OperatorError, PoolError, PrismError
 from config.reader import read_registry
 from config.registry import Registry
 from config.units import format_duration
-from enginepool.messages import Command
 from enginepool.process import die_with_parent
-from gateway.cli.client import run_command
+from gateway.cli.client import read_status
 from gateway.cli.tables import table
+from gateway.report import Status
 
 QUESTION = "Why do idle models not need a GPU of their own?"
 MAX_TOKENS = 24
@@ -88,7 +88,7 @@ async def _run(options: argparse.Namespace) -> int:
         names = await _model_names(url)
         chats = [await _chat(url, name) for name in names]
         again = [await _chat(url, name) for name in names]
-        print(_report(chats, again, _status(admin_socket)))
+        print(_report(chats, again, read_status(admin_socket)))
         if options.once:
             return 0
         print(_invitation(names[0], url), flush=True)
@@ -163,17 +163,13 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
             yield json.loads(line[6:])
 
 
-def _status(admin_socket: Path) -> dict[str, Any]:
-    return run_command(admin_socket, Command("status")).data
-
-
-def _report(chats: Sequence[Chat], again: Sequence[Chat], status: dict[str, Any]) -> str:
+def _report(chats: Sequence[Chat], again: Sequence[Chat], status: Status) -> str:
     rows = [
         (first.model, format_duration(first.ttft), format_duration(second.ttft), second.tokens, repr(second.text[:40]))
         for first, second in zip(chats, again, strict=True)
     ]
-    happened = [f"  {entry['text']}" for entry in status["decisions"]]
-    summary = f"{len(chats)} models answered, each twice, on {len(status['workers'])} workers"
+    happened = [f"  {entry.text}" for entry in status.decisions]
+    summary = f"{len(chats)} models answered, each twice, on {len(status.workers)} workers"
     return "\n".join(
         [
             "",

@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from config.units import format_duration
 from enginepool.messages import WorkerActivated, WorkerBlanked, WorkerStats
+from gateway.report import JournalEntry
 from scheduler import actions
 from scheduler.state.state import Phase, State, Worker
 
@@ -22,7 +22,7 @@ KEPT = 50
 
 class Journal:
     def __init__(self) -> None:
-        self.entries: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.entries: deque[JournalEntry] = deque(maxlen=KEPT)
         self.stats: dict[int, WorkerStats] = {}
         """The newest word of each worker."""
         self.activations: dict[int, dict[str, float]] = {}
@@ -77,7 +77,7 @@ class Journal:
     def _enter(self, text: str) -> None:
         log.info("%s", text)
         now = datetime.fromtimestamp(time.time(), UTC)
-        self.entries.append({"time": now.isoformat(timespec="milliseconds"), "text": text})
+        self.entries.append(JournalEntry(now.isoformat(timespec="milliseconds"), text))
 
 
 def _parts(phases: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,21 +16,16 @@ from config.errors import ConfigError, OperatorError, PoolError, PrismError, Rec
 from config.reader import read_registry
 from config.registry import default_admin_socket
 from config.units import format_duration, format_size, parse_duration
-from enginepool.messages import Command
+from enginepool.messages import Command, CommandResult
 from gateway import device_memory
 from gateway.cli import tables
 from gateway.cli.client import run_command
+from gateway.report import ModelsReport, Status, WorkersReport, read
 from simulator.arguments import POLICIES, add_arguments
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
 SOCKET_VARIABLE = "PRISM_ADMIN_SOCKET"
-
-_RENDERERS: dict[str, Callable[[dict[str, object]], str]] = {
-    "status": tables.render_status,
-    "models": tables.render_models,
-    "workers": tables.render_workers,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,14 +118,25 @@ def _admin(options: argparse.Namespace) -> int:
     )
     result = run_command(options.admin_socket, command)
     if options.json:
-        print(json.dumps({"ok": result.ok, "text": result.text, "seconds": result.seconds, **result.data}, indent=2))
+        answer = {"ok": result.ok, "text": result.text, "seconds": result.seconds, **json.loads(result.data)}
+        print(json.dumps(answer, indent=2))
     elif not result.ok:
         raise OperatorError(result.text)
-    elif options.command in _RENDERERS:
-        print(_RENDERERS[options.command](result.data))
     else:
-        print(f"{result.text} ({format_duration(result.seconds)})")
+        print(_as_text(options.command, result))
     return 0 if result.ok else 1
+
+
+def _as_text(command: str, result: CommandResult) -> str:
+    match command:
+        case "status":
+            return tables.render_status(read(result, Status))
+        case "models":
+            return tables.render_models(read(result, ModelsReport).models)
+        case "workers":
+            return tables.render_workers(read(result, WorkersReport).workers)
+        case _:
+            return f"{result.text} ({format_duration(result.seconds)})"
 
 
 def _warm(options: argparse.Namespace) -> int:

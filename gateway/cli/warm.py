@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from config.errors import OperatorError
 from enginepool.messages import Command
-from gateway.cli.client import run_command
+from gateway.cli.client import read_models, read_workers, run_command
+from gateway.report import ModelState
 
 POLL = 0.2
 """Seconds between two looks at the workers."""
@@ -25,10 +25,10 @@ def warm(admin_socket: Path, wanted: Sequence[str], report: Callable[[str], None
     Raises:
         OperatorError: no gateway answers, or it knows none of a name.
     """
-    states = {model["name"]: model["state"] for model in _ask(admin_socket, "models")["models"]}
+    states = {model.name: model.state for model in read_models(admin_socket)}
     if unknown := [name for name in wanted if name not in states]:
         raise OperatorError(f"there is no model {', '.join(unknown)}; there are {', '.join(states)}")
-    return all([_warm(admin_socket, name, states[name] == "active", report) for name in wanted or states])
+    return all([_warm(admin_socket, name, states[name] is ModelState.ACTIVE, report) for name in wanted or states])
 
 
 def _warm(admin_socket: Path, name: str, was_active: bool, report: Callable[[str], None]) -> bool:
@@ -38,13 +38,9 @@ def _warm(admin_socket: Path, name: str, was_active: bool, report: Callable[[str
         report(activated.text)
         return False
     ready = time.monotonic() - began
-    while any(it["model"] == name and it["rehearsing"] for it in _ask(admin_socket, "workers")["workers"]):
+    while any(it.model == name and it.rehearsing for it in read_workers(admin_socket)):
         time.sleep(POLL)
     report(f"{name}: active after {ready:.1f} s, rehearsed after {time.monotonic() - began:.1f} s")
     if not was_active:
         run_command(admin_socket, Command("evict", name))  # unless somebody else has done it, or it is pinned
     return True
-
-
-def _ask(admin_socket: Path, what: str) -> dict[str, Any]:
-    return run_command(admin_socket, Command(what)).data

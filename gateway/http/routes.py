@@ -104,8 +104,8 @@ class _Routes:
         return _json({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        reasons = status.unready(self._gateway.context)
-        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        readiness = status.readiness(self._gateway.context)
+        return _json(readiness, 200 if readiness.ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._gateway.context.metrics.render(), headers={"Content-Type": METRICS_TYPE})
