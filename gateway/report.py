@@ -7,7 +7,7 @@ answers back into them.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -127,13 +127,28 @@ class LoadStatus(Struct, frozen=True):
     total: int
 
 
+DecisionKind = Literal["activate", "drain", "resume", "park", "blank", "recycle", "stage", "unstage"]
+"""The names of the actions in `scheduler.actions`."""
+OutcomeKind = Literal["activated", "blanked", "refused", "policy_changed", "worker_dead", "device_fault"]
+EntryKind = DecisionKind | OutcomeKind
+
+
 class JournalEntry(Struct, frozen=True):
     """Something the scheduler decided, or what came of it."""
 
     time: str
     """ISO 8601, UTC, to the millisecond."""
     text: str
-    """One line for people."""
+    """One line for people; ends with the reason if there is one."""
+    kind: EntryKind
+    model: str | None
+    """None if it concerns no model, or a worker that has none."""
+    worker: int | None
+    """None if it concerns no worker, or all of a device."""
+    device: str | None
+    """The worker's device, or the one that failed."""
+    reason: str
+    """Why; empty for what follows from an earlier entry."""
 
 
 class Readiness(Struct, frozen=True):
