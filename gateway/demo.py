@@ -1,7 +1,7 @@
 """The demo: three tiny models on two workers, so that serving all three takes a swap.
 
 `prism serve --demo` serves it. `python -m gateway.demo` (make demo) starts that, sends a streamed chat to each model,
-tells what happened, and goes on serving until Ctrl-C, or ends with --once.
+reports what happened, and keeps serving until Ctrl-C; with --once it ends after the report.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from gateway.report import Status
 QUESTION = "Why do idle models not need a GPU of their own?"
 MAX_TOKENS = 24
 REGISTRY = "registry.yaml"
-"""In the demo's folder; written once, so it may be edited."""
+"""Name of the registry in the demo's folder. It is written only if it is missing, so it can be edited."""
 FROM_CLONE = "../../.demo/"
-"""Where the example registry, read where it lies in a clone, finds the models."""
+"""Where the example registry looks for the models, seen from its own place in a clone."""
 
 
 def prepare(folder: Path) -> Path:
-    """Make the models and the registry that are not there yet; returns the registry's path.
+    """Make the models and the registry unless they are there; returns the registry's path.
 
     The models are made in a process of their own: the gateway never imports torch.
 
@@ -61,18 +61,18 @@ def prepare(folder: Path) -> Path:
 
 
 def registry(folder: Path) -> Registry:
-    """The demo's registry, everything that it names made if need be.
+    """The demo's registry; the models it names are made if need be.
 
     Raises:
         PoolError: the models cannot be made.
-        ConfigError: the registry in `folder` was edited and is wrong now.
+        ConfigError: the registry in `folder` was edited and has mistakes.
     """
     return read_registry(prepare(folder))
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What a client saw of one streamed chat; times in seconds from sending it."""
+    """One streamed chat as its client saw it; `ttft` in seconds from sending it."""
 
     model: str
     ttft: float
@@ -199,8 +199,8 @@ def _invitation(model: str, url: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gateway.demo", description="Shows Prism swapping models.")
-    parser.add_argument("--once", action="store_true", help="end after the three chats")
-    parser.add_argument("--port", type=int, help="instead of the registry's")
+    parser.add_argument("--once", action="store_true", help="end after the report")
+    parser.add_argument("--port", type=int, help="override the registry's port")
     parser.add_argument("--demo-dir", type=Path, default=Path(".demo"))
     try:
         sys.exit(asyncio.run(_run(parser.parse_args())))

@@ -1,7 +1,7 @@
-"""`prism warm`: every model's first requests on a machine, before anybody makes them.
+"""`prism warm`: compiles every model's kernels before the first client has to wait for them.
 
-A kernel is compiled when a model first needs it, for up to a minute, and kept on disk. So each model is activated,
-rehearsed by its worker, and evicted again unless it was active before.
+A kernel is compiled when a model first needs it, which takes up to a minute, and is kept on disk. So each model is
+activated, makes its worker's warm-up requests, and is evicted again unless it was active before.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from gateway.cli.client import read_models, read_workers, run_command
 from gateway.report import ModelState
 
 POLL = 0.2
-"""Seconds between two looks at the workers."""
+"""Seconds between two queries of the workers."""
 
 
 def warm(admin_socket: Path, wanted: Sequence[str], report: Callable[[str], None]) -> bool:
-    """One model after another, all if none is `wanted`; false if any could not be activated.
+    """Warm the `wanted` models, or all if none are given, one after another; False if any could not be activated.
 
     Raises:
-        OperatorError: no gateway answers, or it knows none of a name.
+        OperatorError: no gateway answers, or it has no model of that name.
     """
     states = {model.name: model.state for model in read_models(admin_socket)}
     if unknown := [name for name in wanted if name not in states]:
@@ -42,5 +42,7 @@ def _warm(admin_socket: Path, name: str, was_active: bool, report: Callable[[str
         time.sleep(POLL)
     report(f"{name}: active after {ready:.1f} s, rehearsed after {time.monotonic() - began:.1f} s")
     if not was_active:
-        run_command(admin_socket, Command("evict", name))  # unless somebody else has done it, or it is pinned
+        run_command(
+            admin_socket, Command("evict", name)
+        )  # fails if it is pinned or somebody else has evicted it, which is fine
     return True

@@ -18,7 +18,7 @@ from enginepool.channel import encode_frame
 from enginepool.messages import Command, CommandResult
 from gateway.cli.client import read_models, read_workers
 from gateway.cli.warm import warm
-from gateway.report import StopReport, read
+from gateway.report import Status, StopReport, WorkersReport, read
 from tests.rig.asking import CHAT, ENDLESS, HELLO, ask, chat, events_of, session, streaming
 from tests.rig.serving import PATIENCE, Prism, ServePrism, simulated
 
@@ -307,6 +307,17 @@ async def test_while_it_stops_new_requests_are_refused(serve_prism: ServePrism) 
 
 def test_a_command_that_does_not_exist_is_an_error(prism: Prism) -> None:
     assert failure(prism.command("dance")) == "there is no command dance"
+
+
+def test_a_command_that_failed_has_no_report_but_says_why(prism: Prism) -> None:
+    with pytest.raises(OperatorError, match="there is no command dance"):
+        read(prism.command("dance"), Status)
+
+
+def test_an_answer_of_another_version_is_an_error_that_names_what_does_not_fit() -> None:
+    answer = CommandResult(True, "", b'{"workers": [{"worker": 0}]}', 0.0)
+    with pytest.raises(OperatorError, match=r"does not fit this version of prism: .*`device`"):
+        read(answer, WorkersReport)
 
 
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"\x00\x00\x00\x01\xc1", b"\xff" * 64])
