@@ -395,6 +395,6 @@ class CommandResult(Message, frozen=True):
     ok: bool
     text: str
     """For people: what happened."""
-    data: dict[str, Any]
-    """For programs."""
+    data: bytes
+    """For programs: JSON, as `gateway.report` describes it."""
     seconds: float

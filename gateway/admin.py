@@ -1,4 +1,4 @@
-"""The admin socket: one command a connection asks for at a time, answered when it is done."""
+"""The admin socket: runs operators' commands and answers each when it is done."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from config.errors import OperatorError, RequestError
 from config.registry import PolicyName
 from enginepool.channel import Channel
 from enginepool.messages import Command, CommandResult
-from gateway import status
+from gateway import report, status
 from gateway.core import Gateway
+from gateway.report import ModelReport, ModelsReport, PolicyReport, Report, StopReport, WorkersReport
 
 log = logging.getLogger("prism.admin")
 
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
-Outcome = tuple[str, dict[str, Any]]
-"""What to tell people, and programs."""
+Outcome = tuple[str, Report]
+"""What a command tells people, and what it tells programs."""
 
 
 class AdminServer:
-    """Serves the commands of `prism` on a Unix socket that only its owner may use."""
+    """Serves the commands of `prism` on a Unix socket that only its owner can open."""
 
     def __init__(self, gateway: Gateway, stop: Callable[[], None]) -> None:
         self._gateway = gateway
@@ -69,48 +70,48 @@ class AdminServer:
             text, data = await self._commands.get(command.name, _no_such_command)(command)
             ok = True
         except (OperatorError, RequestError) as error:
-            ok, text, data = False, str(error), {}
+            ok, text, data = False, str(error), Report()
         if command.name not in ("status", "models", "workers"):
             log.info("%s %s: %s", command.name, command.model or command.policy, text)
-        return CommandResult(ok, text, data, time.monotonic() - began)
+        return report.result(ok, text, data, time.monotonic() - began)
 
     async def _status(self, command: Command) -> Outcome:
-        return "", status.whole(self._gateway.context)
+        return "", status.snapshot(self._gateway.context)
 
     async def _models(self, command: Command) -> Outcome:
-        return "", {"models": status.models(self._gateway.context)}
+        return "", ModelsReport(status.models(self._gateway.context))
 
     async def _workers(self, command: Command) -> Outcome:
-        return "", {"workers": status.workers(self._gateway.context)}
+        return "", WorkersReport(status.workers(self._gateway.context))
 
     async def _activate(self, command: Command) -> Outcome:
         model = self._gateway.context.catalog.get(command.model).name
-        return await self._gateway.activate(model, command.worker), {"model": model}
+        return await self._gateway.activate(model, command.worker), ModelReport(model)
 
     async def _evict(self, command: Command) -> Outcome:
         model = self._gateway.context.catalog.get(command.model).name
-        return await self._gateway.evict(model, command.now), {"model": model}
+        return await self._gateway.evict(model, command.now), ModelReport(model)
 
     async def _drain(self, command: Command) -> Outcome:
         in_flight = len(self._gateway.context.live)
-        self._gateway.context.draining = "an operator drains the gateway"
+        self._gateway.context.draining = "an operator is draining the gateway"
         await self._gateway.drained()
-        return f"drained: {in_flight} requests finished; new ones are refused until `prism resume`", {}
+        return f"drained: {in_flight} requests finished; new ones are refused until `prism resume`", Report()
 
     async def _resume(self, command: Command) -> Outcome:
         self._gateway.context.draining = ""
-        return "new requests are taken again", {}
+        return "new requests are accepted again", Report()
 
     async def _policy(self, command: Command) -> Outcome:
         if command.policy not in POLICIES:
             raise OperatorError(f"there is no policy {command.policy}; there are {', '.join(POLICIES)}")
-        return await self._gateway.change_policy(command.policy, command.within), {"policy": command.policy}
+        return await self._gateway.change_policy(command.policy, command.within), PolicyReport(command.policy)
 
     async def _stop_gateway(self, command: Command) -> Outcome:
         in_flight = len(self._gateway.context.live)
         self._stop()
         grace = self._gateway.context.registry.gateway.grace
-        return f"stopping; {in_flight} requests in flight have {grace:g} s to finish", {"in_flight": in_flight}
+        return f"stopping; {in_flight} requests in flight have {grace:g} s to finish", StopReport(in_flight)
 
 
 async def _no_such_command(command: Command) -> Outcome:
@@ -118,7 +119,7 @@ async def _no_such_command(command: Command) -> Outcome:
 
 
 class _Connection:
-    """One client of the admin socket. A client that goes away takes its unfinished commands with it."""
+    """One client of the admin socket. Its unfinished commands are cancelled when it disconnects."""
 
     def __init__(self, run: Callable[[Command], Awaitable[CommandResult]], connections: set[_Connection]) -> None:
         self._run = run
@@ -133,12 +134,12 @@ class _Connection:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, command: Command) -> None:
-        """Root of the task of one command."""
+        """Root of the task that runs one command."""
         try:
             result = await self._run(command)
         except Exception as error:
             log.exception("command %s failed", command.name)
-            result = CommandResult(False, f"internal error: {error}", {}, 0.0)
+            result = report.result(False, f"internal error: {error}", Report(), 0.0)
         if not self.channel.closed:
             self.channel.send(result)
 
@@ -148,7 +149,7 @@ class _Connection:
         self._connections.discard(self)
 
     async def end(self) -> None:
-        """Let running commands be answered no more, and close."""
+        """Cancel the running commands and close the connection."""
         for task in self._tasks:
             task.cancel()
         self.channel.close()

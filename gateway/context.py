@@ -67,7 +67,7 @@ class Context:
         self.changing = False
         """Whether the policy is being changed, for which new requests wait."""
         self.metrics = Metrics(lambda: self.scheduler.state, self.live)
-        self.journal = Journal()
+        self.journal = Journal([worker.device for worker in self.scheduler.state.workers])
 
     def begin(self, setup: Header) -> None:
         """A new scheduler decides from here on. Each has a recording of its own: `run.jsonl`, `run.2.jsonl`, ..."""

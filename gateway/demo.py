@@ -1,7 +1,7 @@
 """The demo: three tiny models on two workers, so that serving all three takes a swap.
 
 `prism serve --demo` serves it. `python -m gateway.demo` (make demo) starts that, sends a streamed chat to each model,
-tells what happened, and goes on serving until Ctrl-C, or ends with --once.
+reports what happened, and keeps serving until Ctrl-C; with --once it ends after the report.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from config.errors import OperatorError, PoolError, PrismError
 from config.reader import read_registry
 from config.registry import Registry
 from config.units import format_duration
-from enginepool.messages import Command
 from enginepool.process import die_with_parent
-from gateway.cli.client import run_command
+from gateway.cli.client import read_status
 from gateway.cli.tables import table
+from gateway.report import Status
 
 QUESTION = "Why do idle models not need a GPU of their own?"
 MAX_TOKENS = 24
 REGISTRY = "registry.yaml"
-"""In the demo's folder; written once, so it may be edited."""
+"""Name of the registry in the demo's folder. It is written only if it is missing, so it can be edited."""
 FROM_CLONE = "../../.demo/"
-"""Where the example registry, read where it lies in a clone, finds the models."""
+"""Where the example registry looks for the models, seen from its own place in a clone."""
 
 
 def prepare(folder: Path) -> Path:
-    """Make the models and the registry that are not there yet; returns the registry's path.
+    """Make the models and the registry unless they are there; returns the registry's path.
 
     The models are made in a process of their own: the gateway never imports torch.
 
@@ -61,18 +61,18 @@ def prepare(folder: Path) -> Path:
 
 
 def registry(folder: Path) -> Registry:
-    """The demo's registry, everything that it names made if need be.
+    """The demo's registry; the models it names are made if need be.
 
     Raises:
         PoolError: the models cannot be made.
-        ConfigError: the registry in `folder` was edited and is wrong now.
+        ConfigError: the registry in `folder` was edited and has mistakes.
     """
     return read_registry(prepare(folder))
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What a client saw of one streamed chat; times in seconds from sending it."""
+    """One streamed chat as its client saw it; `ttft` in seconds from sending it."""
 
     model: str
     ttft: float
@@ -88,7 +88,7 @@ async def _run(options: argparse.Namespace) -> int:
         names = await _model_names(url)
         chats = [await _chat(url, name) for name in names]
         again = [await _chat(url, name) for name in names]
-        print(_report(chats, again, _status(admin_socket)))
+        print(_report(chats, again, read_status(admin_socket)))
         if options.once:
             return 0
         print(_invitation(names[0], url), flush=True)
@@ -163,17 +163,13 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
             yield json.loads(line[6:])
 
 
-def _status(admin_socket: Path) -> dict[str, Any]:
-    return run_command(admin_socket, Command("status")).data
-
-
-def _report(chats: Sequence[Chat], again: Sequence[Chat], status: dict[str, Any]) -> str:
+def _report(chats: Sequence[Chat], again: Sequence[Chat], status: Status) -> str:
     rows = [
         (first.model, format_duration(first.ttft), format_duration(second.ttft), second.tokens, repr(second.text[:40]))
         for first, second in zip(chats, again, strict=True)
     ]
-    happened = [f"  {entry['text']}" for entry in status["decisions"]]
-    summary = f"{len(chats)} models answered, each twice, on {len(status['workers'])} workers"
+    happened = [f"  {entry.text}" for entry in status.decisions]
+    summary = f"{len(chats)} models answered, each twice, on {len(status.workers)} workers"
     return "\n".join(
         [
             "",
@@ -203,8 +199,8 @@ def _invitation(model: str, url: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gateway.demo", description="Shows Prism swapping models.")
-    parser.add_argument("--once", action="store_true", help="end after the three chats")
-    parser.add_argument("--port", type=int, help="instead of the registry's")
+    parser.add_argument("--once", action="store_true", help="end after the report")
+    parser.add_argument("--port", type=int, help="override the registry's port")
     parser.add_argument("--demo-dir", type=Path, default=Path(".demo"))
     try:
         sys.exit(asyncio.run(_run(parser.parse_args())))

@@ -7,6 +7,7 @@ import time
 
 import psutil
 
+from bench.load.operating import pid_of
 from bench.subjects.gateway_under_test import GatewayUnderTest
 from simulator.errors import StudyError
 
@@ -23,12 +24,12 @@ async def idle_shares(subject: GatewayUnderTest) -> dict[str, float]:
     """
     await asyncio.sleep(BEFORE)
     workers = await subject.workers()
-    before, began = [_cpu_seconds(it["pid"]) for it in workers], time.perf_counter()
+    before, began = [_cpu_seconds(pid_of(it)) for it in workers], time.perf_counter()
     await asyncio.sleep(WINDOW)
-    after, took = [_cpu_seconds(it["pid"]) for it in workers], time.perf_counter() - began
+    after, took = [_cpu_seconds(pid_of(it)) for it in workers], time.perf_counter() - began
     shares: dict[str, float] = {}
     for worker, used, by_now in zip(workers, before, after, strict=True):
-        shares[worker["state"]] = max(shares.get(worker["state"], 0.0), (by_now - used) / took)
+        shares[worker.state] = max(shares.get(worker.state, 0.0), (by_now - used) / took)
     return shares
 
 

@@ -82,7 +82,7 @@ async def _copy(subject: GatewayUnderTest, model: str) -> Span:
     await subject.command("activate", model=model)
     active = time.perf_counter()
     worker = await subject.active_worker(model)
-    return Span(began, max(active, began + (worker["activation_copy_s"] or 0.0)))
+    return Span(began, max(active, began + (worker.activation_copy_s or 0.0)))
 
 
 @asynccontextmanager

@@ -9,8 +9,10 @@ import time
 from typing import NamedTuple
 
 from bench.activation.rounds import FREED
+from bench.load.operating import pid_of
 from bench.subjects.device_memory import DeviceMemory
 from bench.subjects.gateway_under_test import GatewayUnderTest
+from scheduler.state.state import Phase
 from simulator.errors import StudyError
 
 WITHIN = 120.0
@@ -31,16 +33,15 @@ async def kill(subject: GatewayUnderTest, memory: DeviceMemory | None, model: st
     await subject.command("activate", model=model)
     await subject.settled()
     worker = await subject.active_worker(model)
-    nbytes = (await subject.models())[model]["weight_bytes"]
+    nbytes = (await subject.models())[model].weight_bytes
     freed = None if memory is None else memory.until_below(memory.used - FREED * nbytes, WITHIN)
     began = time.perf_counter()
-    os.kill(worker["pid"], signal.SIGKILL)
+    os.kill(pid_of(worker), signal.SIGKILL)
     watching = None if freed is None else asyncio.create_task(freed)
     try:
         await subject.until_workers(
             lambda workers: any(
-                it["worker"] == worker["worker"] and it["pid"] != worker["pid"] and it["state"] == "blank"
-                for it in workers
+                it.worker == worker.worker and it.pid != worker.pid and it.state is Phase.BLANK for it in workers
             ),
             "a killed one is replaced",
             WITHIN,

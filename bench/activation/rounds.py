@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psutil
 
+from bench.load.operating import RESTING, pid_of
 from bench.load.outcomes import Outcome
 from bench.load.prompts import ExactWriter, PromptWriter
 from bench.load.tokens import counter_of
 from bench.subjects.device_memory import DeviceMemory
 from bench.subjects.gateway_under_test import GatewayUnderTest
+from gateway.report import ModelState
 from simulator.errors import StudyError
 
 PROMPT_TOKENS = 256
@@ -136,7 +138,7 @@ class Rounds:
 
     async def _park(self, model: str) -> None:
         await self._only([])
-        if (await self._subject.models())[model]["state"] != "parked":
+        if (await self._subject.models())[model].state is not ModelState.PARKED:
             await self._subject.command("activate", model=model)
             await self._subject.settled()
             await self._subject.evict(model)
@@ -151,7 +153,7 @@ class Rounds:
     async def _only(self, others: Sequence[str]) -> None:
         """Have exactly `others` active."""
         for name, entry in (await self._subject.models()).items():
-            if entry["state"] == "active" and name not in others:
+            if entry.state is ModelState.ACTIVE and name not in others:
                 await self._subject.evict(name)
         for name in others:
             await self._subject.command("activate", model=name)
@@ -161,8 +163,8 @@ class Rounds:
         """Wait until workers hold these models, and the others are blank."""
         await self._subject.until_workers(
             lambda workers: (
-                {worker["model"] for worker in workers if worker["model"]} == wanted
-                and all(worker["state"] in ("blank", "active", "parked") for worker in workers)
+                {worker.model for worker in workers if worker.model} == wanted
+                and all(worker.state in RESTING for worker in workers)
             ),
             f"only {', '.join(sorted(wanted))} is on a worker",
         )
@@ -189,20 +191,20 @@ class Rounds:
     async def _round(self, model: str, state: str, ready: float, outcome: Outcome) -> Round:
         assert outcome.first_token is not None
         worker = await self._subject.active_worker(model)
-        inside: dict[str, float] = worker["activation_phases_s"] or {}
+        inside: dict[str, float] = worker.activation_phases_s or {}
         ready = min(max(ready, sum(inside.values())), outcome.first_token)
         before = max(0.0, ready - sum(inside.values()))
         phases = {"load" if state == "disk" else "waiting": before, **inside, "prefill": outcome.first_token - ready}
         return Round(
             model,
             state,
-            (await self._subject.models())[model]["weight_bytes"],
+            (await self._subject.models())[model].weight_bytes,
             phases,
-            until_weights(phases, worker["activation_copy_s"]),
+            until_weights(phases, worker.activation_copy_s),
             ready,
             outcome.first_token,
             outcome.prompt_tokens,
-            copy=worker["activation_copy_s"],
+            copy=worker.activation_copy_s,
         )
 
     async def evict(self, model: str, nbytes: int) -> Eviction:
@@ -231,11 +233,11 @@ class Rounds:
             prompts = [self._prompts.write(model, FILL_PROMPT) for _ in range(FILL_AT_ONCE)]
             await asyncio.gather(*(self._subject.ask(model, prompt, 1) for prompt in prompts))
             await asyncio.sleep(STATS_EVERY)
-        nbytes = (await self._subject.models())[model]["weight_bytes"]
+        nbytes = (await self._subject.models())[model].weight_bytes
         return await self.evict(model, nbytes + now), now
 
     async def _kv_bytes(self, model: str) -> int:
-        return sum(worker["kv_bytes"] for worker in await self._subject.workers() if worker["model"] == model)
+        return sum(worker.kv_bytes for worker in await self._subject.workers() if worker.model == model)
 
     async def parked_bytes(self, model: str, all_blank: int, of_blank: float) -> int:
         """Device memory of a worker that has the model parked while all others are blank.
@@ -245,8 +247,8 @@ class Rounds:
         """
         assert self._memory is not None
         await self._park(model)
-        (worker,) = (it for it in await self._subject.workers() if it["model"] == model)
-        mine = {child.pid for child in psutil.Process(worker["pid"]).children()}
+        (worker,) = (it for it in await self._subject.workers() if it.model == model)
+        mine = {child.pid for child in psutil.Process(pid_of(worker)).children()}
         held = sum(nbytes for pid, nbytes in self._memory.by_process().items() if pid in mine)
         return held or int(self._memory.used - all_blank + of_blank)
 

@@ -26,6 +26,7 @@ from bench.calibration.worker_plan import (
 )
 from bench.calibration.worker_rows import Busy, FirstTokens, FirstUse, Group, Stalls, Steps, WorkerRows
 from bench.calibration.worker_streams import Rate, Streams, rates
+from bench.load.operating import RESTING
 from bench.subjects.gateway_under_test import GatewayUnderTest
 from bench.subjects.rawclient import EventCount
 from simulator.errors import StudyError
@@ -256,7 +257,7 @@ class WorkerRun:
         self._active.add(seat.name)
         first = await self._streams.first_token(seat.name, PROMPT)
         await asyncio.sleep(REHEARSAL_BEGINS)
-        rehearsed = any(worker["rehearsing"] for worker in await self._subject.workers())
+        rehearsed = any(worker.rehearsing for worker in await self._subject.workers())
         await self._settled()
         async with self._decoding(seat, [PROMPT] * BATCHES[-1]):
             await asyncio.sleep(WINDOW / 4)
@@ -271,11 +272,8 @@ class WorkerRun:
 
     async def _quiet(self) -> None:
         """No worker serves, rehearses or changes its state."""
-        resting = {"blank", "active", "parked"}
         await self._subject.until_workers(
-            lambda workers: all(
-                it["state"] in resting and not it["running"] and not it["rehearsing"] for it in workers
-            ),
+            lambda workers: all(it.state in RESTING and not it.running and not it.rehearsing for it in workers),
             "nothing goes on",
         )
 

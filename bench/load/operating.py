@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -14,15 +14,20 @@ from bench.load.client import chat_body, stream_chat
 from bench.load.outcomes import Outcome
 from bench.load.workload import Arrival
 from config.errors import OperatorError
+from config.registry import PolicyName
 from enginepool.messages import Command, CommandResult
-from gateway.cli.client import run_command
+from gateway.cli.client import read_models, read_status, read_workers, run_command
+from gateway.report import ModelState, ModelStatus, WorkerStatus
+from scheduler.state.state import Phase
 from simulator.errors import StudyError
 
 PATIENCE = 900.0
 """Seconds for an answer or a command; the first ones on a machine may compile kernels."""
-RESTING = frozenset({"blank", "active", "parked"})
+RESTING = frozenset({Phase.BLANK, Phase.ACTIVE, Phase.PARKED})
 """States in which a worker stays until somebody wants something of it."""
 POLL = 0.02
+
+T = TypeVar("T")
 
 
 class Operator:
@@ -45,53 +50,69 @@ class Operator:
             raise self.explain(f"prism {name}: {result.text}")
         return result
 
-    async def models(self) -> dict[str, dict[str, Any]]:
-        """What `prism models` says, by name."""
-        return {entry["name"]: entry for entry in (await self.command("models")).data["models"]}
+    async def _read(self, read: Callable[[Path], T]) -> T:
+        try:
+            return await asyncio.to_thread(read, self._admin_socket)
+        except OperatorError as error:
+            raise self.explain(str(error)) from error
 
-    async def workers(self) -> list[dict[str, Any]]:
-        """What `prism workers` says."""
-        found: list[dict[str, Any]] = (await self.command("workers")).data["workers"]
-        return found
+    async def policy(self) -> PolicyName:
+        """The policy that is in force. Raises: StudyError."""
+        return (await self._read(read_status)).policy
 
-    async def active_worker(self, model: str) -> dict[str, Any]:
+    async def models(self) -> dict[str, ModelStatus]:
+        """What `prism models` tells, by name. Raises: StudyError."""
+        return {model.name: model for model in await self._read(read_models)}
+
+    async def workers(self) -> list[WorkerStatus]:
+        """What `prism workers` tells, by number. Raises: StudyError."""
+        return await self._read(read_workers)
+
+    async def active_worker(self, model: str) -> WorkerStatus:
         """The one that serves `model`. Raises: StudyError."""
-        found = [it for it in await self.workers() if it["model"] == model and it["state"] == "active"]
+        found = [it for it in await self.workers() if it.model == model and it.state is Phase.ACTIVE]
         if len(found) != 1:
             raise self.explain(f"{model} is active on {len(found)} workers")
         return found[0]
 
     async def check_workers(self) -> None:
         """Raises: StudyError if one has died: requests are served all the same, but no figure counts then."""
-        if deaths := sum(worker["restarts"] for worker in await self.workers()):
+        if deaths := sum(worker.restarts for worker in await self.workers()):
             raise self.explain(f"{deaths} workers died meanwhile")
 
     async def evict(self, model: str) -> None:
         """Evict it if it is active."""
-        if (await self.models())[model]["state"] == "active":
+        if (await self.models())[model].state is ModelState.ACTIVE:
             await self.command("evict", model=model)
 
     async def until_workers(
-        self, holds: Callable[[list[dict[str, Any]]], bool], what: str, within: float = PATIENCE
-    ) -> list[dict[str, Any]]:
+        self, holds: Callable[[list[WorkerStatus]], bool], what: str, within: float = PATIENCE
+    ) -> list[WorkerStatus]:
         """Wait until `holds(workers)`. Raises: StudyError, saying `what` was waited for."""
         deadline = time.monotonic() + within
         while not holds(workers := await self.workers()):
             if time.monotonic() > deadline:
-                states = ", ".join(f"{worker['state']} {worker['model'] or ''}".strip() for worker in workers)
+                states = ", ".join(f"{worker.state} {worker.model or ''}".strip() for worker in workers)
                 raise StudyError(f"waited {within:.0f} s until {what}; the workers are {states}")
             await asyncio.sleep(POLL)
         return workers
 
-    async def settled(self) -> list[dict[str, Any]]:
+    async def settled(self) -> list[WorkerStatus]:
         """Wait until no worker is changing its state."""
         return await self.until_workers(
-            lambda workers: all(worker["state"] in RESTING for worker in workers), "no worker changes its state"
+            lambda workers: all(worker.state in RESTING for worker in workers), "no worker changes its state"
         )
 
     async def ask(self, model: str, prompt: str, tokens: int) -> Outcome:
         """Stream a chat to its end; times count from the sending. Raises: StudyError when it fails."""
         return await ask(self.client, self.url, model, prompt, tokens)
+
+
+def pid_of(worker: WorkerStatus) -> int:
+    """Raises: StudyError if it has no process at the moment."""
+    if worker.pid is None:
+        raise StudyError(f"worker {worker.worker} has no process")
+    return worker.pid
 
 
 async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, tokens: int) -> Outcome:

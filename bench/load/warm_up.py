@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from bench.load.acquaintance import Acquaintance
-from bench.load.operating import Operator, send
+from bench.load.operating import Operator, pid_of, send
 from bench.load.workload import Arrival
+from gateway.report import WorkerStatus
+from scheduler.state.state import Phase
 from simulator.errors import StudyError
 from simulator.progress import say, say_again
 
@@ -27,10 +28,8 @@ ANSWER = 8
 AT_A_TIME = 3
 """Workers of one device."""
 
-Worker = Mapping[str, Any]
-"""As `prism workers` tells of it."""
-Pair = tuple[Worker, str]
-"""With a model."""
+Pair = tuple[WorkerStatus, str]
+"""A worker and a model to warm on it."""
 
 
 class WarmUp:
@@ -48,59 +47,60 @@ class WarmUp:
     async def everywhere(self) -> None:
         """Warm what is not. The policy is to be `POLICY`, and nobody else may ask for anything. Raises: StudyError."""
         workers = await self._subject.settled()
-        pinned = {name for name, entry in (await self._subject.models()).items() if entry["pinned"]}
-        devices = list(dict.fromkeys(worker["device"] for worker in workers))
+        pinned = {name for name, entry in (await self._subject.models()).items() if entry.pinned}
+        devices = list(dict.fromkeys(worker.device for worker in workers))
         models = list(self._met)
         lanes = []
         for index, device in enumerate(devices):
             turned = models[index * len(models) // len(devices) :] + models[: index * len(models) // len(devices)]
-            here = [worker for worker in workers if worker["device"] == device]
+            here = [worker for worker in workers if worker.device == device]
             wanted: list[Pair] = [
                 (worker, model) for model in turned for worker in here if self._wanted(worker, model, pinned)
             ]
             lanes += [self._lane(wanted) for _ in range(AT_A_TIME)]
         await asyncio.gather(*lanes)
 
-    def _wanted(self, worker: Worker, model: str, pinned: set[str]) -> bool:
+    def _wanted(self, worker: WorkerStatus, model: str, pinned: set[str]) -> bool:
         """A pinned model stays where it is, and nobody else gets its worker."""
-        kept = worker["model"] if worker["state"] == "active" and worker["model"] in pinned else None
+        kept = worker.model if worker.state is Phase.ACTIVE and worker.model in pinned else None
         if model in pinned or kept:
-            return kept == model and (worker["pid"], model) not in self._warm
-        return (worker["pid"], model) not in self._warm
+            return kept == model and (worker.pid, model) not in self._warm
+        return (worker.pid, model) not in self._warm
 
     async def _lane(self, wanted: list[Pair]) -> None:
         """One worker with one model after the other. No model is in two lanes at a time, nor is a worker."""
         while wanted:
-            pair = next((it for it in wanted if not {it[0]["worker"], it[1]} & self._busy), None)
+            pair = next((it for it in wanted if not {it[0].worker, it[1]} & self._busy), None)
             if pair is None:
                 async with self._freed:
                     await self._freed.wait()
                 continue
             wanted.remove(pair)
-            say_again(f"warming up: {len(wanted)} left here; {pair[1]} on worker {pair[0]['worker']}")
-            self._busy |= {pair[0]["worker"], pair[1]}
+            say_again(f"warming up: {len(wanted)} left here; {pair[1]} on worker {pair[0].worker}")
+            self._busy |= {pair[0].worker, pair[1]}
             try:
                 await self._warm_one(*pair)
             finally:
-                self._busy -= {pair[0]["worker"], pair[1]}
+                self._busy -= {pair[0].worker, pair[1]}
                 async with self._freed:
                     self._freed.notify_all()
 
-    async def _warm_one(self, worker: Worker, model: str) -> None:
-        number = worker["worker"]
+    async def _warm_one(self, worker: WorkerStatus, model: str) -> None:
+        number = worker.worker
         try:
-            pinned = (await self._subject.models())[model]["pinned"]
+            pid = pid_of(worker)
+            pinned = (await self._subject.models())[model].pinned
             if not pinned:
                 await self._subject.evict(model)
                 await self._subject.command("activate", model=model, worker=number)
-            await self._subject.until_workers(lambda found: not found[number]["rehearsing"], f"{model} is rehearsed")
+            await self._subject.until_workers(lambda found: not found[number].rehearsing, f"{model} is rehearsed")
             await self._ask(model, number)
             if not pinned:
                 await self._subject.evict(model)
         except StudyError as error:
             self.cold[number, model] = str(error).splitlines()[0]
         else:
-            self._warm.add((worker["pid"], model))
+            self._warm.add((pid, model))
             self.cold.pop((number, model), None)
 
     async def _ask(self, model: str, worker: int) -> None:
@@ -114,10 +114,10 @@ class WarmUp:
         if others := {outcome.worker for outcome in answered} - {str(worker)}:
             raise StudyError(f"worker {', '.join(map(str, others))} answered in place of {worker}")
 
-    def lacks(self, workers: Sequence[Worker]) -> bool:
+    def lacks(self, workers: Sequence[WorkerStatus]) -> bool:
         """Whether a process is new, such as one that was replaced."""
         return any(
-            (worker["pid"], model) not in self._warm and (worker["worker"], model) not in self.cold
+            (worker.pid, model) not in self._warm and (worker.worker, model) not in self.cold
             for worker in workers
             for model in self._met
         )
@@ -134,7 +134,7 @@ async def left_as_found(subject: Operator) -> AsyncIterator[None]:
 
     Raises: StudyError.
     """
-    policy: str = (await subject.command("status")).data["policy"]
+    policy = await subject.policy()
     before = await subject.settled()
     await subject.command("policy", policy=POLICY)
     try:
@@ -144,15 +144,15 @@ async def left_as_found(subject: Operator) -> AsyncIterator[None]:
         await _restore(subject, before)
 
 
-async def _restore(subject: Operator, before: Sequence[Worker]) -> None:
+async def _restore(subject: Operator, before: Sequence[WorkerStatus]) -> None:
     """What is pinned comes back by itself."""
-    movable = {name for name, entry in (await subject.models()).items() if not entry["pinned"]}
-    for state in ("parked", "active"):
+    movable = {name for name, entry in (await subject.models()).items() if not entry.pinned}
+    for state in (Phase.PARKED, Phase.ACTIVE):
         for worker in before:
-            if worker["state"] == state and worker["model"] in movable:
-                await subject.command("activate", model=worker["model"], worker=worker["worker"])
-                if state == "parked":
-                    await subject.command("evict", model=worker["model"])
+            if worker.state is state and worker.model in movable:
+                await subject.command("activate", model=worker.model, worker=worker.worker)
+                if state is Phase.PARKED:
+                    await subject.command("evict", model=worker.model)
     await subject.settled()
 
 

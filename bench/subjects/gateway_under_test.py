@@ -17,8 +17,7 @@ from bench.load.client import session
 from bench.load.operating import PATIENCE, RESTING, Operator
 from bench.subjects.processes import Server, running
 from config.errors import OperatorError
-from enginepool.messages import Command
-from gateway.cli.client import run_command
+from gateway.cli.client import read_workers
 from simulator.errors import StudyError
 
 LISTENING = "listening on "
@@ -66,10 +65,10 @@ async def serving(
 
 async def _workers_up(admin_socket: Path) -> bool:
     try:
-        workers = (await asyncio.to_thread(run_command, admin_socket, Command("workers"))).data["workers"]
+        workers = await asyncio.to_thread(read_workers, admin_socket)
     except OperatorError:
         return False
-    return all(worker["state"] in RESTING for worker in workers)
+    return all(worker.state in RESTING for worker in workers)
 
 
 async def _url(server: Server) -> str:

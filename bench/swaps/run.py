@@ -16,7 +16,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.load.client import chat_body, list_models
-from bench.load.operating import PATIENCE
+from bench.load.operating import PATIENCE, pid_of
 from bench.load.outcomes import Outcome
 from bench.load.plan import make_plan
 from bench.load.prompts import PromptWriter
@@ -25,6 +25,8 @@ from bench.load.summary import summarize
 from bench.machine import describe_machine, versions
 from bench.subjects.device_memory import DeviceMemory
 from bench.subjects.gateway_under_test import GatewayUnderTest, serving
+from gateway.report import ModelState, WorkerStatus
+from scheduler.state.state import Phase
 from simulator.errors import StudyError
 from simulator.percentiles import spread
 from simulator.progress import say
@@ -107,9 +109,9 @@ class Soak:
         for _ in range(self._chosen.random_swaps):
             await asyncio.sleep(self._chosen.duration / self._chosen.random_swaps)
             name = picking.choice(self._names)
-            state = (await subject.models())[name]["state"]
+            state = (await subject.models())[name].state
             try:
-                await subject.command("evict" if state == "active" else "activate", model=name)
+                await subject.command("evict" if state is ModelState.ACTIVE else "activate", model=name)
             except StudyError as error:  # it has changed its state meanwhile
                 self._refused[str(error).splitlines()[0]] += 1
 
@@ -119,7 +121,7 @@ class Soak:
         writer = PromptWriter(self._chosen.seed + 1)
         for name in self._names:
             for worker in await subject.workers():
-                await subject.command("activate", model=name, worker=worker["worker"])
+                await subject.command("activate", model=name, worker=worker.worker)
             at_once = AT_ONCE * len(await subject.workers())
             await asyncio.gather(*(subject.ask(name, writer.write(16 * 2 ** (n % 6)), 16) for n in range(at_once)))
 
@@ -130,7 +132,7 @@ class Soak:
             await subject.settled()
             for name in self._names:
                 await subject.evict(name)
-            await subject.command("activate", model=smallest, worker=worker["worker"])
+            await subject.command("activate", model=smallest, worker=worker.worker)
         await subject.settled()
         await subject.evict(smallest)
         workers = await subject.settled()
@@ -140,12 +142,12 @@ class Soak:
             "device_by_process": self._memory.by_process() if self._memory is not None else {},
             "host": sum(host.values()),
             "host_by_process": host,
-            "workers": [{key: worker[key] for key in WORKER_FACTS} for worker in workers],
+            "workers": [{key: getattr(worker, key) for key in WORKER_FACTS} for worker in workers],
         }
 
     async def _smallest(self, subject: GatewayUnderTest) -> str:
         models = await subject.models()
-        return min(models, key=lambda name: models[name]["weight_bytes"])
+        return min(models, key=lambda name: models[name].weight_bytes)
 
     def _memory_figures(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
         lost = (after["device"] - before["device"]) / MIB if before["device"] is not None else None
@@ -158,11 +160,12 @@ class Soak:
 
 
 async def _watch(subject: GatewayUnderTest, sights: list[Sight], teardowns: list[Phases]) -> None:
-    last = {worker["worker"]: worker["teardown_phases_s"] for worker in await subject.workers()}
+    last = {worker.worker: worker.teardown_phases_s for worker in await subject.workers()}
     while True:
         at, workers = time.perf_counter(), await subject.workers()
-        sights.append((at, sources(await subject.models(), workers)))
-        now = {worker["worker"]: worker["teardown_phases_s"] for worker in workers}
+        states = {name: model.state for name, model in (await subject.models()).items()}
+        sights.append((at, sources(states, blank=sum(worker.state is Phase.BLANK for worker in workers))))
+        now = {worker.worker: worker.teardown_phases_s for worker in workers}
         teardowns += [phases for number, phases in now.items() if phases and phases != last[number]]
         last = now
         await asyncio.sleep(WATCH_EVERY)
@@ -179,14 +182,17 @@ def teardown_figures(teardowns: Sequence[Phases]) -> dict[str, Any]:
     }
 
 
-def sources(models: Mapping[str, Mapping[str, Any]], workers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def sources(states: Mapping[str, ModelState], blank: int) -> dict[str, str]:
     """For each model active, parked, disk, other or blank; or activating or another state that will not last.
 
     `other` is when at most one worker is blank: the reserve, or the last one.
     """
-    blank = sum(worker["state"] == "blank" for worker in workers)
-    elsewhere = {"on disk": "disk", "loading": "disk", "in host memory": "blank" if blank > 1 else "other"}
-    return {name: elsewhere.get(entry["state"], entry["state"]) for name, entry in models.items()}
+    elsewhere = {
+        ModelState.ON_DISK: "disk",
+        ModelState.LOADING: "disk",
+        ModelState.IN_HOST_MEMORY: "blank" if blank > 1 else "other",
+    }
+    return {name: elsewhere.get(state, state.value) for name, state in states.items()}
 
 
 def waited(outcomes: Sequence[Outcome], began: float, sights: Sequence[Sight]) -> dict[str, dict[str, Any]]:
@@ -216,9 +222,9 @@ async def _counters(subject: GatewayUnderTest) -> Counter[str]:
     return sums
 
 
-def host_bytes(gateway: int, workers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def host_bytes(gateway: int, workers: Sequence[WorkerStatus]) -> dict[str, int]:
     """Bytes of the gateway and its children, by what they are; weights and other shared memory are not in it."""
-    fronts = {worker["pid"]: worker["worker"] for worker in workers}
+    fronts = {pid_of(worker): worker.worker for worker in workers}
     found: Counter[str] = Counter()
     for process in [psutil.Process(gateway), *psutil.Process(gateway).children(recursive=True)]:
         found[_role(process, gateway, fronts)] += _own_bytes(process)

@@ -1,4 +1,4 @@
-"""The CLI's side of the admin socket."""
+"""The CLI's side of the admin socket. The benchmarks and the tests use it too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,32 @@ from pathlib import Path
 from config.errors import ChannelError, OperatorError
 from enginepool.channel import BlockingChannel
 from enginepool.messages import Command, CommandResult
+from gateway.report import ModelsReport, ModelStatus, Status, WorkersReport, WorkerStatus, read
+
+
+def read_status(admin_socket: Path) -> Status:
+    """Everything at one moment.
+
+    Raises:
+        OperatorError: no gateway answers, or not as this version expects.
+    """
+    return read(run_command(admin_socket, Command("status")), Status)
+
+
+def read_models(admin_socket: Path) -> list[ModelStatus]:
+    """
+    Raises:
+        OperatorError: no gateway answers, or not as this version expects.
+    """
+    return read(run_command(admin_socket, Command("models")), ModelsReport).models
+
+
+def read_workers(admin_socket: Path) -> list[WorkerStatus]:
+    """
+    Raises:
+        OperatorError: no gateway answers, or not as this version expects.
+    """
+    return read(run_command(admin_socket, Command("workers")), WorkersReport).workers
 
 
 def run_command(admin_socket: Path, command: Command) -> CommandResult:

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,25 +16,20 @@ from config.errors import ConfigError, OperatorError, PoolError, PrismError, Rec
 from config.reader import read_registry
 from config.registry import default_admin_socket
 from config.units import format_duration, format_size, parse_duration
-from enginepool.messages import Command
+from enginepool.messages import Command, CommandResult
 from gateway import device_memory
 from gateway.cli import tables
 from gateway.cli.client import run_command
+from gateway.report import ModelsReport, Status, WorkersReport, read
 from simulator.arguments import POLICIES, add_arguments
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
 SOCKET_VARIABLE = "PRISM_ADMIN_SOCKET"
 
-_RENDERERS: dict[str, Callable[[dict[str, object]], str]] = {
-    "status": tables.render_status,
-    "models": tables.render_models,
-    "workers": tables.render_workers,
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, 1 for what failed, 2 for what was asked wrongly, and 130 after Ctrl-C."""
+    """Entry point. Exits with 0 on success, 1 on failure, 2 on wrong usage or configuration, and 130 on Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         sys.exit(options.run(options))
@@ -123,14 +118,25 @@ def _admin(options: argparse.Namespace) -> int:
     )
     result = run_command(options.admin_socket, command)
     if options.json:
-        print(json.dumps({"ok": result.ok, "text": result.text, "seconds": result.seconds, **result.data}, indent=2))
+        answer = {"ok": result.ok, "text": result.text, "seconds": result.seconds, **json.loads(result.data)}
+        print(json.dumps(answer, indent=2))
     elif not result.ok:
         raise OperatorError(result.text)
-    elif options.command in _RENDERERS:
-        print(_RENDERERS[options.command](result.data))
     else:
-        print(f"{result.text} ({format_duration(result.seconds)})")
+        print(_as_text(options.command, result))
     return 0 if result.ok else 1
+
+
+def _as_text(command: str, result: CommandResult) -> str:
+    match command:
+        case "status":
+            return tables.render_status(read(result, Status))
+        case "models":
+            return tables.render_models(read(result, ModelsReport).models)
+        case "workers":
+            return tables.render_workers(read(result, WorkersReport).workers)
+        case _:
+            return f"{result.text} ({format_duration(result.seconds)})"
 
 
 def _warm(options: argparse.Namespace) -> int:
@@ -140,7 +146,7 @@ def _warm(options: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports a usage error in one line."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -151,20 +157,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="prism", description="Serves many large language models on few GPUs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_serve(commands.add_parser("serve", help="serve the models of a registry"))
-    check = commands.add_parser("check", help="read a registry and say all that is wrong with it")
+    check = commands.add_parser("check", help="validate a registry and report every mistake in it")
     check.add_argument("registry", type=Path, metavar="FILE")
-    check.add_argument("--simulate", action="store_true", help="it need not be able to serve: `shape` is enough")
+    check.add_argument(
+        "--simulate",
+        action="store_true",
+        help="validate for `prism simulate`: models may have a `shape` in place of files",
+    )
     check.set_defaults(run=_check)
-    doctor = commands.add_parser("doctor", help="look whether this machine is fit to serve, and say what to do")
-    doctor.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="has it what this registry needs?")
-    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor = commands.add_parser("doctor", help="check that this machine can serve, and say how to fix what it lacks")
+    doctor.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="also check what this registry needs")
+    doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
     doctor.set_defaults(run=_doctor)
-    replayed = commands.add_parser("replay", help="decide a recorded run again, and say whether it comes to the same")
-    replayed.add_argument("recording", type=Path, metavar="FILE", help="of `prism serve --record`")
-    replayed.add_argument("--validate", action="store_true", help="check the invariants, even if the first run did not")
-    replayed.add_argument("--json", action="store_true", help="for programs")
+    replayed = commands.add_parser("replay", help="re-run a recording and report the first decision that differs")
+    replayed.add_argument("recording", type=Path, metavar="FILE", help="written by `prism serve --record`")
+    replayed.add_argument(
+        "--validate", action="store_true", help="check the invariants even if the recorded run did not"
+    )
+    replayed.add_argument("--json", action="store_true", help="print JSON, for programs")
     replayed.set_defaults(run=_replay)
-    simulate = commands.add_parser("simulate", help="serve a trace in virtual time, by the same scheduler")
+    simulate = commands.add_parser("simulate", help="serve a trace in virtual time with the same scheduler")
     add_arguments(simulate)
     simulate.set_defaults(run=_simulate)
 
@@ -177,40 +189,46 @@ def _parser() -> argparse.ArgumentParser:
 
     def admin(name: str, text: str) -> argparse.ArgumentParser:
         command = talks(name, text)
-        command.add_argument("--json", action="store_true", help="for programs")
+        command.add_argument("--json", action="store_true", help="print JSON, for programs")
         command.set_defaults(run=_admin)
         return command
 
-    admin("status", "everything at a glance")
-    admin("models", "every model: its state, where it runs, what waits")
-    admin("workers", "every worker: its process, state and model")
-    activate = admin("activate", "bring a model into a worker, and wait until it serves")
+    admin("status", "show everything at a glance")
+    admin("models", "list models: state, workers, requests")
+    admin("workers", "list workers: process, state, model")
+    activate = admin("activate", "activate a model and wait until it can serve")
     activate.add_argument("model", metavar="MODEL")
-    activate.add_argument("--worker", type=int, metavar="W", help="into this one")
-    evict = admin("evict", "take a model from its workers, after its running requests")
+    activate.add_argument("--worker", type=int, metavar="W", help="on this worker")
+    evict = admin("evict", "evict a model from its workers once its running requests have finished")
     evict.add_argument("model", metavar="MODEL")
-    evict.add_argument("--now", action="store_true", help="abort its running requests")
-    warm = talks("warm", "have every model make its first requests on this machine, which compile kernels")
-    warm.add_argument("models", nargs="*", metavar="MODEL", help="only these")
+    evict.add_argument("--now", action="store_true", help="abort its running requests instead")
+    warm = talks("warm", "compile all models' kernels ahead of time by sending warm-up requests")
+    warm.add_argument("models", nargs="*", metavar="MODEL", help="only these models")
     warm.set_defaults(run=_warm)
-    admin("drain", "refuse new requests and wait until none is in flight")
-    admin("resume", "take new requests again after a drain")
-    policy = admin("policy", "go on under another policy: requests wait, all workers are emptied, weights stay")
+    admin("drain", "refuse new requests and wait until none are in flight")
+    admin("resume", "accept new requests again after a drain")
+    policy = admin(
+        "policy", "switch to another policy: requests wait, workers are emptied, weights stay in host memory"
+    )
     policy.add_argument("policy", choices=POLICIES, metavar="NAME", help=f"one of {', '.join(POLICIES)}")
-    within = "what runs may take so long, else nothing changes; default: 60s"
+    within = "give up, changing nothing, if running requests take longer; default: 60s"
     policy.add_argument("--within", type=_seconds, default=60.0, metavar="TIME", help=within)
-    admin("stop", "let requests in flight finish within the grace time, and end")
+    admin("stop", "stop the gateway; requests in flight have the grace time to finish")
     return parser
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     what = serve.add_mutually_exclusive_group(required=True)
-    what.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="the registry, YAML")
-    what.add_argument("--demo", action="store_true", help="three tiny models, made on the spot, on two workers")
-    serve.add_argument("--demo-dir", type=Path, default=Path(".demo"), metavar="DIR", help="for the demo's models")
-    serve.add_argument("--port", type=_port, metavar="P", help="instead of the registry's; 0 takes a free one")
+    what.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="the registry (YAML)")
+    what.add_argument(
+        "--demo", action="store_true", help="serve three tiny models, generated on first use, on two workers"
+    )
+    serve.add_argument(
+        "--demo-dir", type=Path, default=Path(".demo"), metavar="DIR", help="where the demo's models are kept"
+    )
+    serve.add_argument("--port", type=_port, metavar="P", help="override the registry's port; 0 picks a free one")
     serve.add_argument("--validate", action="store_true", help="check the scheduler's invariants after every event")
-    record = "write all events and decisions there, for `prism replay`; an older file is replaced"
+    record = "record all events and decisions for `prism replay`; overwrites FILE"
     serve.add_argument("--record", type=Path, metavar="FILE", help=record)
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     serve.set_defaults(run=_serve)

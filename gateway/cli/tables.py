@@ -1,51 +1,51 @@
-"""Admin answers as text for people."""
+"""The answers to `prism status`, `models` and `workers` as text for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from config.units import format_duration, format_size
+from gateway.report import DeviceStatus, LoadStatus, ModelStatus, Status, WorkerStatus
 
 RECENT = 8
-"""Decisions that `prism status` prints."""
+"""How many of the latest decisions `prism status` prints."""
 
 
-def render_models(data: dict[str, Any]) -> str:
+def render_models(models: Sequence[ModelStatus]) -> str:
     rows = [
         (
-            model["name"],
-            model["state"] + (" (pinned)" if model["pinned"] else ""),
-            ", ".join(map(str, model["workers"])) or "-",
-            model["running"],
-            model["waiting"],
-            format_size(model["weight_bytes"]) if model["weight_bytes"] else "-",
-            _duration(model["activation_s"]),
-            _duration(model["idle_s"]),
-            model["failure"],
+            model.name,
+            model.state + (" (pinned)" if model.pinned else ""),
+            ", ".join(map(str, model.workers)) or "-",
+            model.running,
+            model.waiting,
+            format_size(model.weight_bytes) if model.weight_bytes else "-",
+            _duration(model.activation_s),
+            _duration(model.idle_s),
+            model.failure,
         )
-        for model in data["models"]
+        for model in models
     ]
     return table(("model", "state", "worker", "running", "waiting", "weights", "activation", "idle", "failure"), rows)
 
 
-def render_workers(data: dict[str, Any]) -> str:
+def render_workers(workers: Sequence[WorkerStatus]) -> str:
     rows = [
         (
-            worker["worker"],
-            worker["device"],
-            worker["pid"] or "-",
-            worker["state"],
-            worker["model"] or "-",
-            worker["running"],
-            f"{worker['prefill_tokens_per_s']:.0f} + {worker['decode_tokens_per_s']:.0f}",
-            _duration(worker["in_state_s"]),
-            f"{format_size(worker['kv_bytes'])} / {format_size(worker['kv_limit'])}" if worker["kv_limit"] else "-",
-            format_size(worker["gpu_bytes"]) if worker["gpu_bytes"] else "-",
-            format_size(worker["rss_bytes"]) if worker["rss_bytes"] else "-",
-            worker["restarts"],
+            worker.worker,
+            worker.device,
+            worker.pid or "-",
+            worker.state,
+            worker.model or "-",
+            worker.running,
+            f"{worker.prefill_tokens_per_s:.0f} + {worker.decode_tokens_per_s:.0f}",
+            _duration(worker.in_state_s),
+            f"{format_size(worker.kv_bytes)} / {format_size(worker.kv_limit)}" if worker.kv_limit else "-",
+            format_size(worker.gpu_bytes) if worker.gpu_bytes else "-",
+            format_size(worker.rss_bytes) if worker.rss_bytes else "-",
+            worker.restarts,
         )
-        for worker in data["workers"]
+        for worker in workers
     ]
     return table(
         ("worker", "device", "pid", "state", "model", "running", "tokens/s", "for", "KV", "GPU", "RSS", "restarts"),
@@ -53,27 +53,27 @@ def render_workers(data: dict[str, Any]) -> str:
     )
 
 
-def render_status(data: dict[str, Any]) -> str:
-    host = data["host_memory"]
+def render_status(status: Status) -> str:
+    host = status.host_memory
     lines = [
-        f"{_readiness(data)}; engine {data['engine']}; policy {data['policy']}; "
-        f"{data['in_flight']} requests in flight, {data['waiting']} waiting; "
-        f"host memory {format_size(host['used'])} of {format_size(host['capacity'])}",
-        *(_device(**device) for device in data["devices"]),
-        *(f"loading {name}: {_progress(**progress)}" for name, progress in data["loading"].items()),
+        f"{_readiness(status)}; engine {status.engine}; policy {status.policy}; "
+        f"{status.in_flight} requests in flight, {status.waiting} waiting; "
+        f"host memory {format_size(host.used)} of {format_size(host.capacity)}",
+        *(_device(device) for device in status.devices),
+        *(f"loading {name}: {_progress(load)}" for name, load in status.loading.items()),
         "",
-        render_models(data),
+        render_models(status.models),
         "",
-        render_workers(data),
+        render_workers(status.workers),
     ]
-    if data["decisions"]:
+    if status.decisions:
         lines += ["", "latest decisions"]
-        lines += [f"  {entry['time'][11:23]}  {entry['text']}" for entry in data["decisions"][-RECENT:]]
+        lines += [f"  {entry.time[11:23]}  {entry.text}" for entry in status.decisions[-RECENT:]]
     return "\n".join(lines)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell; a last column without content is left out."""
+    """Columns are as wide as their widest cell; the last column is omitted if it is empty."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     if rows and all(row[-1] == "" for row in cells[1:]):
         cells = [row[:-1] for row in cells]
@@ -82,17 +82,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _readiness(data: dict[str, Any]) -> str:
-    return "ready" if data["ready"] else "not ready (" + "; ".join(data["unready"]) + ")"
+def _readiness(status: Status) -> str:
+    return "ready" if status.ready else "not ready (" + "; ".join(status.unready) + ")"
 
 
-def _device(device: str, capacity: int, held: int, weights: int, kv_limit: int, free: int) -> str:
-    parts = {"held by workers": held, "weights": weights, "KV cache up to": kv_limit, "free": free}
-    return f"{device}: {format_size(capacity)}; " + ", ".join(f"{n} {format_size(size)}" for n, size in parts.items())
+def _device(it: DeviceStatus) -> str:
+    parts = {"held by workers": it.held, "weights": it.weights, "KV cache up to": it.kv_limit, "free": it.free}
+    shares = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
+    return f"{it.device}: {format_size(it.capacity)}; {shares}"
 
 
-def _progress(done: int, total: int) -> str:
-    return f"{100 * done / max(total, 1):.0f}% of {format_size(total)}"
+def _progress(load: LoadStatus) -> str:
+    return f"{100 * load.done / max(load.total, 1):.0f}% of {format_size(load.total)}"
 
 
 def _duration(seconds: float | None) -> str:

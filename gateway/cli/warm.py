@@ -1,7 +1,7 @@
-"""`prism warm`: every model's first requests on a machine, before anybody makes them.
+"""`prism warm`: compiles every model's kernels before the first client has to wait for them.
 
-A kernel is compiled when a model first needs it, for up to a minute, and kept on disk. So each model is activated,
-rehearsed by its worker, and evicted again unless it was active before.
+A kernel is compiled when a model first needs it, which takes up to a minute, and is kept on disk. So each model is
+activated, makes its worker's warm-up requests, and is evicted again unless it was active before.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from config.errors import OperatorError
 from enginepool.messages import Command
-from gateway.cli.client import run_command
+from gateway.cli.client import read_models, read_workers, run_command
+from gateway.report import ModelState
 
 POLL = 0.2
-"""Seconds between two looks at the workers."""
+"""Seconds between two queries of the workers."""
 
 
 def warm(admin_socket: Path, wanted: Sequence[str], report: Callable[[str], None]) -> bool:
-    """One model after another, all if none is `wanted`; false if any could not be activated.
+    """Warm the `wanted` models, or all if none are given, one after another; False if any could not be activated.
 
     Raises:
-        OperatorError: no gateway answers, or it knows none of a name.
+        OperatorError: no gateway answers, or it has no model of that name.
     """
-    states = {model["name"]: model["state"] for model in _ask(admin_socket, "models")["models"]}
+    states = {model.name: model.state for model in read_models(admin_socket)}
     if unknown := [name for name in wanted if name not in states]:
         raise OperatorError(f"there is no model {', '.join(unknown)}; there are {', '.join(states)}")
-    return all([_warm(admin_socket, name, states[name] == "active", report) for name in wanted or states])
+    return all([_warm(admin_socket, name, states[name] is ModelState.ACTIVE, report) for name in wanted or states])
 
 
 def _warm(admin_socket: Path, name: str, was_active: bool, report: Callable[[str], None]) -> bool:
@@ -38,13 +38,11 @@ def _warm(admin_socket: Path, name: str, was_active: bool, report: Callable[[str
         report(activated.text)
         return False
     ready = time.monotonic() - began
-    while any(it["model"] == name and it["rehearsing"] for it in _ask(admin_socket, "workers")["workers"]):
+    while any(it.model == name and it.rehearsing for it in read_workers(admin_socket)):
         time.sleep(POLL)
     report(f"{name}: active after {ready:.1f} s, rehearsed after {time.monotonic() - began:.1f} s")
     if not was_active:
-        run_command(admin_socket, Command("evict", name))  # unless somebody else has done it, or it is pinned
+        run_command(
+            admin_socket, Command("evict", name)
+        )  # fails if it is pinned or somebody else has evicted it, which is fine
     return True
-
-
-def _ask(admin_socket: Path, what: str) -> dict[str, Any]:
-    return run_command(admin_socket, Command(what)).data

@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's routes, health and metrics. What a request is answered with is decided elsewhere."""
+"""The HTTP routes: OpenAI's, health and metrics. The answers themselves are made elsewhere."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from gateway.live import LiveRequest
 log = logging.getLogger("prism.http")
 
 FINISH_TIMEOUT = 30.0
-"""Seconds that a client may take to read the rest of an answer that is complete."""
+"""Seconds a client has to read the rest of a complete answer."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 FOR_GUESTS = frozenset({"/health", "/ready", "/metrics"})
-"""Paths that are served when there is no room for another client."""
+"""Paths that are served even when there is no room for another client."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -77,7 +77,7 @@ class _Routes:
             self._gateway.release(live)
 
     def _route(self, live: LiveRequest) -> dict[str, str]:
-        """Headers that say who answers."""
+        """Headers that name the worker and device that answer."""
         if live.worker is None:
             return {}
         device = self._gateway.context.pool.workers[live.worker].device
@@ -90,7 +90,7 @@ class _Routes:
         await stream.finished
         try:
             await asyncio.wait_for(response.write_eof(), FINISH_TIMEOUT)
-        except (TimeoutError, ConnectionError):  # a client may close as soon as it has the last event
+        except (TimeoutError, ConnectionError):  # a client may disconnect as soon as it has the last event
             stream.drop()
         return response
 
@@ -104,15 +104,15 @@ class _Routes:
         return _json({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        reasons = status.unready(self._gateway.context)
-        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        readiness = status.readiness(self._gateway.context)
+        return _json(readiness, 200 if readiness.ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._gateway.context.metrics.render(), headers={"Content-Type": METRICS_TYPE})
 
 
 def _front(browsers: Browsers) -> Middleware:
-    """The only middleware, since each costs every request some microseconds."""
+    """The only middleware: each one costs every request some microseconds."""
 
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -133,14 +133,14 @@ def _front(browsers: Browsers) -> Middleware:
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             if STREAMING in request:
-                raise  # the headers are out: all that is left is to break the connection
+                raise  # the headers are sent: breaking the connection is the only signal left
             return _error(server_error("The gateway failed on this request."))
 
     return front
 
 
 async def _serve_guest(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """There is no room for its connection."""
+    """Serve a request on a connection beyond the limit, then close the connection."""
     response = await handler(request) if request.path in FOR_GUESTS else _error(TOO_MANY)
     response.force_close()
     return response

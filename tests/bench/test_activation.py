@@ -25,6 +25,7 @@ from bench.shapes import SHAPES, config_of, make_models
 from bench.subjects.checkpoints import tensors_of
 from bench.swaps import command as swaps
 from bench.swaps.run import sources, teardown_figures, waited
+from gateway.report import ModelState
 
 PUBLISHED_GB = {"llama-1b": 2.47, "llama-3b": 6.43, "llama-8b": 16.06, "qwen3-0.6b": 1.19, "qwen3-8b-fp8": 9.44}
 
@@ -282,10 +283,9 @@ def test_teardowns_are_told_whole_and_by_phase() -> None:
 
 
 def test_other_is_when_no_more_than_the_reserve_is_blank() -> None:
-    models = {"a": {"state": "in host memory"}, "b": {"state": "on disk"}, "c": {"state": "parked"}}
-    blank, busy = {"state": "blank"}, {"state": "active"}
-    assert sources(models, [blank, busy]) == {"a": "other", "b": "disk", "c": "parked"}
-    assert sources(models, [blank, blank])["a"] == "blank"
+    states = {"a": ModelState.IN_HOST_MEMORY, "b": ModelState.ON_DISK, "c": ModelState.PARKED}
+    assert sources(states, blank=1) == {"a": "other", "b": "disk", "c": "parked"}
+    assert sources(states, blank=2)["a"] == "blank"
 
 
 def test_every_shape_has_a_tiny_variant() -> None:

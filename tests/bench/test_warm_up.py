@@ -19,7 +19,7 @@ POOL: dict[str, Any] = {
 
 
 def states(prism: Prism) -> list[tuple[str, str | None]]:
-    return [(worker["state"], worker["model"]) for worker in prism.status()["workers"]]
+    return [(worker.state, worker.model) for worker in prism.status().workers]
 
 
 def pairs(prism: Prism) -> set[tuple[str, int]]:
@@ -39,18 +39,18 @@ async def warm_up(prism: Prism, models: tuple[str, ...]) -> WarmUp:
             await warming.everywhere()
             begun = prism.status()
             await warming.everywhere()
-            assert prism.status()["decisions"] == begun["decisions"], "what is warm is left alone"
+            assert prism.status().decisions == begun.decisions, "what is warm is left alone"
     return warming
 
 
 async def test_every_model_is_asked_in_every_worker(serve_prism: ServePrism) -> None:
     prism = serve_prism(simulated("a", "b", "c", pool=POOL, scheduler={"policy": "space"}))
-    prism.wait_until(lambda s: s["ready"], "all models have their places")
+    prism.wait_until(lambda s: s.ready, "all models have their places")
 
     warming = await warm_up(prism, ("a", "b", "c"))
 
     assert not warming.cold
-    assert prism.status()["policy"] == "space"
+    assert prism.status().policy == "space"
     assert pairs(prism) == {(model, worker) for model in "abc" for worker in range(4)}
 
 
@@ -72,7 +72,7 @@ async def test_a_pinned_model_is_warm_where_it_stays(serve_prism: ServePrism) ->
     registry = simulated(pool=POOL)
     registry["models"] = [{"name": "pinned", "pinned": True}, {"name": "a"}]
     prism = serve_prism(registry)
-    prism.wait_until(lambda s: s["ready"], "the pinned model is active")
+    prism.wait_until(lambda s: s.ready, "the pinned model is active")
 
     warming = await warm_up(prism, ("pinned", "a"))
 

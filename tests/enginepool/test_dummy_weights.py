@@ -122,9 +122,9 @@ def test_a_folder_with_config_and_tokenizer_needs_no_weights(serve_prism: ServeP
 
 def test_the_scheduler_knows_their_size_before_they_are_made(serve_prism: ServePrism, shapes: Path) -> None:
     prism = serve_prism(registry("transformers", shapes, {"chat": "llama-1b"}))
-    expected = prism.model("chat")["weight_bytes"]
+    expected = prism.model("chat").weight_bytes
     answer(prism, "chat")
-    assert expected == pytest.approx(prism.model("chat")["weight_bytes"], rel=0.01)
+    assert expected == pytest.approx(prism.model("chat").weight_bytes, rel=0.01)
 
 
 # --- in SGLang's form -----------------------------------------------------------------------------------------

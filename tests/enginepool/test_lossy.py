@@ -152,9 +152,9 @@ def test_a_gateway_whose_log_nobody_reads_serves_swaps_and_replaces_workers(shor
     for name in ("a", "b", "a", "b"):
         assert chat(prism, name, max_tokens=1).status == 200
     assert prism.get("/health") == {"status": "ok"}
-    pid = prism.worker(0)["pid"]
+    pid = prism.pid(0)
     os.kill(pid, 9)
-    prism.wait_until(lambda s: s["workers"][0]["pid"] not in (None, pid), "the worker is replaced")
+    prism.wait_until(lambda s: s.workers[0].pid not in (None, pid), "the worker is replaced")
     assert chat(prism, "a", max_tokens=1).status == 200
     assert prism.stop() == 0
     prism.close()

@@ -126,7 +126,7 @@ def test_several_choices_are_answered_whole_and_streamed(prism: Prism) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_says_which_worker_gave_it_and_on_which_device(prism: Prism, stream: bool) -> None:
     prism.command("activate", model="alpha")
-    serving = str(prism.model("alpha")["workers"][0])
+    serving = str(prism.model("alpha").workers[0])
     headers = chat(prism, "alpha", stream=stream).headers
     assert (headers["X-Prism-Worker"], headers["X-Prism-Device"]) == (serving, "cpu")
 
@@ -354,9 +354,9 @@ async def test_many_streams_at_a_time_each_get_their_own_events(prism: Prism) ->
 
 async def test_a_client_that_goes_away_frees_its_place(prism: Prism) -> None:
     async with session(prism) as client, streaming(client, "alpha", ENDLESS):
-        assert prism.model("alpha")["running"] == 1
-    prism.wait_until(lambda status: status["in_flight"] == 0, "the abandoned request is gone")
-    assert prism.model("alpha")["running"] == 0
+        assert prism.model("alpha").running == 1
+    prism.wait_until(lambda status: status.in_flight == 0, "the abandoned request is gone")
+    assert prism.model("alpha").running == 0
 
 
 # --- more models than workers ---------------------------------------------------------------------------------
@@ -378,8 +378,8 @@ async def test_three_models_on_two_workers_are_all_served_and_none_is_told_to_tr
     assert [status for status, _ in answers] == [200] * len(wanted)
     assert all(f'"model":"{model}"' in text for (model, _), (_, text) in zip(wanted, answers, strict=True))
     status = prism.status()
-    assert len(status["workers"]) == 2
-    assert any("evicted" in decision["text"] for decision in status["decisions"])
+    assert len(status.workers) == 2
+    assert any("evicted" in decision.text for decision in status.decisions)
 
 
 # --- health ---------------------------------------------------------------------------------------------------

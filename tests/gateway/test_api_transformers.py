@@ -57,7 +57,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 def test_every_model_answers_although_there_are_more_than_workers(client: openai.OpenAI, prism: Prism) -> None:
     """`max_retries` is 0: a 429 or 503 would fail."""
-    assert len(prism.status()["workers"]) < len(NAMES)
+    assert len(prism.status().workers) < len(NAMES)
     texts = {name: ask(client, name) for name in NAMES}
     assert len(set(texts.values())) == len(NAMES)
     assert {name: ask(client, name) for name in NAMES} == texts
@@ -200,7 +200,7 @@ def test_closing_a_stream_frees_its_place(client: openai.OpenAI, prism: Prism) -
     stream = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=4000, temperature=0, stream=True)
     next(iter(stream))
     stream.close()
-    prism.wait_until(lambda status: status["in_flight"] == 0, "the abandoned request is gone")
+    prism.wait_until(lambda status: status.in_flight == 0, "the abandoned request is gone")
     assert ask(client)
 
 

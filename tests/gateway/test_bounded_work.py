@@ -123,7 +123,7 @@ def registry(folder: Path, **pool: Any) -> dict[str, object]:
 async def test_streams_go_on_beside_a_prompt_of_many_mebibytes(serve_prism: ServePrism, demo_folder: Path) -> None:
     prism = serve_prism(registry(demo_folder))
     async with session(prism) as client, streaming(client, NAMES[0], MANY, ignore_eos=True) as stream:
-        before = prism.worker(0)["pid"]
+        before = prism.pid(0)
         body = {"model": NAMES[0], "prompt": "word " * (LARGE // 5)}
         refused = asyncio.create_task(asyncio.to_thread(ask, prism, "POST", "/v1/completions", body))
         events = 0
@@ -132,7 +132,7 @@ async def test_streams_go_on_beside_a_prompt_of_many_mebibytes(serve_prism: Serv
             events += 1
         assert refused.result().error["code"] == "context_length_exceeded"
         assert events > 1
-    assert prism.worker(0)["pid"] == before
+    assert prism.pid(0) == before
 
 
 def test_a_large_prompt_is_answered_as_any_other(serve_prism: ServePrism, demo_folder: Path) -> None:

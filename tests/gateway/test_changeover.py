@@ -14,6 +14,7 @@ import pytest
 from enginepool.messages import CommandResult
 from gateway.cli.main import main
 from gateway.demo_models import NAMES
+from gateway.report import Status
 from tests.rig.asking import CHAT, HELLO, chat, session, streaming
 from tests.rig.serving import Prism, ServePrism, simulated
 
@@ -21,8 +22,8 @@ FAST: dict[str, Any] = {"engine_args": {"tpot": "1ms", "activation": "10ms"}}
 POLICIES = ("prism", "space", "lru", "static", "prism-paper", "serverless", "swap")
 
 
-def pids(prism: Prism) -> list[int]:
-    return [worker["pid"] for worker in prism.status()["workers"]]
+def pids(prism: Prism) -> list[int | None]:
+    return [worker.pid for worker in prism.status().workers]
 
 
 async def ask_for_ever(client: aiohttp.ClientSession, model: str, stop: asyncio.Event) -> list[int]:
@@ -44,7 +45,7 @@ async def change_under_load(prism: Prism, models: tuple[str, ...], policies: tup
         for policy in policies:
             result = await asyncio.to_thread(prism.command, "policy", policy=policy)
             assert result.ok, result.text
-            assert prism.status()["policy"] == policy
+            assert prism.status().policy == policy
         stop.set()
         return [status for statuses in await asyncio.gather(*clients) for status in statuses]
 
@@ -80,15 +81,15 @@ def test_a_change_begins_with_blank_workers_and_what_is_pinned(serve_prism: Serv
     registry = simulated(pool={**FAST, "workers_per_device": 3})
     registry["models"] = [{"name": "pinned", "pinned": True}, {"name": "a"}, {"name": "b"}]
     prism = serve_prism(registry)
-    prism.wait_until(lambda s: s["ready"], "the pinned model is active")
+    prism.wait_until(lambda s: s.ready, "the pinned model is active")
     for model in ("a", "b"):
         assert prism.command("activate", model=model).ok
     assert prism.command("evict", model="b").ok
 
     assert prism.command("policy", policy="lru").ok
 
-    status = prism.wait_until(lambda s: s["ready"], "the pinned model is active again")
-    assert sorted(worker["state"] for worker in status["workers"]) == ["active", "blank", "blank"]
+    status = prism.wait_until(lambda s: s.ready, "the pinned model is active again")
+    assert sorted(worker.state for worker in status.workers) == ["active", "blank", "blank"]
 
 
 async def test_what_does_not_finish_in_time_is_left_alone(serve_prism: ServePrism) -> None:
@@ -98,8 +99,8 @@ async def test_what_does_not_finish_in_time_is_left_alone(serve_prism: ServePris
 
         assert not result.ok
         assert result.text == "1 requests still run after 0.05 s; the policy is lru as before"
-        assert prism.status()["policy"] == "lru"
-        assert prism.status()["in_flight"] == 1
+        assert prism.status().policy == "lru"
+        assert prism.status().in_flight == 1
 
 
 async def test_who_arrives_meanwhile_waits_and_may_leave(serve_prism: ServePrism) -> None:
@@ -113,16 +114,16 @@ async def test_who_arrives_meanwhile_waits_and_may_leave(serve_prism: ServePrism
             assert second.text == "a change of the policy is under way already"
             waits = asyncio.create_task(first_byte(client, "b"))
             leaves = asyncio.create_task(first_byte(client, "b"))
-            await asyncio.to_thread(prism.wait_until, lambda s: s["in_flight"] == 3, "both have arrived")
+            await asyncio.to_thread(prism.wait_until, lambda s: s.in_flight == 3, "both have arrived")
             leaves.cancel()
-            await asyncio.to_thread(prism.wait_until, lambda s: s["in_flight"] == 2, "one has left")
+            await asyncio.to_thread(prism.wait_until, lambda s: s.in_flight == 2, "one has left")
             assert not waits.done()
         assert (await change).ok
         assert await waits == 200
 
 
-def being_changed(status: dict[str, Any]) -> bool:
-    return "the policy is being changed" in status["unready"]
+def being_changed(status: Status) -> bool:
+    return "the policy is being changed" in status.unready
 
 
 async def first_byte(client: aiohttp.ClientSession, model: str) -> int:
@@ -138,7 +139,7 @@ def test_an_operator_who_waits_for_a_model_is_told(serve_prism: ServePrism) -> N
     answers: list[CommandResult] = []
     waiting = threading.Thread(target=lambda: answers.append(prism.command("activate", model="a")))
     waiting.start()
-    prism.wait_until(lambda s: s["workers"][0]["state"] == "activating", "the activation has begun")
+    prism.wait_until(lambda s: s.workers[0].state == "activating", "the activation has begun")
 
     assert prism.command("policy", policy="lru").ok
     waiting.join()

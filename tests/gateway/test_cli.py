@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from gateway.cli.main import main
+from gateway.report import ModelsReport, Report, Status, WorkersReport, read
 from tests.rig.asking import ENDLESS, chat, session, streaming
 from tests.rig.serving import PATIENCE, Prism, ServePrism, simulated
 
@@ -203,7 +204,7 @@ def test_a_second_gateway_does_not_touch_the_first_ones_socket(prism: Prism, tmp
     done = finished(in_a_process("serve", str(file)))
     assert done.status == 1
     assert done.complaint == f"prism serve: another gateway uses the admin socket {prism.admin_socket}"
-    assert [model["name"] for model in prism.status()["models"]] == ["a", "b"]
+    assert [model.name for model in prism.status().models] == ["a", "b"]
 
 
 def test_a_port_in_use_is_told_in_one_line_and_nothing_is_left(tmp_path: Path) -> None:
@@ -243,16 +244,19 @@ def test_models_and_workers_are_tables(cli: RunCli, prism: Prism) -> None:
     assert [line.split()[0] for line in models] == ["model", "a", "b"]
     workers = cli("workers", at=prism).out.splitlines()
     assert [line.split()[0] for line in workers] == ["worker", "0"]
-    assert workers[1].split()[1:3] == ["cpu", str(prism.worker(0)["pid"])]
+    assert workers[1].split()[1:3] == ["cpu", str(prism.pid(0))]
 
 
-@pytest.mark.parametrize(("command", "key"), [("status", "models"), ("models", "models"), ("workers", "workers")])
-def test_json_is_for_programs(cli: RunCli, prism: Prism, command: str, key: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "report", "key"),
+    [("status", Status, "models"), ("models", ModelsReport, "models"), ("workers", WorkersReport, "workers")],
+)
+def test_json_is_for_programs(cli: RunCli, prism: Prism, command: str, report: type[Report], key: str) -> None:
     done = cli(command, "--json", at=prism)
     assert (done.status, done.err) == (0, "")
     data = json.loads(done.out)
     assert data["ok"] is True
-    assert len(data[key]) == len(prism.command(command).data[key]) > 0
+    assert len(data[key]) == len(getattr(read(prism.command(command), report), key)) > 0
 
 
 def test_the_socket_can_come_from_the_environment(cli: RunCli, prism: Prism, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +303,7 @@ def test_ctrl_c_ends_a_command_that_waits_without_a_traceback(short_path: Path) 
 
 
 def test_what_was_done_is_said_with_the_time_it_took(cli: RunCli, prism: Prism) -> None:
-    if prism.model("b")["state"] == "active":
+    if prism.model("b").state == "active":
         prism.command("evict", model="b")
     activated = cli("activate", "b", at=prism)
     assert (activated.status, activated.err) == (0, "")
@@ -336,18 +340,18 @@ async def test_a_command_that_is_killed_while_it_waits_leaves_nothing_pending(pr
     """The busy model's worker is drained for the other one; once nobody asks for that any more, it serves on."""
     async with session(prism) as client, streaming(client, "a", ENDLESS):
         waiting = in_a_process("activate", "b", "--admin-socket", str(prism.admin_socket))
-        await asyncio.to_thread(prism.wait_until, lambda s: s["workers"][0]["state"] == "draining", "a is drained")
+        await asyncio.to_thread(prism.wait_until, lambda s: s.workers[0].state == "draining", "a is drained")
         waiting.kill()
         finished(waiting)
-        await asyncio.to_thread(prism.wait_until, lambda s: s["workers"][0]["state"] == "active", "a serves on")
-    await asyncio.to_thread(prism.wait_until, lambda s: s["in_flight"] == 0, "the stream is gone")
-    assert (prism.worker(0)["state"], prism.worker(0)["model"]) == ("active", "a")
+        await asyncio.to_thread(prism.wait_until, lambda s: s.workers[0].state == "active", "a serves on")
+    await asyncio.to_thread(prism.wait_until, lambda s: s.in_flight == 0, "the stream is gone")
+    assert (prism.worker(0).state, prism.worker(0).model) == ("active", "a")
 
 
 def test_a_command_whose_gateway_is_killed_fails(serve_prism: ServePrism) -> None:
     prism = serve_prism(simulated("a", pool={"engine_args": {"activation": "1h"}}))
     waiting = in_a_process("activate", "a", "--admin-socket", str(prism.admin_socket))
-    prism.wait_until(lambda status: any(w["state"] == "activating" for w in status["workers"]), "a is being activated")
+    prism.wait_until(lambda status: any(w.state == "activating" for w in status.workers), "a is being activated")
     prism.kill()
     done = finished(waiting)
     assert done.status == 1
@@ -369,10 +373,10 @@ def test_sighup_ends_nobody_and_says_that_it_does_nothing(serve_prism: ServePris
     """To the whole group of the gateway and to its processes, as closing a terminal or `systemctl kill` sends it."""
     prism = serve_prism(simulated("a", pool=ENGINE))
     prism.wait_for_workers()
-    pids = [worker["pid"] for worker in prism.status()["workers"]]
+    pids = [worker.pid for worker in prism.status().workers]
     for process in prism.descendants():
         process.send_signal(signal.SIGHUP)
     os.killpg(prism.process.pid, signal.SIGHUP)
     assert prism.wait_for_log("SIGHUP").endswith("nothing is reloaded yet; the registry is read at the start only")
     assert chat(prism, "a", max_tokens=1).status == 200
-    assert [worker["pid"] for worker in prism.status()["workers"]] == pids
+    assert [worker.pid for worker in prism.status().workers] == pids

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 
+from gateway.report import Status
 from tests.rig.asking import CHAT, ENDLESS, HELLO, Answer, ask, chat
 from tests.rig.serving import PATIENCE, Prism, ServePrism, simulated
 
@@ -262,11 +263,11 @@ def retry(asking: Callable[[], Answer]) -> None:
 
 
 def replace_a_worker(prism: Prism) -> None:
-    pid = prism.worker(0)["pid"]
+    pid = prism.pid(0)
     os.kill(pid, signal.SIGKILL)
 
-    def is_new(status: dict[str, Any]) -> bool:
-        worker = status["workers"][0]
-        return worker["pid"] not in (None, pid) and worker["state"] != "starting"
+    def is_new(status: Status) -> bool:
+        worker = status.workers[0]
+        return worker.pid not in (None, pid) and worker.state != "starting"
 
     prism.wait_until(is_new, "the worker is replaced")

@@ -36,7 +36,7 @@ async def ask_with_slo(client: aiohttp.ClientSession, milliseconds: float) -> ai
 
 
 def wait_for_queue(prism: Prism, length: int) -> None:
-    prism.wait_until(lambda status: status["waiting"] == length, f"{length} requests wait")
+    prism.wait_until(lambda status: status.waiting == length, f"{length} requests wait")
 
 
 async def test_what_is_due_first_is_answered_first(serve_prism: ServePrism) -> None:
@@ -86,8 +86,8 @@ async def test_a_late_request_is_refused_where_the_registry_says_so(serve_prism:
         assert int(response.headers["Retry-After"]) >= 1
         error = (await response.json())["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "deadline_unreachable")
-        assert prism.model("m")["running"] == 1
-        assert prism.model("m")["waiting"] == 0
+        assert prism.model("m").running == 1
+        assert prism.model("m").waiting == 0
 
 
 async def test_what_can_be_met_is_served_where_late_requests_are_refused(serve_prism: ServePrism) -> None:
@@ -164,4 +164,4 @@ def test_a_worker_that_never_ends_its_activation_is_replaced_and_its_request_ref
     answer = chat(prism, "a", max_tokens=3)
     assert answer.status == 503
     assert "activating for more than 0.3 s" in answer.error["message"]
-    assert prism.worker(0)["restarts"] >= 1
+    assert prism.worker(0).restarts >= 1

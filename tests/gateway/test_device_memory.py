@@ -10,6 +10,7 @@ from config.errors import PoolError
 from config.registry import Pool
 from gateway.cli import tables
 from gateway.device_memory import capacities
+from gateway.report import DeviceStatus, Status
 from tests.rig.asking import ask, chat
 from tests.rig.serving import ServePrism
 
@@ -25,8 +26,8 @@ def two_models(pool: dict[str, Any], **engine_args: Any) -> dict[str, object]:
     return {"pool": {**device, **pool}, "models": models}
 
 
-def kv_limits(status: dict[str, Any]) -> list[float]:
-    return [worker["kv_limit"] / GIB for worker in status["workers"]]
+def kv_limits(status: Status) -> list[float]:
+    return [worker.kv_limit / GIB for worker in status.workers]
 
 
 def test_a_model_that_only_fits_after_a_shrink_is_served_beside_the_other(serve_prism: ServePrism) -> None:
@@ -35,9 +36,9 @@ def test_a_model_that_only_fits_after_a_shrink_is_served_beside_the_other(serve_
     prism.wait_until(lambda status: sorted(kv_limits(status)) == [0, 11], "a has all that is left")
     assert chat(prism, "b", max_tokens=2).status == 200
     status = prism.wait_until(lambda status: kv_limits(status) == [2, 2], "both have half of what is left")
-    assert [worker["state"] for worker in status["workers"]] == ["active", "active"]
-    assert status["devices"] == [
-        {"device": "cpu", "capacity": 20 * GIB, "held": 4 * GIB, "weights": 12 * GIB, "kv_limit": 4 * GIB, "free": 0}
+    assert [worker.state for worker in status.workers] == ["active", "active"]
+    assert status.devices == [
+        DeviceStatus("cpu", capacity=20 * GIB, held=4 * GIB, weights=12 * GIB, kv_limit=4 * GIB, free=0)
     ]
     page = tables.render_status(status)
     assert "cpu: 20.0 GiB; held by workers 4.0 GiB, weights 12.0 GiB, KV cache up to 4.0 GiB, free 0 B" in page
@@ -54,7 +55,7 @@ def test_an_activation_that_waits_too_long_for_memory_fails_and_nobody_else_noti
     assert not failed.ok
     assert "did not give back their KV cache in time" in failed.text
     status = prism.wait_until(lambda status: sorted(kv_limits(status)) == [0, 11], "a has its limit back")
-    assert sorted(worker["state"] for worker in status["workers"]) == ["active", "blank"]
+    assert sorted(worker.state for worker in status.workers) == ["active", "blank"]
     assert chat(prism, "a", max_tokens=2).status == 200
 
 

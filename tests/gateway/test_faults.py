@@ -29,6 +29,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from gateway.report import Status, WorkerStatus
 from tests.rig.asking import CHAT, COMPLETIONS, ENDLESS, HELLO, Answer, ask, chat, connect
 from tests.rig.serving import PATIENCE, Prism, ServePrism, simulated
 
@@ -99,27 +100,26 @@ def ends_with_error(client: Client, code: str) -> dict[str, Any]:
 
 def kill_worker(prism: Prism, number: int, how: signal.Signals = signal.SIGKILL) -> int:
     """Returns the process id that it had."""
-    pid: int = prism.worker(number)["pid"]
+    pid = prism.pid(number)
     os.kill(pid, how)
     return pid
 
 
-def wait_for_replacement(prism: Prism, number: int, pid: int) -> dict[str, Any]:
+def wait_for_replacement(prism: Prism, number: int, pid: int) -> WorkerStatus:
     """Wait until a worker's process is another one, and up."""
 
-    def is_up(status: dict[str, Any]) -> bool:
-        worker = status["workers"][number]
-        return worker["pid"] not in (None, pid) and worker["state"] != "starting"
+    def is_up(status: Status) -> bool:
+        worker = status.workers[number]
+        return worker.pid not in (None, pid) and worker.state != "starting"
 
-    worker: dict[str, Any] = prism.wait_until(is_up, f"worker {number} is replaced")["workers"][number]
-    return worker
+    return prism.wait_until(is_up, f"worker {number} is replaced").workers[number]
 
 
 def wait_for_running(prism: Prism, model: str) -> int:
     """Wait until one of the model's requests is on a worker; returns the worker's number."""
 
-    def running(status: dict[str, Any]) -> list[int]:
-        return [w["worker"] for w in status["workers"] if w["model"] == model and w["running"]]
+    def running(status: Status) -> list[int]:
+        return [w.worker for w in status.workers if w.model == model and w.running]
 
     return running(prism.wait_until(lambda status: bool(running(status)), f"a request of {model} runs"))[0]
 
@@ -127,8 +127,8 @@ def wait_for_running(prism: Prism, model: str) -> int:
 def wait_for_state(prism: Prism, model: str, state: str) -> int:
     """Wait until a worker is in `state` with `model`; returns the worker's number."""
 
-    def found(status: dict[str, Any]) -> list[int]:
-        return [w["worker"] for w in status["workers"] if w["model"] == model and w["state"] == state]
+    def found(status: Status) -> list[int]:
+        return [w.worker for w in status.workers if w.model == model and w.state == state]
 
     return found(prism.wait_until(lambda status: bool(found(status)), f"{model} is {state}"))[0]
 
@@ -140,9 +140,9 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 
 def nothing_in_flight(prism: Prism) -> None:
-    def holds(status: dict[str, Any]) -> bool:
-        running = sum(worker["running"] for worker in status["workers"])
-        return bool(status["in_flight"] == status["waiting"] == running == 0)
+    def holds(status: Status) -> bool:
+        running = sum(worker.running for worker in status.workers)
+        return status.in_flight == status.waiting == running == 0
 
     prism.wait_until(holds, "nothing is in flight")
 
@@ -167,12 +167,12 @@ def test_what_is_no_request_never_reaches_a_worker(serve_prism: ServePrism) -> N
         assert (answer.status, answer.error["code"]) == (expected, code)
     usage = chat(prism, "a", max_tokens=1).json["usage"]
 
-    def prompt_tokens(status: dict[str, Any]) -> int:
-        return sum(worker["prompt_tokens"] for worker in status["workers"])
+    def prompt_tokens(status: Status) -> int:
+        return sum(worker.prompt_tokens for worker in status.workers)
 
     status = prism.wait_until(lambda status: prompt_tokens(status) > 0, "the workers have counted")
     assert prompt_tokens(status) == usage["prompt_tokens"]
-    assert [worker["restarts"] for worker in status["workers"]] == [0, 0]
+    assert [worker.restarts for worker in status.workers] == [0, 0]
 
 
 # --- client disconnects: the abort reaches the engine, the slot is free ---------------------------------------------
@@ -195,9 +195,9 @@ def test_a_client_that_goes_away_while_it_waits_is_never_served(serve_prism: Ser
     prism = serve_prism(simulated("a", pool=pool(workers=1, running=1)))
     running = stream(prism, "a")
     waiting = Client(prism, "a", max_tokens=1)
-    prism.wait_until(lambda status: status["waiting"] == 1, "one waits")
+    prism.wait_until(lambda status: status.waiting == 1, "one waits")
     waiting.disconnect()
-    prism.wait_until(lambda status: status["waiting"] == 0 and status["in_flight"] == 1, "it waits no more")
+    prism.wait_until(lambda status: status.waiting == 0 and status.in_flight == 1, "it waits no more")
     running.disconnect()
     nothing_in_flight(prism)
     assert chat(prism, "a", max_tokens=3).status == 200
@@ -210,7 +210,7 @@ def test_a_client_that_goes_away_during_an_activation(serve_prism: ServePrism) -
     client.disconnect()
     nothing_in_flight(prism)
     wait_for_state(prism, "a", "active")
-    assert prism.worker(0)["output_tokens"] == 0
+    assert prism.worker(0).output_tokens == 0
     assert chat(prism, "a", max_tokens=3).status == 200
 
 
@@ -231,7 +231,7 @@ def test_a_worker_that_dies_before_the_first_byte(
     assert answer.result().status == 200
     if streamed:
         assert answer.result().events[-1]["choices"][0]["finish_reason"] == "length"
-    assert prism.worker(victim)["restarts"] == 1
+    assert prism.worker(victim).restarts == 1
 
 
 def test_a_worker_that_dies_during_an_activation(serve_prism: ServePrism, in_background: InBackground) -> None:
@@ -259,7 +259,7 @@ def test_a_worker_that_dies_while_parked_takes_only_its_skeleton(serve_prism: Se
     assert prism.command("evict", model="a").ok
     wait_for_state(prism, "a", "parked")
     pid = kill_worker(prism, 0)
-    assert wait_for_replacement(prism, 0, pid)["model"] is None
+    assert wait_for_replacement(prism, 0, pid).model is None
     assert chat(prism, "a", max_tokens=3).status == 200
 
 
@@ -367,8 +367,8 @@ def test_garbage_on_a_workers_socket_costs_that_worker_only(serve_prism: ServePr
         connection.sendall(b"\x00\x00\x00\x05GET /")
         template.resume()
         assert connection.recv(1) == b""
-    prism.wait_until(lambda status: status["workers"][victim]["state"] == "blank", "a real one is up")
-    assert prism.worker(victim)["restarts"] == 2
+    prism.wait_until(lambda status: status.workers[victim].state == "blank", "a real one is up")
+    assert prism.worker(victim).restarts == 2
     assert chat(prism, "a", max_tokens=3).status == 200
     assert spared.next().startswith(b"data: {")
     spared.disconnect()
@@ -381,8 +381,8 @@ def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly(serve_p
     victim = 1 - wait_for_running(prism, "a")
     pid = 0
     for expected in ("starting another", "in 0.5 s", "in 1 s", "in 2 s"):
-        pid = wait_for_replacement(prism, victim, pid)["pid"]
-        os.kill(pid, signal.SIGKILL)
+        wait_for_replacement(prism, victim, pid)
+        pid = kill_worker(prism, victim)
         assert prism.wait_for_log(f"worker-{victim} is gone: killed by SIGKILL").endswith(expected)
     assert spared.next().startswith(b"data: {")
     spared.disconnect()
@@ -469,7 +469,7 @@ def test_a_model_with_broken_files(broken_prism: Prism, name: str) -> None:
     assert answer.status == 503
     assert answer.error["code"] == "model_unavailable"
     assert int(answer.headers["Retry-After"]) >= 1
-    reason = broken_prism.model(name)["failure"]
+    reason = broken_prism.model(name).failure
     assert reason
     assert re.sub(r"/\S+/", "", reason) in answer.error["message"]  # clients are told no paths
     broken_prism.wait_for_log(f"loading {name} failed: {reason}")
@@ -482,11 +482,11 @@ def test_a_model_with_broken_files(broken_prism: Prism, name: str) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_the_worker_lives(broken_prism: Prism) -> None:
-    before = [worker["pid"] for worker in broken_prism.status()["workers"]]
+    before = [worker.pid for worker in broken_prism.status().workers]
     answer = chat(broken_prism, "good", messages=[{"role": "user", "content": "word " * 50_000}])
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
     assert chat(broken_prism, "good", max_tokens=3).status == 200
-    assert [worker["pid"] for worker in broken_prism.status()["workers"]] == before
+    assert [worker.pid for worker in broken_prism.status().workers] == before
 
 
 @pytest.fixture(scope="module")
@@ -531,7 +531,7 @@ def test_another_worker_is_tried_before_a_model_is_refused(
     prism = serve_prism(simulated("a", "b", pool=pool(activation=HELD), scheduler={"backoff": HELD}))
     answer = in_background(chat, prism, "a")
     first = wait_for_state(prism, "a", "activating")
-    prism.wait_until(lambda status: status["workers"][1 - first]["state"] == "blank", "the other worker is up")
+    prism.wait_until(lambda status: status.workers[1 - first].state == "blank", "the other worker is up")
     kill_worker(prism, first)
     prism.wait_for_log(f"worker-{first} is gone")
     second = wait_for_state(prism, "a", "activating")
@@ -550,7 +550,7 @@ def test_a_full_queue(serve_prism: ServePrism) -> None:
     prism = serve_prism(simulated("a", "b", pool=pool(running=1), gateway={"limits": limits}))
     running = stream(prism, "a")
     waiting = [Client(prism, "a", max_tokens=1) for _ in range(2)]
-    prism.wait_until(lambda status: status["waiting"] == 2, "two wait")
+    prism.wait_until(lambda status: status.waiting == 2, "two wait")
     answer = chat(prism, "a")
     assert (answer.status, answer.error["code"]) == (429, "queue_full")
     assert int(answer.headers["Retry-After"]) >= 1
@@ -570,7 +570,7 @@ def test_a_client_that_does_not_read_is_dropped(serve_prism: ServePrism) -> None
     before = gateway.memory_info().rss
     with deaf_client(prism, "a") as deaf:
         prism.wait_for_log("its client reads too slowly")
-        prism.wait_until(lambda status: status["in_flight"] == 1, "only the other stream is left")
+        prism.wait_until(lambda status: status.in_flight == 1, "only the other stream is left")
         assert gateway.memory_info().rss - before < 16 * 2**20
         assert not read_all(deaf).endswith(b"0\r\n\r\n"), "the stream looks as if it were complete"
     assert spared.next().startswith(b"data: {")
@@ -608,7 +608,7 @@ def test_requests_in_flight_finish_and_new_ones_are_refused(serve_prism: ServePr
     client = stream(prism, "a", 300)
     processes = prism.descendants()
     prism.process.send_signal(signal.SIGTERM)
-    until(lambda: prism.status()["draining"] != "", "it stops")
+    until(lambda: prism.status().draining != "", "it stops")
     refused = chat(prism, "a", max_tokens=3)
     assert (refused.status, refused.error["code"]) == (503, "draining")
     assert int(refused.headers["Retry-After"]) >= 1
@@ -620,7 +620,7 @@ def test_requests_in_flight_finish_and_new_ones_are_refused(serve_prism: ServePr
 def test_requests_that_do_not_finish_in_time_end_with_an_error(serve_prism: ServePrism) -> None:
     prism = serve_prism(simulated("a", "b", pool=pool(workers=1), gateway={"grace": 0.2}))
     running, waiting = stream(prism, "a"), Client(prism, "b")
-    prism.wait_until(lambda status: status["waiting"] == 1, "one waits")
+    prism.wait_until(lambda status: status.waiting == 1, "one waits")
     prism.process.send_signal(signal.SIGTERM)
     ends_with_error(running, "stopping")
     assert waiting.whole().error["code"] == "stopping"
@@ -670,7 +670,7 @@ def test_nothing_outlives_a_killed_gateway(serve_prism: ServePrism, demo_folder:
     registry = transformers({"name": name, "path": str(demo_folder / "qwen3-tiny")})
     prism = serve_prism(registry)
     assert chat(prism, name, max_tokens=3).status == 200
-    assert holders_of_segment(name) == {prism.process.pid, prism.worker(0)["pid"]}
+    assert holders_of_segment(name) == {prism.process.pid, prism.pid(0)}
     processes = prism.descendants()
     kill_worker(prism, 0, signal.SIGSTOP)
     prism.kill()
@@ -760,8 +760,8 @@ def template_of(prism: Prism) -> psutil.Process:
 
 def loader_of(prism: Prism) -> psutil.Process:
     """Wait until a load is under way; returns its process."""
-    prism.wait_until(lambda status: bool(status["loading"]), "a load begins")
-    workers = {worker["pid"] for worker in prism.status()["workers"]} | {template_of(prism).pid}
+    prism.wait_until(lambda status: bool(status.loading), "a load begins")
+    workers = {worker.pid for worker in prism.status().workers} | {template_of(prism).pid}
 
     def others() -> list[psutil.Process]:
         return [child for child in children_of(prism) if child.pid not in workers]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.report import Status
 from tests.rig.asking import chat
 from tests.rig.serving import Prism, ServePrism, simulated
 
@@ -23,8 +24,8 @@ def registry(**engine_args: float) -> dict[str, Any]:
     return made
 
 
-def all_run(status: dict[str, Any]) -> bool:
-    return all(worker["running"] == 1 for worker in status["workers"])
+def all_run(status: Status) -> bool:
+    return all(worker.running == 1 for worker in status.workers)
 
 
 def test_one_worker_answers_and_the_other_is_taken(serve_prism: ServePrism) -> None:
@@ -33,7 +34,7 @@ def test_one_worker_answers_and_the_other_is_taken(serve_prism: ServePrism) -> N
 
     assert chat(prism, "big").status == 200
 
-    assert [(worker["state"], worker["model"]) for worker in prism.status()["workers"]] == [("active", "big")] * 2
+    assert [(worker.state, worker.model) for worker in prism.status().workers] == [("active", "big")] * 2
     assert prism.command("evict", model="big").ok
     prism.wait_for_workers("parked")
 
@@ -44,9 +45,9 @@ def test_a_request_outlives_each_of_its_workers(serve_prism: ServePrism, victim:
     prism.wait_for_workers()
     with ThreadPoolExecutor() as threads:
         answer = threads.submit(chat, prism, "big")
-        before = {worker["pid"] for worker in prism.wait_until(all_run, "the request runs")["workers"]}
+        before = {worker.pid for worker in prism.wait_until(all_run, "the request runs").workers}
 
-        os.kill(prism.worker(victim)["pid"], signal.SIGKILL)
+        os.kill(prism.pid(victim), signal.SIGKILL)
 
         assert answer.result().status == 200
-    assert not before & {worker["pid"] for worker in prism.status()["workers"]}, "both were replaced"
+    assert not before & {worker.pid for worker in prism.status().workers}, "both were replaced"

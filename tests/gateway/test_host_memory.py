@@ -12,7 +12,7 @@ ROOM_FOR_TWO = "45MiB"
 
 
 def in_host_memory(prism: Prism) -> set[str]:
-    return {model["name"] for model in prism.status()["models"] if model["host_bytes"]}
+    return {model.name for model in prism.status().models if model.host_bytes}
 
 
 def test_the_least_wanted_model_goes_back_to_disk_and_comes_again(serve_prism: ServePrism, demo_folder: Path) -> None:
@@ -24,8 +24,8 @@ def test_the_least_wanted_model_goes_back_to_disk_and_comes_again(serve_prism: S
     assert chat(prism, "llama-tiny", max_tokens=3).status == 200
     assert in_host_memory(prism) == {"llama-tiny", "gemma3-tiny"}
     status = prism.status()
-    assert status["host_memory"]["used"] <= status["host_memory"]["capacity"]
-    told = [entry["text"] for entry in status["decisions"]]
+    assert status.host_memory.used <= status.host_memory.capacity
+    told = [entry.text for entry in status.decisions]
     assert "dropping llama-tiny from host memory: host memory is needed for gemma3-tiny" in told
 
 

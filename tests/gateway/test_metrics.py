@@ -97,9 +97,9 @@ async def test_gauges_show_what_runs_and_what_waits(prism: Prism) -> None:
     async with session(prism) as client:
         async with streaming(client, "a", ENDLESS):
             waiting = asyncio.create_task(client.post(CHAT, json={"model": "a", "messages": HELLO, "max_tokens": 1}))
-            await asyncio.to_thread(prism.wait_until, lambda status: status["waiting"] == 1, "a request waits")
+            await asyncio.to_thread(prism.wait_until, lambda status: status.waiting == 1, "a request waits")
             scrape = await asyncio.to_thread(Scrape, prism)
-            (worker,) = prism.model("a")["workers"]
+            (worker,) = prism.model("a").workers
             assert scrape.value("prism_requests_running", worker=str(worker)) == 1
             assert scrape.value("prism_requests_running", worker=str(1 - worker)) == 0
             assert scrape.value("prism_requests_waiting", model="a") == 1
@@ -108,7 +108,7 @@ async def test_gauges_show_what_runs_and_what_waits(prism: Prism) -> None:
             refused = await asyncio.to_thread(chat, prism, "a")
             assert refused.status == 429
         (await waiting).close()
-    await asyncio.to_thread(prism.wait_until, lambda status: status["in_flight"] == 0, "nothing is in flight")
+    await asyncio.to_thread(prism.wait_until, lambda status: status.in_flight == 0, "nothing is in flight")
     after = await asyncio.to_thread(Scrape, prism)
     assert after.value("prism_requests_total", model="a", outcome="queue_full") == 1
     assert after.value("prism_requests_total", model="a", outcome="aborted") == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.report import Status
 from tests.gateway.test_faults import ends_with_error, stream, wait_for_running
 from tests.rig.asking import Answer, chat
 from tests.rig.fake_mps import gpu_pool
@@ -38,15 +39,15 @@ def serve(serve_prism: ServePrism, *models: str, ttft: float = 0.3, **pool: Any)
     return prism
 
 
-def pids(prism: Prism) -> list[int]:
-    return [worker["pid"] for worker in prism.status()["workers"]]
+def pids(prism: Prism) -> list[int | None]:
+    return [worker.pid for worker in prism.status().workers]
 
 
 def wait_until_whole(prism: Prism) -> None:
     """All workers are of the pool, and share their GPUs by MPS."""
 
-    def whole(status: dict[str, Any]) -> bool:
-        return all(worker["mps"] and worker["state"] not in ("starting", "isolated") for worker in status["workers"])
+    def whole(status: Status) -> bool:
+        return all(worker.mps and worker.state not in ("starting", "isolated") for worker in status.workers)
 
     prism.wait_until(whole, "all workers are back")
 
@@ -94,8 +95,8 @@ def test_what_may_have_caused_it_runs_on_a_worker_that_is_no_client(
     suspect = in_background(chat, prism, "b")
     guilty = in_background(chat, prism, "a", messages=POISON)
 
-    def apart(status: dict[str, Any]) -> bool:
-        return any(it["state"] == "isolated" and it["pid"] and not it["mps"] for it in status["workers"])
+    def apart(status: Status) -> bool:
+        return any(it.state == "isolated" and it.pid and not it.mps for it in status.workers)
 
     prism.wait_until(apart, "an isolated worker's process is there, and no client")
     assert suspect.result().status == 200
@@ -120,7 +121,7 @@ def test_the_death_of_one_client_is_its_own(serve_prism: ServePrism) -> None:
     prism.command("activate", model="a", worker=0)
     prism.command("activate", model="b", worker=1)
     beside = stream(prism, "b")
-    os.kill(prism.worker(0)["pid"], 9)
-    prism.wait_until(lambda status: status["workers"][0]["restarts"] == 1, "it is replaced")
+    os.kill(prism.pid(0), 9)
+    prism.wait_until(lambda status: status.workers[0].restarts == 1, "it is replaced")
     beside.next()
     beside.disconnect()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from gateway.report import Status
 from tests.rig.asking import chat
 from tests.rig.serving import Prism, ServePrism, simulated
 
@@ -14,12 +13,12 @@ def served(*names: str) -> dict[str, object]:
     return simulated(*names, pool=SPRY, scheduler={"policy": "prism"})
 
 
-def active(status: dict[str, Any]) -> set[str]:
-    return {worker["model"] for worker in status["workers"] if worker["state"] == "active"}
+def active(status: Status) -> set[str | None]:
+    return {worker.model for worker in status.workers if worker.state == "active"}
 
 
 def reasons(prism: Prism) -> list[str]:
-    return [entry["text"] for entry in prism.status()["decisions"]]
+    return [entry.text for entry in prism.status().decisions]
 
 
 def test_idle_workers_have_models_before_anybody_asks(serve_prism: ServePrism) -> None:

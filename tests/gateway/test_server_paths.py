@@ -47,5 +47,5 @@ def test_a_broken_model_is_refused_by_its_name_and_the_operator_hears_the_path(
     assert answer.status == 503
     assert "broken" in answer.error["message"]
     assert "secret" not in json.dumps(answer.error)
-    assert str(broken) in prism.model("broken")["failure"]
+    assert str(broken) in prism.model("broken").failure
     prism.wait_for_log(str(broken))

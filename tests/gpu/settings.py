@@ -93,5 +93,5 @@ def answer(prism: Prism, model: str, prompt: list[int]) -> Any:
 
 def evict(prism: Prism, model: str) -> None:
     """It need not be active: an operator may come too late."""
-    if prism.model(model)["state"] == "active":
+    if prism.model(model).state == "active":
         prism.command("evict", model=model)

@@ -18,8 +18,8 @@ SWAPS = 50
 
 
 def activated_from(prism: Prism, model: str) -> str:
-    (worker,) = (it for it in prism.status()["workers"] if it["model"] == model)
-    return "parked" if "resume" in worker["activation_phases_s"] else "blank"
+    (worker,) = (it for it in prism.status().workers if it.model == model)
+    return "parked" if "resume" in (worker.activation_phases_s or {}) else "blank"
 
 
 @pytest.mark.parametrize("model", COMPARED)
@@ -50,8 +50,8 @@ def test_neighbours_that_are_busy_change_nothing(prism: Prism, expected: Answers
 
 
 def test_long_prompts_that_are_prefilled_in_pieces_are_answered(prism: Prism) -> None:
-    restarts = [worker["restarts"] for worker in prism.status()["workers"]]
+    restarts = [worker.restarts for worker in prism.status().workers]
     with ThreadPoolExecutor(len(LONG_PROMPTS)) as clients:
         answers = list(clients.map(lambda prompt: answer(prism, "llama-3b", prompt), LONG_PROMPTS))
     assert [len(tokens) for tokens in answers] == [TOKENS] * len(LONG_PROMPTS)
-    assert [worker["restarts"] for worker in prism.status()["workers"]] == restarts
+    assert [worker.restarts for worker in prism.status().workers] == restarts

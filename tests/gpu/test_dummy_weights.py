@@ -41,7 +41,7 @@ def dummies(run_mark: str, memory: DeviceMemory, tmp_path_factory: pytest.TempPa
 
 
 def test_every_model_answers_each_prompt_otherwise_and_the_same_after_a_swap(dummies: Prism) -> None:
-    names = [model["name"] for model in dummies.status()["models"]]
+    names = [model.name for model in dummies.status().models]
     first = {name: [answer(dummies, name, prompt) for prompt in PROMPTS] for name in names}
     for name, answers in first.items():
         assert len({tuple(tokens) for tokens in answers}) == len(PROMPTS), name
@@ -49,4 +49,4 @@ def test_every_model_answers_each_prompt_otherwise_and_the_same_after_a_swap(dum
     for name in reversed(names):
         evict(dummies, name)
         assert [answer(dummies, name, prompt) for prompt in PROMPTS] == first[name], name
-    assert [worker["restarts"] for worker in dummies.status()["workers"]] == [0] * 4
+    assert [worker.restarts for worker in dummies.status().workers] == [0] * 4

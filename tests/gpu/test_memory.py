@@ -21,11 +21,11 @@ def wait_for_answers(prism: Prism, load: Load, more_than: int) -> None:
 
 def test_an_operator_who_evicts_at_random_breaks_nothing(prism: Prism) -> None:
     chosen = random.Random(2)
-    restarts = [worker["restarts"] for worker in prism.status()["workers"]]
+    restarts = [worker.restarts for worker in prism.status().workers]
     with loaded(prism, MODELS, clients=12) as load:
         for swap in range(SWAPS):
             wait_for_answers(prism, load, more_than=swap)
             evict(prism, chosen.choice(MODELS))
     assert load.failed == []
     assert all(load.answered[name] for name in MODELS)
-    assert [worker["restarts"] for worker in prism.status()["workers"]] == restarts
+    assert [worker.restarts for worker in prism.status().workers] == restarts

@@ -21,6 +21,7 @@ from bench.subjects.device_memory import DeviceMemory
 from config.gpus import bytes_by_process
 from enginepool.mps.control import PIPES, servers
 from enginepool.mps.control import ask as ask_daemon
+from gateway.report import Status
 from tests.gpu.settings import MODELS, PATIENCE, PROMPTS, SLACK, answer, registry
 from tests.rig import asking, serving
 from tests.rig.asking import Answer, ask, session, streaming
@@ -65,8 +66,8 @@ def at_once() -> Iterator[ThreadPoolExecutor]:
 
 
 def rank_of(prism: Prism, model: str, state: str = "active") -> psutil.Process:
-    worker = next(it for it in prism.status()["workers"] if it["model"] == model and it["state"] == state)
-    (rank,) = psutil.Process(worker["pid"]).children()
+    worker = next(it for it in prism.status().workers if it.model == model and it.state == state)
+    (rank,) = psutil.Process(prism.pid(worker.worker)).children()
     return rank
 
 
@@ -80,20 +81,20 @@ def whole(prism: Prism, model: str, tokens: int = LONG) -> Answer:
 def all_active(prism: Prism) -> None:
     for model in MODELS:
         answer(prism, model, PROMPTS[0])
-    prism.wait_until(lambda s: not any(it["rehearsing"] for it in s["workers"]), "all kernels are compiled")
+    prism.wait_until(lambda s: not any(it.rehearsing for it in s.workers), "all kernels are compiled")
 
 
 def wait_until_running(prism: Prism, *models: str) -> None:
-    def running(status: dict[str, Any]) -> bool:
-        at_work = {it["model"] for it in status["workers"] if it["running"]}
+    def running(status: Status) -> bool:
+        at_work = {it.model for it in status.workers if it.running}
         return at_work >= set(models)
 
     prism.wait_until(running, f"requests of {models} run")
 
 
 def wait_until_back(prism: Prism) -> None:
-    def back(status: dict[str, Any]) -> bool:
-        return all(it["mps"] and it["state"] not in ("starting", "isolated") for it in status["workers"])
+    def back(status: Status) -> bool:
+        return all(it.mps and it.state not in ("starting", "isolated") for it in status.workers)
 
     prism.wait_until(back, "all workers share the GPU again")
 
@@ -108,7 +109,7 @@ async def test_every_rank_is_a_client_of_the_gateways_own_daemon(prism: Prism) -
     assert Path(pipes).is_relative_to(prism.admin_socket.parent)
     (server,) = await servers(pipes)
     clients = {int(pid) for pid in (await ask_daemon(pipes, f"get_client_list {server}")).split()}
-    fronts = [psutil.Process(worker["pid"]) for worker in prism.status()["workers"]]
+    fronts = [psutil.Process(prism.pid(worker.worker)) for worker in prism.status().workers]
     assert clients == {rank.pid for front in fronts for rank in front.children()}
 
 
@@ -117,9 +118,9 @@ def test_what_a_worker_holds_is_its_own_account(prism: Prism, memory: DeviceMemo
     known = bytes_by_process(memory._handle)
     for model, least in zip(MODELS, (1.0, 2.0, 5.0), strict=True):
         rank = rank_of(prism, model)
-        worker = next(it for it in prism.status()["workers"] if it["model"] == model)
-        print(f"{model}: NVML {known.get(rank.pid, 0) / 2**30:.2f} GiB, held {worker['held_bytes'] / 2**30:.2f}")
-        assert worker["held_bytes"] < 8 * 2**30
+        worker = next(it for it in prism.status().workers if it.model == model)
+        print(f"{model}: NVML {known.get(rank.pid, 0) / 2**30:.2f} GiB, held {worker.held_bytes / 2**30:.2f}")
+        assert worker.held_bytes < 8 * 2**30
         assert known.get(rank.pid, least * 2**30) >= least * 2**30
 
 
@@ -139,10 +140,10 @@ async def test_a_worker_that_hangs_leaves_the_gpu_by_the_daemons_own_way(prism: 
     """Then it is killed, and nobody else notices."""
     all_active(prism)
     async with session(prism) as client, streaming(client, HIT, LONG) as hit, streaming(client, OTHER, LONG) as other:
-        worker = next(it for it in prism.status()["workers"] if it["model"] == HIT)
+        worker = next(it for it in prism.status().workers if it.model == HIT)
         rank = rank_of(prism, HIT)
-        psutil.Process(worker["pid"]).suspend()
-        prism.wait_until(lambda s: s["workers"][worker["worker"]]["restarts"] > worker["restarts"], "it is replaced")
+        psutil.Process(prism.pid(worker.worker)).suspend()
+        prism.wait_until(lambda s: s.workers[worker.worker].restarts > worker.restarts, "it is replaced")
         assert not rank.is_running()
         assert b'"error"' in await hit.read()
         assert b'"error"' not in await other.read()
@@ -188,9 +189,7 @@ def test_a_request_that_kills_the_worker_apart_as_well_is_refused(prism: Prism, 
     guilty = at_once.submit(whole, prism, HIT)
     wait_until_running(prism, HIT)
     rank_of(prism, HIT).send_signal(signal.SIGUSR1)
-    prism.wait_until(
-        lambda s: any(it["state"] == "isolated" and it["running"] for it in s["workers"]), "the suspect runs apart"
-    )
+    prism.wait_until(lambda s: any(it.state == "isolated" and it.running for it in s.workers), "the suspect runs apart")
     beside = at_once.submit(whole, prism, BESIDE)
     wait_until_running(prism, BESIDE)
     rank_of(prism, HIT, "isolated").send_signal(signal.SIGUSR1)

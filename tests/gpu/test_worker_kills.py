@@ -52,14 +52,14 @@ async def test_a_kill_costs_only_the_streams_of_its_worker(
     answer(prism, HIT, PROMPTS[0])
     answer(prism, OTHER, PROMPTS[0])
     async with session(prism) as client, streaming(client, HIT, LONG) as hit, streaming(client, OTHER, LONG) as other:
-        number = next(it["worker"] for it in prism.status()["workers"] if it["model"] == HIT)
-        front, used = psutil.Process(prism.worker(number)["pid"]), memory.used
+        number = next(it.worker for it in prism.status().workers if it.model == HIT)
+        front, used = psutil.Process(prism.pid(number)), memory.used
         rank = rank_of(front)
         kill(prism, front)
         assert b'"error"' in await hit.read()
         await other.readuntil(b"\n\n")
         prism.wait_until(lambda _: not front.is_running() and not rank.is_running(), "both are gone")
-        prism.wait_until(lambda s: s["workers"][number]["state"] == "blank", "it is replaced")
+        prism.wait_until(lambda s: s.workers[number].state == "blank", "it is replaced")
         prism.wait_until(lambda _: memory.used <= used + SLACK, "the GPU's memory is back")
         assert len(answer(prism, HIT, PROMPTS[0])) > 0
         await other.readuntil(b"\n\n")

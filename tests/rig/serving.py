@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import psutil
 import yaml
 
 from enginepool.messages import Command, CommandResult
-from gateway.cli.client import run_command
+from gateway.cli.client import read_status, run_command
+from gateway.report import ModelStatus, Status, WorkerStatus
 
 PATIENCE = 60.0
 """Seconds after which a test gives up; no measure of speed."""
@@ -99,17 +101,22 @@ class Prism:
     def command(self, name: str, **fields: Any) -> CommandResult:
         return run_command(self.admin_socket, Command(name, **fields))
 
-    def status(self) -> dict[str, Any]:
-        return self.command("status").data
+    def status(self) -> Status:
+        return read_status(self.admin_socket)
 
-    def model(self, name: str) -> dict[str, Any]:
-        return next(model for model in self.status()["models"] if model["name"] == name)
+    def model(self, name: str) -> ModelStatus:
+        return next(model for model in self.status().models if model.name == name)
 
-    def worker(self, number: int) -> dict[str, Any]:
-        worker: dict[str, Any] = self.status()["workers"][number]
-        return worker
+    def worker(self, number: int) -> WorkerStatus:
+        return self.status().workers[number]
 
-    def wait_until(self, holds: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+    def pid(self, number: int) -> int:
+        """The process of a worker that has one."""
+        pid = self.worker(number).pid
+        assert pid is not None, f"worker {number} has no process"
+        return pid
+
+    def wait_until(self, holds: Callable[[Status], bool], what: str) -> Status:
         """Ask for the status until `holds(status)`; fails the test, saying `what` was waited for, if it never does."""
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -117,11 +124,11 @@ class Prism:
             if holds(status):
                 return status
             if time.monotonic() > deadline:
-                raise AssertionError(f"never: {what}; the status is {json.dumps(status, indent=1)}")
+                raise AssertionError(f"never: {what}; the status is {_readable(status)}")
             time.sleep(0.01)
 
     def wait_for_workers(self, state: str = "blank") -> None:
-        self.wait_until(lambda s: all(w["state"] == state for w in s["workers"]), f"all workers are {state}")
+        self.wait_until(lambda s: all(w.state == state for w in s.workers), f"all workers are {state}")
 
     # ending it
 
@@ -146,6 +153,10 @@ class Prism:
         self.process.stdout.close()
         broken = [line for line in self.log if "InvariantBroken" in line]
         assert not broken, f"the scheduler's books do not agree: {broken}"
+
+
+def _readable(status: Status) -> str:
+    return msgspec.json.format(msgspec.json.encode(status), indent=1).decode()
 
 
 def simulated(*names: str, **sections: Any) -> dict[str, object]:

@@ -139,8 +139,8 @@ def test_a_gateways_run_replays_to_the_same_decisions(
     assert prism.command("activate", model="b").ok
     assert prism.command("evict", model="b").ok
     assert chat(prism, "a", max_tokens=3, stream=True).status == 200
-    os.kill(prism.worker(prism.model("a")["workers"][0])["pid"], signal.SIGKILL)
-    prism.wait_until(lambda status: sum(worker["restarts"] for worker in status["workers"]) == 1, "it is replaced")
+    os.kill(prism.pid(prism.model("a").workers[0]), signal.SIGKILL)
+    prism.wait_until(lambda status: sum(worker.restarts for worker in status.workers) == 1, "it is replaced")
     assert chat(prism, "a", max_tokens=3).status == 200
     assert prism.stop() == 0
 

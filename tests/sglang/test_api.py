@@ -54,7 +54,7 @@ def say(client: openai.OpenAI, model: str, **options: Any) -> str:
 
 def test_three_models_on_two_workers_answer_the_same_each_time(client: openai.OpenAI, prism: Prism) -> None:
     before = {name: say(client, name) for name in NAMES}
-    assert len(prism.status()["workers"]) < len(NAMES)
+    assert len(prism.status().workers) < len(NAMES)
     assert {name: say(client, name) for name in reversed(NAMES)} == before
     assert len(set(before.values())) == len(NAMES)
 
@@ -158,7 +158,7 @@ async def test_a_client_that_leaves_frees_its_worker(prism: Prism) -> None:
         for _ in range(3):
             async with streaming(client, MODEL, ENDLESS):
                 pass
-    prism.wait_until(lambda s: not any(m["running"] or m["waiting"] for m in s["models"]), "nothing runs")
+    prism.wait_until(lambda s: not any(m.running or m.waiting for m in s.models), "nothing runs")
     assert prism.command("evict", model=MODEL).ok
 
 
@@ -186,13 +186,13 @@ async def test_a_rank_that_is_killed_costs_only_its_workers_streams(
         streaming(client, NAMES[0], ENDLESS) as hit,
         streaming(client, NAMES[1], ENDLESS) as other,
     ):
-        number = next(w["worker"] for w in prism.status()["workers"] if w["model"] == NAMES[0])
-        front = psutil.Process(prism.worker(number)["pid"])
+        number = next(w.worker for w in prism.status().workers if w.model == NAMES[0])
+        front = psutil.Process(prism.pid(number))
         rank, *_ = front.children()
         rank.kill()
         assert b'"error"' in await hit.read()
         await other.readuntil(b"\n\n")
-        prism.wait_until(lambda s: s["workers"][number]["pid"] not in (None, front.pid), "it is replaced")
+        prism.wait_until(lambda s: s.workers[number].pid not in (None, front.pid), "it is replaced")
         assert chat(prism, NAMES[0], max_tokens=4).status == 200
         await other.readuntil(b"\n\n")
 
@@ -202,8 +202,8 @@ async def test_a_front_that_is_killed_takes_its_rank_along_and_neither_stays_a_z
 ) -> None:
     prism = serve_prism(registry(sglang_models))
     prism.wait_for_workers()
-    front = psutil.Process(prism.worker(0)["pid"])
+    front = psutil.Process(prism.pid(0))
     rank, *_ = front.children()
     front.kill()
-    prism.wait_until(lambda s: s["workers"][0]["pid"] not in (None, front.pid), "it is replaced")
+    prism.wait_until(lambda s: s.workers[0].pid not in (None, front.pid), "it is replaced")
     prism.wait_until(lambda _: not front.is_running() and not rank.is_running(), "both are reaped")

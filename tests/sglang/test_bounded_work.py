@@ -80,7 +80,7 @@ def open_prism(gateways: dict[bool, Prism]) -> Prism:
 async def refused_beside_a_stream(prism: Prism, path: str, body: bytes) -> Answer:
     """The stream must have gone on, in the same worker."""
     async with session(prism) as client, streaming(client, MODEL, MANY, ignore_eos=True) as stream:
-        before = prism.worker(0)["pid"]
+        before = prism.pid(0)
         asking = asyncio.create_task(asyncio.to_thread(ask, prism, "POST", path, body))
         events = 0
         while not asking.done():
@@ -89,7 +89,7 @@ async def refused_beside_a_stream(prism: Prism, path: str, body: bytes) -> Answe
             assert not event.startswith(b'data: {"error"')
             events += 1
         assert events > 1
-    assert prism.worker(0)["pid"] == before
+    assert prism.pid(0) == before
     return asking.result()
 
 

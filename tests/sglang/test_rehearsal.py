@@ -172,7 +172,7 @@ async def test_prism_warm_has_every_model_rehearsed_and_goes_on_after_one_that_f
         assert failed.startswith("broken cannot be activated")
         assert rehearsed.startswith("qwen3-tiny: active after")
         assert len(marks(kernels)) == 1
-        assert prism.model("qwen3-tiny")["state"] != "active"
+        assert prism.model("qwen3-tiny").state != "active"
     finally:
         await asyncio.to_thread(prism.close)
         for mark in marks(kernels):

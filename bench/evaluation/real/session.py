@@ -60,7 +60,7 @@ class Session:
             summarize(replay.outcomes, slos, took),
             replay.began - ordered,
             took,
-            sum(then["pid"] != now["pid"] for then, now in zip(before, after, strict=True)),
+            sum(then.pid != now.pid for then, now in zip(before, after, strict=True)),
         )
 
     async def _warm(self) -> None:
