@@ -8,7 +8,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ NOTHING = Hit("")
 class Plan:
     engine: str
     seed: int
-    numbers: range
+    numbers: Sequence[int]
     """Of the faults that one gateway is to live through."""
 
 
@@ -45,7 +45,7 @@ class Batch:
         self._models = tuple(make_models(made, folder))
         self._folder = folder / "gateway"
         self._keep = keep
-        self._chance = random.Random(f"batch:{self._seed(plan.numbers.start)}")
+        self._chance = random.Random(f"batch:{self._seed(plan.numbers[0])}")
         self._restarts = 0
         self.problem = ""
         self.log: list[str] = []
@@ -76,7 +76,7 @@ class Batch:
             answers = await answers_of(client, questions(path.name for path in self._models))
         before = await asyncio.to_thread(held_by, target)
         async with _session(target) as client:
-            await self._befall_under_load(target, Traffic(client, answers, self._seed(self._plan.numbers.start)))
+            await self._befall_under_load(target, Traffic(client, answers, self._seed(self._plan.numbers[0])))
         if not self.problem:
             more = await asyncio.to_thread(gathered, target, before)
             self.problem = f"the gateway has gathered {more}" if more else ""
