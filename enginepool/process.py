@@ -116,12 +116,23 @@ def status_while_exiting(pid: int) -> int | None:
     That is seconds before its parent can wait for it, where a driver has much memory to free. By proc(5), flags (9)
     have the kernel's PF_EXITING by then, and exit_code (52) is its status.
     """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
+    if not (fields := _stat(pid)):
         return None
     flags, exit_code = int(fields[9 - _BEFORE]), int(fields[52 - _BEFORE])
     return exit_code if flags & _PF_EXITING else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal, such as SIGSTOP, has stopped it; by proc(5), state (3) is T then."""
+    return _stat(pid)[3 - _BEFORE : 4 - _BEFORE] == [b"T"]
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat behind the process's name; none if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def describe_exit(info: os.waitid_result) -> str:
