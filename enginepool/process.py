@@ -102,6 +102,12 @@ def _answer(question: Callable[[], object], write_end: int) -> NoReturn:
     os._exit(0)
 
 
+def kill_child(pid: int) -> None:
+    """SIGKILL for one of this process's own; it is reaped if it has ended by now, else by the next call."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, os.WNOHANG)
+
+
 def kill_group(pid: int) -> None:
     """SIGKILL for a worker's whole process group. A process that is already gone is no error."""
     try:
@@ -125,6 +131,16 @@ def status_while_exiting(pid: int) -> int | None:
 def is_stopped(pid: int) -> bool:
     """Whether a signal, such as SIGSTOP, has stopped it; by proc(5), state (3) is T then."""
     return _stat(pid)[3 - _BEFORE : 4 - _BEFORE] == [b"T"]
+
+
+def own_children(session: int) -> set[int]:
+    """Process ids of this process's children that are of a session (proc(5): field 6; 4 is the parent), zombies too."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(folder.name))
+        if fields and (int(fields[4 - _BEFORE]), int(fields[6 - _BEFORE])) == (os.getpid(), session):
+            found.add(int(folder.name))
+    return found
 
 
 def _stat(pid: int) -> list[bytes]:
