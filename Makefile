@@ -4,6 +4,7 @@
 ## make gpu-test          what needs a GPU and the extra `gpu`, some minutes; `make test` leaves it out
 ## make fuzz              the tests of the scheduler by random events, with new cases at each run; EXAMPLES=2000 how many
 ## make fuzz-api          everything that the API has, with odd values, beside streams; EXAMPLES=20000, ARGS="--engine transformers"
+## make chaos             faults at random under load; FAULTS=1000, ARGS="--engine transformers --record FILE" to go on and sum up
 ## make bench             the gateway's own cost, beside two peers
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -11,8 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 EXAMPLES ?= 2000
+FAULTS ?= 100
 
-.PHONY: help gpu demo test lint types pytest gpu-test fuzz fuzz-api bench clean
+.PHONY: help gpu demo test lint types pytest gpu-test fuzz fuzz-api chaos bench clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -46,6 +48,9 @@ fuzz: $(VENV)/.dev
 
 fuzz-api: $(VENV)/.sglang
 	$(BIN)/python -m tests.fuzz_api --examples $(EXAMPLES) $(ARGS)
+
+chaos: $(VENV)/.sglang
+	$(BIN)/python -m tests.chaos --faults $(FAULTS) $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.overhead $(ARGS)

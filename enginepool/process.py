@@ -102,6 +102,12 @@ def _answer(question: Callable[[], object], write_end: int) -> NoReturn:
     os._exit(0)
 
 
+def kill_child(pid: int) -> None:
+    """SIGKILL for one of this process's own; it is reaped if it has ended by now, else by the next call."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, os.WNOHANG)
+
+
 def kill_group(pid: int) -> None:
     """SIGKILL for a worker's whole process group. A process that is already gone is no error."""
     try:
@@ -116,12 +122,33 @@ def status_while_exiting(pid: int) -> int | None:
     That is seconds before its parent can wait for it, where a driver has much memory to free. By proc(5), flags (9)
     have the kernel's PF_EXITING by then, and exit_code (52) is its status.
     """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
+    if not (fields := _stat(pid)):
         return None
     flags, exit_code = int(fields[9 - _BEFORE]), int(fields[52 - _BEFORE])
     return exit_code if flags & _PF_EXITING else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal, such as SIGSTOP, has stopped it; by proc(5), state (3) is T then."""
+    return _stat(pid)[3 - _BEFORE : 4 - _BEFORE] == [b"T"]
+
+
+def own_children(session: int) -> set[int]:
+    """Process ids of this process's children that are of a session (proc(5): field 6; 4 is the parent), zombies too."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(folder.name))
+        if fields and (int(fields[4 - _BEFORE]), int(fields[6 - _BEFORE])) == (os.getpid(), session):
+            found.add(int(folder.name))
+    return found
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat behind the process's name; none if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def describe_exit(info: os.waitid_result) -> str:

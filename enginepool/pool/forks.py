@@ -223,6 +223,9 @@ class _TemplateProcess:
         self._channel: Channel[FromTemplate]
         self._ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._told: set[int] = set()
+        """Process ids of its forks, which others wait for."""
+        self._burial: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, pool: Pool, run_dir: Path) -> _TemplateProcess:
@@ -293,6 +296,8 @@ class _TemplateProcess:
             await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT)
         except TimeoutError:
             await self._kill()
+        if self._burial is not None:
+            await self._burial
 
     async def _kill(self) -> None:
         self._ready.cancel()  # nobody waits for it any more
@@ -315,6 +320,7 @@ class _TemplateProcess:
                 if not self._ready.done():
                     self._ready.set_result(message.seconds)
             case Spawned():
+                self._told.add(message.pid)
                 self._waiting.pop(message.serial).set_result(message.pid)
 
     def _on_closed(self, error: Exception | None) -> None:
@@ -324,6 +330,18 @@ class _TemplateProcess:
         for answer in self._waiting.values():
             answer.set_exception(gone)
         self._waiting.clear()
+        self._burial = asyncio.get_running_loop().create_task(self._bury())
+
+    async def _bury(self) -> None:
+        """Root of the task that ends what a template was about to fork when it ended, and has told nobody of.
+
+        The gateway adopts that and is the only one who can wait for it.
+        """
+        await self._process.wait()
+        while untold := process.own_children(session=self.pid) - self._told:
+            for pid in untold:
+                process.kill_child(pid)
+            await asyncio.sleep(ORPHAN_INTERVAL)
 
 
 def _end_unwanted(answer: asyncio.Future[int]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from config.errors import EngineError
-from enginepool.process import ask_a_fork, status_while_exiting
+from enginepool.process import ask_a_fork, is_stopped, status_while_exiting
 
 
 @contextmanager
@@ -56,6 +56,18 @@ def test_a_process_that_is_gone_is_not_exiting() -> None:
     with child(0) as pid:
         pass
     assert status_while_exiting(pid) is None
+
+
+def test_a_process_is_stopped_until_it_is_continued() -> None:
+    with child(None) as pid:
+        assert not is_stopped(pid)
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        assert is_stopped(pid)
+        os.kill(pid, signal.SIGCONT)
+        os.waitid(os.P_PID, pid, os.WCONTINUED)
+        assert not is_stopped(pid)
+    assert not is_stopped(pid)
 
 
 def _pid_with_a_thread() -> int:

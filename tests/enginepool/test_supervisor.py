@@ -277,6 +277,15 @@ async def test_a_template_that_cannot_fork_is_replaced_at_the_next_fork(
         await recorder.until(lambda: len(recorder.ready) == 2)
 
 
+async def test_what_a_template_was_forking_when_it_ended_ends_with_it(tmp_path: Path) -> None:
+    """Nobody has been told of it. `as_a_gateway` sees what is left."""
+    async with running(tmp_path) as (pool, recorder):
+        async with asyncio.timeout(PATIENCE):
+            while not await killed_in_the_middle_of_a_fork(pool, recorder):
+                continue
+        await recorder.until(lambda: len(recorder.ready) > len(recorder.dead))
+
+
 async def test_what_stands_in_the_way_of_a_fork_is_told_and_tried_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -302,6 +311,19 @@ async def test_nothing_is_forked_after_the_end(tmp_path: Path) -> None:
 
 def template(pool: Supervisor) -> psutil.Process:
     return psutil.Process(pool.forks.template_pid)
+
+
+async def killed_in_the_middle_of_a_fork(pool: Supervisor, recorder: Recorder) -> bool:
+    """Whether the template was: the middle of its two forks is there for some milliseconds only."""
+    dying, ready = template(pool), len(recorder.ready)
+    forks_now = Path(f"/proc/{dying.pid}/task/{dying.pid}/children")
+    os.kill(pid_of(pool), signal.SIGKILL)
+    while len(recorder.ready) == ready:
+        if forks_now.read_text():  # noqa: ASYNC240
+            dying.kill()
+            return True
+        await asyncio.sleep(0)
+    return False
 
 
 def sockets(folder: Path) -> list[Path]:

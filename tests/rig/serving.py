@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 import psutil
@@ -45,8 +45,12 @@ class Prism:
         self.url = ""
 
     @classmethod
-    def start(cls, folder: Path, registry: dict[str, object], arguments: tuple[str, ...] = ()) -> Prism:
+    def start(
+        cls, folder: Path, registry: dict[str, object], arguments: tuple[str, ...] = (), within: tuple[str, ...] = ()
+    ) -> Self:
         """Start and wait until it listens. Port and admin socket are set here; invariants are always checked.
+
+        `within` is a command that ends by executing the one behind it.
 
         Unless the registry says otherwise the policy is `lru`, which activates nothing that nobody has asked for.
         """
@@ -55,7 +59,7 @@ class Prism:
         file = folder / "registry.yaml"
         scheduler = {"policy": "lru", **dict(registry.get("scheduler", {}))}  # type: ignore[call-overload]
         file.write_text(yaml.safe_dump({**registry, "gateway": gateway, "scheduler": scheduler}))
-        command = [sys.executable, "-m", "gateway.cli", "serve", str(file), "--validate", *arguments]
+        command = [*within, sys.executable, "-m", "gateway.cli", "serve", str(file), "--validate", *arguments]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},

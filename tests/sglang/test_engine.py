@@ -410,7 +410,10 @@ async def test_a_rank_dies_with_its_worker(llama: Worker) -> None:
         await asyncio.shield(llama.child.exited)
 
 
-async def test_a_rank_that_hangs_ends_with_its_worker(sglang_run_dir: Path, sglang_stored: dict[str, Stored]) -> None:
+@pytest.mark.parametrize("blank", [False, True], ids=["serving", "blank"])
+async def test_a_rank_that_hangs_ends_with_its_worker(
+    sglang_run_dir: Path, sglang_stored: dict[str, Stored], blank: bool
+) -> None:
     """The front answers, so that nobody but itself can tell."""
     forks = ForkServer(Pool(engine="sglang", silence=0.1, heartbeat=0.05, kv_memory=2**26), sglang_run_dir)
     await forks.start()
@@ -419,10 +422,12 @@ async def test_a_rank_that_hangs_ends_with_its_worker(sglang_run_dir: Path, sgla
         worker = Worker(child)
         await worker.until(lambda: any(isinstance(it, WorkerReady) for it in worker.log))
         rank = worker.rank
-        await worker.activate(sglang_stored["llama-tiny"])
-        assert await worker.complete()
+        if not blank:
+            await worker.activate(sglang_stored["llama-tiny"])
+            assert await worker.complete()
         rank.suspend()
-        worker.submit(max_tokens=ENDLESS)
+        if not blank:
+            worker.submit(max_tokens=ENDLESS)
         async with asyncio.timeout(PATIENCE):
             await child.exited
         assert not rank.is_running()

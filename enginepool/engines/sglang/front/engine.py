@@ -329,12 +329,13 @@ class SglangEngine:
         """Root of the task that ends a rank which hangs, for the gateway watches this process only.
 
         By looks and not by the clock, so that nothing happens to it after this process itself was stopped for a while.
+        While it builds or tears down, or is blank, it has nothing to say; then only one that is stopped is hung.
         """
         silent, words = 0, 0
         while silent < LOOKS:
             await asyncio.sleep(patience / LOOKS)
-            silent = silent + 1 if self._words == words and self._skeleton is not None else 0
-            words = self._words
+            hung = self._words == words and (self._skeleton is not None or self._rank.stopped)
+            silent, words = silent + 1 if hung else 0, self._words
         log.error("the rank has not said anything for %g s, and is taken for hung", patience)
         await self._leave_gpu()
         self._rank.kill()

@@ -84,6 +84,10 @@ class RankProcess:
         self._loop.add_reader(self._connection.fileno(), self._on_readable)
         os.set_blocking(self._connection.fileno(), True)  # uvloop changes that, and a long message comes in parts
 
+    @property
+    def stopped(self) -> bool:
+        return process.is_stopped(self.pid)
+
     async def ready(self) -> int:
         """Wait for its first word; returns the bytes of the device's memory that it holds.
 
