@@ -99,13 +99,13 @@ async def stop_rank(scene: Scene) -> AsyncIterator[Hit]:
 
 async def _end_worker(scene: Scene, how: signal.Signals, *, rank: bool = False) -> Hit:
     status = await scene.target.well()
-    worker = scene.chance.choice(status["workers"])
-    process = psutil.Process(worker["pid"])
+    worker = scene.chance.choice(status.workers)
+    process = psutil.Process(worker.pid)
     if rank:
         process = min(process.children(), key=psutil.Process.create_time)
     process.send_signal(how)
-    victim = f"worker {worker['worker']}, {worker['state']}, pid {process.pid}"
-    return Hit(victim, frozenset({worker["worker"]}), range(1, 2))
+    victim = f"worker {worker.worker}, {worker.state}, pid {process.pid}"
+    return Hit(victim, frozenset({worker.worker}), range(1, 2))
 
 
 # --- the template and the loader ------------------------------------------------------------------------------------
@@ -155,8 +155,8 @@ async def stop_loader(scene: Scene) -> AsyncIterator[Hit | None]:
         return
     loader, model = found
     try:
-        models = (await scene.target.look())["models"]
-        active = frozenset(it["name"] for it in models if it["state"] == "active")
+        models = (await scene.target.look()).models
+        active = frozenset(it.name for it in models if it.state == "active")
         yield Hit(f"the loader of {model}, pid {loader.pid}", served=active)
     finally:
         _continue(loader)
@@ -169,8 +169,8 @@ async def _stop_loader(scene: Scene) -> tuple[psutil.Process, str] | None:
         status = await scene.target.look()
         loader = scene.target.loader(status)
         if loader is not None and _suspend(loader):
-            (model,) = status["loading"]
-            if (await scene.target.look())["loading"].keys() == {model}:
+            (model,) = status.loading
+            if (await scene.target.look()).loading.keys() == {model}:
                 return loader, model
             _continue(loader)
         await asyncio.sleep(0.002)

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
+from gateway.report import Status
 from tests.chaos.faults import MEANWHILE, Hit, Kind, Scene, kind_of
 from tests.chaos.left import MARK, gathered, held_by, left_behind, shared_memory_now
 from tests.chaos.record import Record
@@ -118,7 +118,7 @@ class Batch:
 
     async def _restarted(self, target: Target) -> int:
         """Workers, since this was asked last."""
-        before, self._restarts = self._restarts, sum(it["restarts"] for it in (await target.look())["workers"])
+        before, self._restarts = self._restarts, sum(it.restarts for it in (await target.look()).workers)
         return self._restarts - before
 
 
@@ -170,7 +170,7 @@ def _session(target: Target) -> aiohttp.ClientSession:
     )  # fmt: skip
 
 
-def _in_short(status: dict[str, Any]) -> str:
-    workers = [(it["worker"], it["pid"], it["state"], it["model"], it["running"]) for it in status["workers"]]
-    models = [(it["name"], it["state"], it["waiting"], it["failure"]) for it in status["models"]]
-    return f"workers {workers}, models {models}, loading {status['loading']}"
+def _in_short(status: Status) -> str:
+    workers = [(it.worker, it.pid, it.state, it.model, it.running) for it in status.workers]
+    models = [(it.name, it.state, it.waiting, it.failure) for it in status.models]
+    return f"workers {workers}, models {models}, loading {status.loading}"

@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from tests.serving import Prism
+from gateway.report import Status
+from tests.rig.serving import Prism
 
 DISK = "disk"
 ON_A_DISK = 'mkdir "$0" && mount -t tmpfs -o size=4m,nr_inodes=500,mode=700 tmpfs "$0" && exec "$@"'
@@ -55,11 +56,11 @@ class Target(Prism):
         if self._disk >= 0:
             os.close(self._disk)
 
-    async def look(self) -> dict[str, Any]:
+    async def look(self) -> Status:
         """Its status; nobody else waits for it."""
         return await asyncio.to_thread(self.status)
 
-    async def well(self) -> dict[str, Any]:
+    async def well(self) -> Status:
         """Its status once every worker is up, and is there for everybody."""
         while True:
             if is_up(status := await self.look()):
@@ -76,10 +77,10 @@ class Target(Prism):
         """Of the gateway's children it alone leads a session."""
         return next((it for it in self.gateway.children() if _leads_session(it)), None)
 
-    def loader(self, status: dict[str, Any]) -> psutil.Process | None:
+    def loader(self, status: Status) -> psutil.Process | None:
         """The one child that is neither worker nor template, in a moment when no worker is being started."""
-        workers = {worker["pid"] for worker in status["workers"]}
-        if not status["loading"] or not is_up(status):
+        workers = {worker.pid for worker in status.workers}
+        if not status.loading or not is_up(status):
             return None
         others = [it for it in self.gateway.children() if it.pid not in workers and not _leads_session(it)]
         return others[0] if len(others) == 1 else None
@@ -124,8 +125,8 @@ class Target(Prism):
         self._lines.put(None)
 
 
-def is_up(status: dict[str, Any]) -> bool:
-    return all(it["pid"] is not None and it["state"] not in ("starting", "isolated") for it in status["workers"])
+def is_up(status: Status) -> bool:
+    return all(it.pid is not None and it.state not in ("starting", "isolated") for it in status.workers)
 
 
 def fill(pipe: str) -> None:

@@ -11,7 +11,7 @@ from tests.chaos.faults import Hit, kind_of, kinds
 from tests.chaos.record import Record, Records, table
 from tests.chaos.run import Batch, Plan, judge
 from tests.chaos.traffic import COMPLETIONS, Outcome, Question, Verdict
-from tests.sglang import NEEDS_SGLANG
+from tests.rig.sglang_models import NEEDS_SGLANG
 
 SEED = 7
 SOON_OVER = {
