@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from config.device_memory import device_bytes
+from config.engines import facts_of
 from config.model_files import kv_bytes_per_token
 from config.registry import Registry
-from enginepool import engines
 from enginepool.pool.store import WeightStore
 from enginepool.pool.supervisor import Supervisor
 from gateway.catalog import Catalog
@@ -91,7 +91,7 @@ def _setup(registry: Registry, validate: bool) -> Header:
         capacities=capacities(registry.pool),
         kv_bytes={model.name: kv_bytes_per_token(model) for model in registry.models},
         profile=read_profile(registry.scheduler.profile),
-        staging=engines.needs_weights(registry.pool.engine),
+        staging=facts_of(registry.pool).needs_weights,
         validate=validate,
     )
 

@@ -13,10 +13,10 @@ import uvloop
 from aiohttp import web
 from msgspec.structs import replace
 
+from config.engines import facts_of
 from config.errors import PoolError
 from config.registry import Registry
 from config.units import format_size
-from enginepool import engines
 from enginepool.host import host_memory
 from gateway.admin import AdminServer
 from gateway.core import Gateway
@@ -54,7 +54,7 @@ def serve(
 def _within_host(registry: Registry) -> Registry:
     """With a budget for weights that this machine, or the container that this process runs in, has at all."""
     budget, most = registry.weight_store.host_memory, host_memory.most()
-    if budget <= most or not engines.needs_weights(registry.pool.engine):
+    if budget <= most or not facts_of(registry.pool).needs_weights:
         return registry
     log.warning("weight_store.host_memory is %s, of %s that there are", format_size(budget), format_size(most))
     return replace(registry, weight_store=replace(registry.weight_store, host_memory=most))
