@@ -75,30 +75,30 @@ class AdminServer:
         return CommandResult(ok, text, data, time.monotonic() - began)
 
     async def _status(self, command: Command) -> Outcome:
-        return "", status.whole(self._gateway.context)
+        return "", status.whole(self._gateway)
 
     async def _models(self, command: Command) -> Outcome:
-        return "", {"models": status.models(self._gateway.context)}
+        return "", {"models": status.models(self._gateway)}
 
     async def _workers(self, command: Command) -> Outcome:
-        return "", {"workers": status.workers(self._gateway.context)}
+        return "", {"workers": status.workers(self._gateway)}
 
     async def _activate(self, command: Command) -> Outcome:
-        model = self._gateway.context.catalog.get(command.model).name
+        model = self._gateway.catalog.get(command.model).name
         return await self._gateway.activate(model, command.worker), {"model": model}
 
     async def _evict(self, command: Command) -> Outcome:
-        model = self._gateway.context.catalog.get(command.model).name
+        model = self._gateway.catalog.get(command.model).name
         return await self._gateway.evict(model, command.now), {"model": model}
 
     async def _drain(self, command: Command) -> Outcome:
-        in_flight = len(self._gateway.context.live)
-        self._gateway.context.draining = "an operator drains the gateway"
-        await self._gateway.drained()
+        in_flight = len(self._gateway.live)
+        self._gateway.draining = "an operator drains the gateway"
+        await self._gateway.live.drained()
         return f"drained: {in_flight} requests finished; new ones are refused until `prism resume`", {}
 
     async def _resume(self, command: Command) -> Outcome:
-        self._gateway.context.draining = ""
+        self._gateway.draining = ""
         return "new requests are taken again", {}
 
     async def _policy(self, command: Command) -> Outcome:
@@ -107,9 +107,9 @@ class AdminServer:
         return await self._gateway.change_policy(command.policy, command.within), {"policy": command.policy}
 
     async def _stop_gateway(self, command: Command) -> Outcome:
-        in_flight = len(self._gateway.context.live)
+        in_flight = len(self._gateway.live)
         self._stop()
-        grace = self._gateway.context.registry.gateway.grace
+        grace = self._gateway.registry.gateway.grace
         return f"stopping; {in_flight} requests in flight have {grace:g} s to finish", {"in_flight": in_flight}
 
 

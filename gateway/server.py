@@ -100,7 +100,7 @@ class _Server:
                 gc.freeze()
                 self._on_listening(_url(runner))
                 await self._stopping.wait()
-            log.info("stopping: %d requests in flight", len(gateway.context.live))
+            log.info("stopping: %d requests in flight", len(gateway.live))
         finally:
             await gateway.stop(grace)
             await runner.cleanup()

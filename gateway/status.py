@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from gateway.context import Context
+from gateway.core import Gateway as Context
 from scheduler.state.state import Model, Phase, Worker
 
 
