@@ -6,6 +6,7 @@ rehearsed by its worker, and evicted again unless it was active before.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +15,21 @@ from typing import Any
 from config.errors import OperatorError
 from enginepool.messages import Command
 from gateway.cli.client import run_command
+from gateway.cli.options import AddParser, add_admin_socket
 
 POLL = 0.2
 """Seconds between two looks at the workers."""
+
+
+def add(add_parser: AddParser) -> None:
+    parser = add_parser("warm", help="have every model make its first requests on this machine, which compile kernels")
+    add_admin_socket(parser)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return 0 if warm(options.admin_socket, options.models, lambda line: print(line, flush=True)) else 1
 
 
 def warm(admin_socket: Path, wanted: Sequence[str], report: Callable[[str], None]) -> bool:
