@@ -1,4 +1,4 @@
-"""The commands that a running gateway carries out: each is one message over its admin socket, and one answer."""
+"""The commands that a running gateway carries out: one message over its admin socket, one answer back."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from simulator.arguments import POLICIES
 
 
 def add_queries(add_parser: AddParser) -> None:
-    """What asks and changes nothing."""
-    _add(add_parser, "status", "everything at a glance")
-    _add(add_parser, "models", "every model: its state, where it runs, what waits")
-    _add(add_parser, "workers", "every worker: its process, state and model")
+    """Commands that only ask."""
+    _add(add_parser, "status", "show everything at a glance")
+    _add(add_parser, "models", "list models: state, workers, requests")
+    _add(add_parser, "workers", "list workers: process, state, model")
 
 
 def add_model_commands(add_parser: AddParser) -> None:
-    activate = _add(add_parser, "activate", "bring a model into a worker, and wait until it serves")
+    activate = _add(add_parser, "activate", "activate a model and wait until it can serve")
     activate.add_argument("model", metavar="MODEL")
-    activate.add_argument("--worker", type=int, metavar="W", help="into this one")
-    evict = _add(add_parser, "evict", "take a model from its workers, after its running requests")
+    activate.add_argument("--worker", type=int, metavar="W", help="on this worker")
+    evict = _add(add_parser, "evict", "evict a model from its workers once its running requests have finished")
     evict.add_argument("model", metavar="MODEL")
-    evict.add_argument("--now", action="store_true", help="abort its running requests")
+    evict.add_argument("--now", action="store_true", help="abort its running requests instead")
 
 
 def add_gateway_commands(add_parser: AddParser) -> None:
-    _add(add_parser, "drain", "refuse new requests and wait until none is in flight")
-    _add(add_parser, "resume", "take new requests again after a drain")
-    text = "go on under another policy: requests wait, all workers are emptied, weights stay"
+    _add(add_parser, "drain", "refuse new requests and wait until none are in flight")
+    _add(add_parser, "resume", "accept new requests again after a drain")
+    text = "switch to another policy: requests wait, workers are emptied, weights stay in host memory"
     policy = _add(add_parser, "policy", text)
     policy.add_argument("policy", choices=POLICIES, metavar="NAME", help=f"one of {', '.join(POLICIES)}")
-    within = "what runs may take so long, else nothing changes; default: 60s"
+    within = "give up, changing nothing, if running requests take longer; default: 60s"
     policy.add_argument("--within", type=seconds, default=60.0, metavar="TIME", help=within)
-    _add(add_parser, "stop", "let requests in flight finish within the grace time, and end")
+    _add(add_parser, "stop", "stop the gateway; requests in flight have the grace time to finish")
 
 
 def _add(add_parser: AddParser, name: str, text: str) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""`prism check`: what is wrong with a registry, as far as its file, the models' and this machine's devices tell."""
+"""`prism check`: validates a registry against its models' files and this machine's devices."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from gateway.cli.options import AddParser
 
 
 def add(add_parser: AddParser) -> None:
-    parser = add_parser("check", help="read a registry and say all that is wrong with it")
+    parser = add_parser("check", help="validate a registry and report every mistake in it")
     parser.add_argument("registry", type=Path, metavar="FILE")
-    parser.add_argument("--simulate", action="store_true", help="it need not be able to serve: `shape` is enough")
+    simulate = "validate for `prism simulate`: models may have a `shape` in place of files"
+    parser.add_argument("--simulate", action="store_true", help=simulate)
     parser.set_defaults(run=_run)
 
 

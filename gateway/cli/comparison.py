@@ -15,10 +15,10 @@ from scheduler.replay.replay import Comparison, Difference, replay
 
 
 def run(path: Path, *, validate: bool, as_json: bool) -> int:
-    """Print how far the replay agrees with the file; 0 if to its end, else 1.
+    """Print how far the replay agrees with the file; returns 0 if to its end, else 1.
 
     Raises:
-        RecordingError: the file cannot be read, or is no recording.
+        RecordingError: the file cannot be read, or is not a recording.
     """
     try:
         with path.open("rb") as file:

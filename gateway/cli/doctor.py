@@ -1,4 +1,4 @@
-"""`prism doctor`: whether this machine is fit to serve."""
+"""`prism doctor`: checks that this machine can serve."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gateway.cli.options import AddParser, add_json
 
 
 def add(add_parser: AddParser) -> None:
-    parser = add_parser("doctor", help="look whether this machine is fit to serve, and say what to do")
-    parser.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="has it what this registry needs?")
+    parser = add_parser("doctor", help="check that this machine can serve, and say how to fix what it lacks")
+    parser.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="also check what this registry needs")
     add_json(parser)
     parser.set_defaults(run=_run)
 

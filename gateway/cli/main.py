@@ -1,4 +1,4 @@
-"""The command `prism`: its commands put together, and what each failure exits with."""
+"""The command `prism`: puts its subcommands together and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COMMANDS = (
     warm.add,
     admin.add_gateway_commands,
 )
-"""In the order of `prism --help`. Each sets `run`, which takes the options and returns the exit status. What takes long
-to import is imported there, so that `prism status` answers at once."""
+"""In the order of `prism --help`. Each sets `run`, which takes the options and returns the exit status; slow imports
+belong in there, so that `prism status` answers at once."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, 1 for what failed, 2 for what was asked wrongly, and 130 after Ctrl-C."""
+    """Entry point. Exits with 0 on success, 1 on failure, 2 on wrong usage or configuration, and 130 on Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         sys.exit(options.run(options))
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports a usage error in one line."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the values that options take."""
+"""Options that several commands share, and the types of options' values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from config.units import parse_duration
 SOCKET_VARIABLE = "PRISM_ADMIN_SOCKET"
 
 AddParser = Callable[..., argparse.ArgumentParser]
-"""Adds the parser of a command to those of `prism`."""
+"""Adds a subcommand's parser to `prism`: argparse's `add_parser`."""
 
 
 def add_admin_socket(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +23,13 @@ def add_admin_socket(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def port(text: str) -> int:
     """
     Raises:
-        ArgumentTypeError: it is no port.
+        ArgumentTypeError: the text is not a port.
     """
     if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, got {text!r}")
@@ -39,7 +39,7 @@ def port(text: str) -> int:
 def seconds(text: str) -> float:
     """
     Raises:
-        ArgumentTypeError: it is no duration.
+        ArgumentTypeError: the text is not a duration.
     """
     try:
         return parse_duration(text)

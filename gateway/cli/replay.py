@@ -1,4 +1,4 @@
-"""`prism replay`: a recorded run again, and whether it comes to the same."""
+"""`prism replay`: re-runs a recording and reports the first decision that differs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from gateway.cli.options import AddParser, add_json
 
 
 def add(add_parser: AddParser) -> None:
-    parser = add_parser("replay", help="decide a recorded run again, and say whether it comes to the same")
-    parser.add_argument("recording", type=Path, metavar="FILE", help="of `prism serve --record`")
-    parser.add_argument("--validate", action="store_true", help="check the invariants, even if the first run did not")
+    parser = add_parser("replay", help="re-run a recording and report the first decision that differs")
+    parser.add_argument("recording", type=Path, metavar="FILE", help="written by `prism serve --record`")
+    validate = "check the invariants even if the recorded run did not"
+    parser.add_argument("--validate", action="store_true", help=validate)
     add_json(parser)
     parser.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""`prism serve`: the gateway, in this process."""
+"""`prism serve`: runs the gateway in this process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from gateway.cli.options import AddParser, port
 def add(add_parser: AddParser) -> None:
     parser = add_parser("serve", help="serve the models of a registry")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="the registry, YAML")
-    what.add_argument("--demo", action="store_true", help="three tiny models, made on the spot, on two workers")
-    parser.add_argument("--demo-dir", type=Path, default=Path(".demo"), metavar="DIR", help="for the demo's models")
-    parser.add_argument("--port", type=port, metavar="P", help="instead of the registry's; 0 takes a free one")
+    what.add_argument("registry", nargs="?", type=Path, metavar="FILE", help="the registry (YAML)")
+    demo = "serve three tiny models, generated on first use, on two workers"
+    what.add_argument("--demo", action="store_true", help=demo)
+    folder = "where the demo's models are kept"
+    parser.add_argument("--demo-dir", type=Path, default=Path(".demo"), metavar="DIR", help=folder)
+    parser.add_argument("--port", type=port, metavar="P", help="override the registry's port; 0 picks a free one")
     parser.add_argument("--validate", action="store_true", help="check the scheduler's invariants after every event")
-    record = "write all events and decisions there, for `prism replay`; an older file is replaced"
+    record = "record all events and decisions for `prism replay`; overwrites FILE"
     parser.add_argument("--record", type=Path, metavar="FILE", help=record)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.set_defaults(run=_run)

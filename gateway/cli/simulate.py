@@ -1,4 +1,4 @@
-"""`prism simulate`: a trace in virtual time."""
+"""`prism simulate`: serves a trace in virtual time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from simulator.arguments import add_arguments
 
 
 def add(add_parser: AddParser) -> None:
-    parser = add_parser("simulate", help="serve a trace in virtual time, by the same scheduler")
+    parser = add_parser("simulate", help="serve a trace in virtual time with the same scheduler")
     add_arguments(parser)
     parser.set_defaults(run=_run)
 

@@ -22,9 +22,9 @@ POLL = 0.2
 
 
 def add(add_parser: AddParser) -> None:
-    parser = add_parser("warm", help="have every model make its first requests on this machine, which compile kernels")
+    parser = add_parser("warm", help="compile all models' kernels ahead of time by sending warm-up requests")
     add_admin_socket(parser)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these models")
     parser.set_defaults(run=_run)
 
 
