@@ -1,8 +1,8 @@
-"""A change of the scheduler's policy while the gateway runs: from one `Scheduler` to the next.
+"""Changes the scheduling policy while the gateway runs, by replacing one `Scheduler` with another.
 
-First the old one finishes what runs, while all that waits or arrives is kept here. Then nobody decides anything, and
-every worker is emptied. The new one begins as after a start, but that the processes and the weights in host memory are
-there; then what was kept arrives.
+First the old scheduler lets running requests finish, while requests that wait or arrive are kept here. Then no
+scheduler decides anything, and every worker is made blank. The new scheduler begins as after a start, except that the
+processes and the weights in host memory are already there. Finally the kept requests arrive.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scheduler.state.state import Phase, Worker
 
 
 class Changeover:
-    """`emptying` while events are to come to `hear` and not to a scheduler."""
+    """While `emptying`, events go to `hear` and not to a scheduler."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Changeover:
         self._finished = asyncio.Event()
         self._emptied = asyncio.Event()
         self._blank: dict[int, int] = {}
-        """What workers that are blank hold, in bytes."""
+        """Bytes of device memory that each blank worker holds."""
         self._changing: set[int] = set()
         self._loading: str | None = None
         self.emptying = False
@@ -59,14 +59,14 @@ class Changeover:
     # the old scheduler ends
 
     def keep(self, live: LiveRequest) -> None:
-        """A request has arrived."""
+        """Keep a request that has arrived until the new scheduler decides."""
         self._kept.append(live)
 
     async def finish(self, within: float) -> None:
-        """Wait until nothing runs, for at most `within` seconds.
+        """Wait until no request runs, for at most `within` seconds.
 
         Raises:
-            OperatorError: something runs still.
+            OperatorError: some still run.
         """
         for live in list(self._live.values()):
             if live.worker is None and not live.ended:
@@ -84,14 +84,14 @@ class Changeover:
             ) from None
 
     def look(self) -> None:
-        """To be called after every event."""
+        """Notice whether anything still runs; called after every event."""
         if not self._scheduler.state.requests:
             self._finished.set()
 
     # nobody decides
 
     async def empty(self, patience: float) -> None:
-        """Have every worker blank; one that is not after `patience` seconds is replaced."""
+        """Make every worker blank; those that are not within `patience` seconds are replaced."""
         self.emptying = True
         state = self._scheduler.state
         self._loading = state.host.staging
@@ -107,7 +107,7 @@ class Changeover:
             await self._emptied.wait()
 
     def hear(self, event: events.AnyEvent) -> None:
-        """What no scheduler is told."""
+        """Follow what becomes of the workers while no scheduler does."""
         match event:
             case events.Activated():
                 self._pool.send(event.worker, messages.Park())
@@ -124,7 +124,7 @@ class Changeover:
         self._look_again()
 
     def _empty(self, worker: Worker) -> None:
-        """Tell a worker what leads to its being blank. One that is new says so itself."""
+        """Send a worker whatever makes it blank next. A new one reports that it is blank by itself."""
         if worker.phase is Phase.STARTING:
             return
         if worker.leader is not None or _has_nothing(worker):
@@ -143,7 +143,7 @@ class Changeover:
     # the new scheduler begins
 
     def build(self, policy: PolicyName) -> None:
-        """Put a new scheduler in the old one's place."""
+        """Replace the old scheduler with a new one."""
         self._commands.fail_all("the policy was changed meanwhile")
         stored = {name: found.manifest.nbytes for name in self._store.models if (found := self._store.get(name))}
         before = self._scheduler.registry
@@ -151,22 +151,22 @@ class Changeover:
         self._scheduler.replace(replace(self._scheduler.setup, registry=registry, staged=stored))
 
     def tell(self) -> None:
-        """Feed the new scheduler what it cannot know: who is blank, and who waits."""
+        """Feed the new scheduler what it cannot know: which workers are blank, and what they have decoded so far."""
         for number, held in sorted(self._blank.items()):
             if (stats := self._journal.stats.get(number)) is not None:
-                tokens = stats.prompt_tokens, stats.output_tokens  # decoded before, so no demand of now
+                tokens = stats.prompt_tokens, stats.output_tokens  # so that earlier tokens do not count as demand
                 self._feed(events.Stats(number, 0, 0, 0, *tokens))
             self._feed(events.WorkerBlank(number, held))
 
     def release(self, arrive: Callable[[LiveRequest], None]) -> None:
-        """Let what was kept arrive, in its order, unless its client is gone."""
+        """Let the kept requests arrive in their order, except those whose client is gone."""
         for live in self._kept:
             if not live.ended:
                 arrive(live)
 
 
 def _has_nothing(worker: Worker) -> bool:
-    """Whether a worker's process has no model, whatever it was chosen for."""
+    """Whether a worker's process holds no model, even if one has been chosen for it."""
     if worker.phase is Phase.PREPARING:
         return worker.pending is not None and worker.pending.skeleton is None
     return worker.phase is Phase.BLANK

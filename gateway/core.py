@@ -1,6 +1,6 @@
-"""The gateway's heart: requests and commands come in, the scheduler is fed, its decisions are carried out.
+"""The core of the gateway: takes requests and commands in, feeds the scheduler and has its decisions carried out.
 
-Everything here runs on one event loop and nothing waits, so there are no locks. A request's way:
+Everything here runs on one event loop and never blocks, so there are no locks. A request passes through
 `gateway.http` → `Gateway.admit` → scheduler → `gateway.effects` → worker → `gateway.signals` → `gateway.live` → client.
 """
 
@@ -43,16 +43,19 @@ TICK = 0.1
 
 
 class Gateway:
-    """Builds the parts and closes their circle: an event goes in at `feed`, and what comes of it ends there again.
+    """Builds the gateway's parts and gives each what it needs.
 
-    With `record`, what the scheduler is told and decides is written to that file.
+    They form a loop that closes at `feed`: an event makes the scheduler decide, `Effects` carries the decisions out on
+    the pool, and `Signals` turns what the pool's workers answer into events.
+
+    With `record`, all events and decisions are written to that file.
     """
 
     def __init__(
         self, registry: Registry, run_dir: Path, *, validate: bool = False, record: Path | None = None
     ) -> None:
         self.draining = ""
-        """Why new requests are refused; empty while they are not."""
+        """Why new requests are refused; empty while they are accepted."""
         self._numbers = itertools.count(1)
         self._changeover: Changeover | None = None
         self._stopped = False
@@ -99,25 +102,25 @@ class Gateway:
 
     @property
     def registry(self) -> Registry:
-        """With the policy of now."""
+        """The registry, with the current policy."""
         return self.scheduler.registry
 
     @property
     def changing(self) -> bool:
-        """Whether the policy is being changed, for which new requests wait."""
+        """Whether the policy is being changed; new requests wait meanwhile."""
         return self._changeover is not None
 
     async def start(self) -> None:
-        """Start the pool. Requests may come at once: they wait for workers.
+        """Start the pool. Requests may arrive right away: they wait for workers.
 
         Raises:
-            PoolError: the template does not start.
+            PoolError: the template does not start, or MPS cannot be had where the registry insists on it.
         """
         await self.pool.start(self._signals)
         self._tasks.spawn(self._tick())
 
     async def stop(self, grace: float) -> None:
-        """Refuse what is new, let what runs finish within `grace` seconds, end all processes."""
+        """Refuse new requests, give running ones `grace` seconds to finish, then end all processes."""
         self.draining = "the gateway is stopping"
         if self.live:
             await asyncio.wait((asyncio.create_task(self.live.drained()),), timeout=grace)
@@ -134,10 +137,10 @@ class Gateway:
     # requests, from gateway.http
 
     def admit(self, model: str, path: str, body: bytes, slo: float) -> LiveRequest:
-        """Take a request in; the caller awaits its `answer` and must `release` it in any case.
+        """Take a request in. The caller awaits its `answer`, and must `release` it whatever happens.
 
         Raises:
-            RequestError: 503; the gateway drains.
+            RequestError: 503; the gateway is draining.
         """
         if self.draining:
             raise RequestError(
@@ -156,13 +159,13 @@ class Gateway:
         self.feed(events.Arrived(live.id, live.model, tokens, live.deadline, digest))
 
     def release(self, live: LiveRequest) -> None:
-        """The client has its answer or is gone; in the latter case the worker drops the request."""
+        """Forget a request whose client has its answer or is gone; if it is gone, the worker drops the request."""
         self.live.remove(live)
         if not live.ended:
             self.abandon(live)
 
     def abandon(self, live: LiveRequest) -> None:
-        """Nobody wants the rest of this answer."""
+        """Give up a request: nobody wants the rest of its answer."""
         live.ended = True
         if live.worker is not None:
             self.pool.send(live.worker, messages.Abort(live.id))
@@ -172,26 +175,28 @@ class Gateway:
     # commands, from gateway.admin
 
     async def activate(self, model: str, worker: int | None) -> str:
-        """
+        """Activate a model, on `worker` if given, and wait until it serves; returns what happened, for people.
+
         Raises:
             OperatorError: it failed; the text says why.
         """
         return await self._commands.run(lambda number: events.OperatorActivate(number, model, worker))
 
     async def evict(self, model: str, now: bool) -> str:
-        """
+        """Evict a model, with `now` without waiting for its running requests; returns what happened, for people.
+
         Raises:
             OperatorError: it failed; the text says why.
         """
         return await self._commands.run(lambda number: events.OperatorEvict(number, model, now))
 
     async def change_policy(self, policy: PolicyName, within: float) -> str:
-        """Go on under another policy, or begin anew under the same; requests wait meanwhile.
+        """Switch to another policy, or start afresh under the same one. New requests wait meanwhile.
 
-        What runs is to finish within `within` seconds.
+        Running requests have `within` seconds to finish.
 
         Raises:
-            OperatorError: it did not, and nothing has changed; or another change is under way.
+            OperatorError: they did not finish, and nothing has changed; or another change is under way.
         """
         if self._changeover is not None:
             raise OperatorError("a change of the policy is under way already")
@@ -218,7 +223,7 @@ class Gateway:
         )
 
     async def _change_over(self, changeover: Changeover, policy: PolicyName) -> None:
-        """Root of the task of a change; nobody can stop it half way."""
+        """Root of the task that changes the policy; it is never cancelled half way."""
         before = self.registry
         await changeover.empty(before.pool.transition_timeout)
         changeover.build(policy)
@@ -230,7 +235,7 @@ class Gateway:
     # the scheduler
 
     def feed(self, event: events.AnyEvent) -> None:
-        """Give the scheduler an event and carry out its decisions. Events that these cause come after."""
+        """Give the scheduler an event and have its decisions carried out; events that these cause are handled next."""
         if self._stopped:
             return
         if self._changeover is not None and self._changeover.emptying:
@@ -241,7 +246,7 @@ class Gateway:
             self._changeover.look()
 
     async def _tick(self) -> None:
-        """Root of the task that tells the scheduler that time passes."""
+        """Root of the task that tells the scheduler, every `TICK`, that time has passed."""
         while True:
             await asyncio.sleep(TICK)
             if self._changeover is None:

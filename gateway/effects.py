@@ -1,4 +1,4 @@
-"""Carries out what the scheduler decides. Nothing here decides anything."""
+"""Carries out what the scheduler decides, and decides nothing itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REFUSALS: dict[actions.RefusalKind, tuple[int, str, str]] = {
     "fault": (500, "server_error", "device_fault"),
     "crash": (500, "server_error", "worker_crash"),
 }
-"""HTTP status, OpenAI's type and code of each refusal."""
+"""HTTP status and OpenAI's error type and code, by kind of refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Effects:
     offers: Offers
     commands: Commands
     ordered_at: dict[int, float]
-    """When each worker's activation under way was ordered, in monotonic seconds; `Signals` takes it out."""
+    """Monotonic seconds at which each worker's current activation was ordered; `Signals` takes the time from it."""
     metrics: Metrics
     journal: Journal
     paths: ServerPaths
@@ -64,7 +64,7 @@ class Effects:
                 self._obey(action)
 
     def _obey(self, decision: actions.Decision) -> None:
-        """What the policy decides about workers and host memory."""
+        """Carry out a decision about a worker or about host memory."""
         match decision:
             case actions.Activate():
                 self._activate(decision)

@@ -1,4 +1,4 @@
-"""One gateway process from start to stop."""
+"""Runs one gateway process from start to stop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def serve(
 
 
 def _within_host(registry: Registry) -> Registry:
-    """With a budget for weights that this machine, or the container that this process runs in, has at all."""
+    """The registry, with a budget for weights no larger than the memory of this machine or container."""
     budget, most = registry.weight_store.host_memory, host_memory.most()
     if budget <= most or not facts_of(registry.pool).needs_weights:
         return registry
@@ -111,7 +111,7 @@ class _Server:
         log.warning("SIGHUP: nothing is reloaded yet; the registry is read at the start only")
 
     async def _start(self, gateway: Gateway) -> bool:
-        """False when told to stop before the pool was there: its imports may take a while."""
+        """Start the pool; returns False if told to stop meanwhile, since its imports may take a while."""
         starting = asyncio.create_task(gateway.start())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Turns what workers say into events for the scheduler, and passes their answers on to clients."""
+"""Turns workers' messages into events for the scheduler, and passes their answers on to clients."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Signals:
     live: InFlight
     offers: Offers
     ordered_at: dict[int, float]
-    """When each worker's activation under way was ordered, in monotonic seconds."""
+    """Monotonic seconds at which each worker's current activation was ordered; noted by `Effects`."""
     metrics: Metrics
     journal: Journal
     paths: ServerPaths
     feed: Callable[[events.AnyEvent], None]
     """Gives the scheduler an event."""
     abandon: Callable[[LiveRequest], None]
-    """Gives a request up whose client does not read."""
+    """Gives up a request whose client reads too slowly."""
 
     def worker_message(self, worker: int, message: messages.FromWorker) -> None:
         if isinstance(message, Chunk):  # there is one for every token, and `match` would take twice as long
