@@ -10,6 +10,7 @@ from pathlib import Path
 
 from config.device_memory import bytes_needed, oversize
 from config.devices import is_accounted, is_gpu
+from config.engines import facts_of
 from config.model_files import (
     SMALLEST_VOCABULARY,
     fault_of_config,
@@ -72,15 +73,13 @@ def _check_devices(registry: Registry, problems: Problems) -> None:
 
 
 def _check_engine_devices(registry: Registry, problems: Problems) -> None:
-    """`simulated` needs none of the devices it names."""
-    engine = registry.pool.engine
-    if engine == "simulated" or problems.spoilt(("pool", "engine"), ("pool", "devices")):
+    engine = facts_of(registry.pool)
+    if not engine.needs_devices or problems.spoilt(("pool", "engine"), ("pool", "devices")):
         return
-    gpus = "cpu, or a GPU such as cuda:0"
+    expected = "cpu, or a GPU such as cuda:0" if engine.uses_gpus else "cpu, on which alone it runs"
     for index, device in enumerate(registry.pool.devices):
-        if device != "cpu" and not (engine == "sglang" and is_gpu(device)):
-            key = ("pool", "devices", index)
-            problems.add(key, gpus if engine == "sglang" else "cpu, on which alone it runs", device)
+        if device != "cpu" and not (engine.uses_gpus and is_gpu(device)):
+            problems.add(("pool", "devices", index), expected, device)
 
 
 def _check_mps(registry: Registry, problems: Problems) -> None:
@@ -112,7 +111,7 @@ def _check_device_memory(registry: Registry, problems: Problems) -> None:
         return
     for index, model in enumerate(registry.models):
         if fault := oversize(registry, model, pool.device_memory):
-            field = "engine_args" if pool.engine == "simulated" else _source_field(model)
+            field = _source_field(model) if facts_of(pool).needs_weights else "engine_args"
             problems.add(("models", index, field), *fault)
     _check_pinned_memory(registry, problems, pool.device_memory)
 
@@ -170,7 +169,7 @@ def _check_pinned(registry: Registry, problems: Problems) -> None:
 def _check_host_memory(registry: Registry, problems: Problems) -> None:
     """By the sizes of files, which are the scheduler's measure too until a model has been loaded."""
     key = ("weight_store", "host_memory")
-    if registry.pool.engine == "simulated" or problems.spoilt(key, ("pool", "engine")):
+    if not facts_of(registry.pool).needs_weights or problems.spoilt(key, ("pool", "engine")):
         return
     budget = registry.weight_store.host_memory
     sizes = [weight_bytes(model) for model in registry.models]
@@ -196,19 +195,19 @@ def _is_kept(model: Model) -> bool:
 
 def _check_source(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
     if not problems.spoilt((*key, "path"), (*key, "shape"), (*key, "weights"), ("pool", "engine")):
-        simulated = registry.pool.engine == "simulated"
-        for field, expected, got in _source_faults(model, needs_weights=serving and not simulated, simulated=simulated):
+        needed = facts_of(registry.pool).needs_weights
+        for field, expected, got in _source_faults(model, needs_source=needed, needs_weights=serving and needed):
             problems.add((*key, field), expected, got)
 
 
-def _source_faults(model: Model, *, needs_weights: bool, simulated: bool) -> Iterator[tuple[str, str, str]]:
+def _source_faults(model: Model, *, needs_source: bool, needs_weights: bool) -> Iterator[tuple[str, str, str]]:
     """Field, what was expected, and what it is."""
     dummy = model.weights == "dummy"
     if model.path and model.shape:
         yield "shape", "a path or a shape", "both"
     elif dummy and not model.path and not model.shape:
         yield "weights", "a path or a shape to make dummy weights for", "neither"
-    elif not model.path and not model.shape and not simulated:
+    elif not model.path and not model.shape and needs_source:
         yield "path", "a folder with config.json, tokenizer and safetensors", "nothing"
     if model.path:
         yield from _path_faults(model.path, needs_weights and not dummy)
@@ -239,7 +238,7 @@ def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems:
     key = (*key, "tensor_parallel")
     if not serving or problems.spoilt(key, ("pool", "engine"), ("pool", "devices")):
         return
-    if pool.engine != "simulated" and model.tensor_parallel > 1:
+    if not facts_of(pool).serves_groups and model.tensor_parallel > 1:
         problems.add(key, f"1 with the engine {pool.engine}", str(model.tensor_parallel))
     elif model.tensor_parallel > len(pool.devices):
         problems.add(key, f"at most the number of devices ({len(pool.devices)})", str(model.tensor_parallel))
@@ -247,5 +246,7 @@ def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems:
 
 def _check_colon(registry: Registry, model: Model, key: Key, problems: Problems) -> None:
     key = (*key, "name")
-    if registry.pool.engine == "sglang" and ":" in model.name and not problems.spoilt(key, ("pool", "engine")):
+    if facts_of(registry.pool).takes_colons or problems.spoilt(key, ("pool", "engine")):
+        return
+    if ":" in model.name:
         problems.add(key, "a name without a colon, after which SGLang expects an adapter", model.name)

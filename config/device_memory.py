@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from config.engines import facts_of
 from config.model_files import weight_bytes
 from config.registry import Model, Registry
 from config.units import format_size
@@ -12,9 +13,9 @@ SHARE = 0.92
 
 def device_bytes(registry: Registry, model: Model) -> int:
     """Bytes of the model's weights, on all of its devices together; 0 where they are not known."""
-    if registry.pool.engine == "simulated":
-        return int(model.engine_args.get("weights", 0))
-    return weight_bytes(model)
+    if facts_of(registry.pool).needs_weights:
+        return weight_bytes(model)
+    return int(model.engine_args.get("weights", 0))
 
 
 def bytes_needed(registry: Registry, model: Model) -> int:

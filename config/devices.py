@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from config.engines import facts_of
 from config.registry import Pool
 
 _GPU = re.compile(r"cuda:([0-9]{1,3})")
@@ -19,18 +20,23 @@ def is_gpu(device: str) -> bool:
     return gpu_index(device) is not None
 
 
+def is_used_gpu(pool: Pool, device: str) -> bool:
+    """Whether the device is a GPU and the engine runs on it."""
+    return facts_of(pool).uses_gpus and is_gpu(device)
+
+
 def is_accounted(pool: Pool, device: str) -> bool:
     """Whether the memory of the device is shared out by the scheduler."""
-    if pool.engine == "simulated":
-        return pool.device_memory is not None
-    return pool.engine == "sglang" and is_gpu(device)
+    if facts_of(pool).needs_devices:
+        return is_used_gpu(pool, device)
+    return pool.device_memory is not None
 
 
 def blank_reserve(pool: Pool, device: str) -> int:
     """Workers of the device that are kept blank."""
     if pool.blank_reserve is not None:
         return pool.blank_reserve
-    return min(1, pool.workers_per_device - 1) if pool.engine == "sglang" and is_gpu(device) else 0
+    return min(1, pool.workers_per_device - 1) if is_used_gpu(pool, device) else 0
 
 
 def copies_at_a_time(pool: Pool, device: str) -> int | None:

@@ -352,7 +352,7 @@ class TemplateReady(Message, frozen=True):
 
 
 ToWorker = Activate | Park | Blank | Submit | Abort | SetKvLimit | Offer | Withdraw | Ping | Exit
-FromWorker = (
+WorkerChange = (
     WorkerReady
     | WorkerCopied
     | Rehearsing
@@ -360,15 +360,10 @@ FromWorker = (
     | WorkerFailed
     | WorkerParked
     | WorkerBlanked
-    | Counted
-    | Reply
-    | Head
-    | Chunk
-    | Done
     | KvLimitApplied
-    | WorkerStats
-    | Pong
 )
+"""What becomes of a worker and of the model in it."""
+FromWorker = WorkerChange | Counted | Reply | Head | Chunk | Done | WorkerStats | Pong
 ToLoader = Load | Exit
 FromLoader = LoadProgress | Loaded | LoadFailed
 ToTemplate = Spawn | Exit

@@ -76,30 +76,30 @@ class AdminServer:
         return report.result(ok, text, data, time.monotonic() - began)
 
     async def _status(self, command: Command) -> Outcome:
-        return "", status.snapshot(self._gateway.context)
+        return "", status.snapshot(self._gateway)
 
     async def _models(self, command: Command) -> Outcome:
-        return "", ModelsReport(status.models(self._gateway.context))
+        return "", ModelsReport(status.models(self._gateway))
 
     async def _workers(self, command: Command) -> Outcome:
-        return "", WorkersReport(status.workers(self._gateway.context))
+        return "", WorkersReport(status.workers(self._gateway))
 
     async def _activate(self, command: Command) -> Outcome:
-        model = self._gateway.context.catalog.get(command.model).name
+        model = self._gateway.catalog.get(command.model).name
         return await self._gateway.activate(model, command.worker), ModelReport(model)
 
     async def _evict(self, command: Command) -> Outcome:
-        model = self._gateway.context.catalog.get(command.model).name
+        model = self._gateway.catalog.get(command.model).name
         return await self._gateway.evict(model, command.now), ModelReport(model)
 
     async def _drain(self, command: Command) -> Outcome:
-        in_flight = len(self._gateway.context.live)
-        self._gateway.context.draining = "an operator is draining the gateway"
-        await self._gateway.drained()
+        in_flight = len(self._gateway.live)
+        self._gateway.draining = "an operator is draining the gateway"
+        await self._gateway.live.drained()
         return f"drained: {in_flight} requests finished; new ones are refused until `prism resume`", Report()
 
     async def _resume(self, command: Command) -> Outcome:
-        self._gateway.context.draining = ""
+        self._gateway.draining = ""
         return "new requests are accepted again", Report()
 
     async def _policy(self, command: Command) -> Outcome:
@@ -108,9 +108,9 @@ class AdminServer:
         return await self._gateway.change_policy(command.policy, command.within), PolicyReport(command.policy)
 
     async def _stop_gateway(self, command: Command) -> Outcome:
-        in_flight = len(self._gateway.context.live)
+        in_flight = len(self._gateway.live)
         self._stop()
-        grace = self._gateway.context.registry.gateway.grace
+        grace = self._gateway.registry.gateway.grace
         return f"stopping; {in_flight} requests in flight have {grace:g} s to finish", StopReport(in_flight)
 
 

@@ -10,7 +10,7 @@ from config.registry import Model, Registry
 from enginepool.messages import ModelSpec
 
 NAME_SHOWN = 100
-"""Characters of an unknown name that its error repeats."""
+"""How many characters of an unknown name the error repeats."""
 
 
 class Catalog:
@@ -22,7 +22,7 @@ class Catalog:
     def get(self, name: str) -> Model:
         """
         Raises:
-            RequestError: 404; no such model.
+            RequestError: 404; there is no such model.
         """
         model = self._models.get(name)
         if model is None:
@@ -34,10 +34,10 @@ class Catalog:
         return self._specs[name]
 
     def card(self, name: str) -> dict[str, Any]:
-        """A model in the form of GET /v1/models/{id}; `slo` (seconds) is Prism's own.
+        """The answer to GET /v1/models/{id}; `slo` (seconds) is Prism's own field.
 
         Raises:
-            RequestError: 404; no such model.
+            RequestError: 404; there is no such model.
         """
         model = self.get(name)
         return {

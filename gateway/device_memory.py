@@ -1,4 +1,4 @@
-"""How much of each device the scheduler may share out."""
+"""How much memory of each device the scheduler may allocate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from config.registry import Pool, Registry
 
 
 def capacities(pool: Pool) -> dict[str, int]:
-    """Bytes of every device whose memory is accounted.
+    """Bytes that may be allocated on each device whose memory is accounted for.
 
     Raises:
-        PoolError: a GPU cannot be asked.
+        PoolError: a GPU's memory cannot be queried.
     """
     accounted = [device for device in pool.devices if is_accounted(pool, device)]
     gpus = {device: visible_name(device, os.environ) for device in accounted if is_gpu(device)}
@@ -28,7 +28,7 @@ def capacities(pool: Pool) -> dict[str, int]:
 
 
 def never_fitting(registry: Registry, there: Mapping[str, int]) -> list[str]:
-    """A line for each model that no device is large enough for, as far as its files tell."""
+    """One line per model that is too large for every device, as far as its files tell."""
     pool = registry.pool
     if not there or len(there) < len(pool.devices):
         return []

@@ -13,10 +13,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from config.engines import facts_of
 from config.errors import PoolError
 from config.model_files import config_file, tokenizer_folder, vocabulary
 from config.registry import Model, Registry
-from enginepool import engines
 from gateway.dummy_tokenizer import special_ids, write_tokenizer
 
 CONTEXT = 4096
@@ -31,7 +31,7 @@ def with_folders(registry: Registry, folder: Path) -> Registry:
     Raises:
         PoolError: a folder in `folder` cannot be written.
     """
-    if not engines.needs_weights(registry.pool.engine):
+    if not facts_of(registry.pool).needs_weights:
         return registry
     try:
         models = tuple(

@@ -1,4 +1,4 @@
-"""One client's request while the gateway has it: where its answer goes, whatever happens to workers meanwhile."""
+"""One client's request in the gateway: where its answer goes, whatever happens to workers meanwhile."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gateway.http.sse import EventStream
 
 
 class LiveRequest:
-    """The handler awaits `answer`: a whole Reply, or the Head of a stream to which it then attaches the client.
+    """The HTTP handler awaits `answer`: a whole Reply, or the Head of a stream to which it then attaches the client.
 
-    An error before that is raised from `answer`; one after it ends the stream with an error event.
+    An earlier error is raised from `answer`; a later one ends the stream with an error event.
     """
 
     __slots__ = (
@@ -57,11 +57,11 @@ class LiveRequest:
             self.answer.set_result(reply)
 
     def head(self, head: Head) -> None:
-        """Kept back until the first bytes: until then the request may still be served elsewhere."""
+        """Note the head; it is held back until the first bytes, so that the request can still be served elsewhere."""
         self._head = head
 
     def chunk(self, data: bytes) -> bool:
-        """Pass bytes on; returns False when the client leaves too much unread."""
+        """Pass bytes on; returns False if the client has left too much unread."""
         if self.stream is not None:
             return self.stream.write(data)
         self._backlog.append(data)
@@ -69,7 +69,7 @@ class LiveRequest:
         return True
 
     def done(self, error: RequestError | None) -> None:
-        """The answer has ended, badly if `error`."""
+        """End the answer, with `error` if it failed."""
         if self.ended:
             return
         self.ended = True
@@ -83,12 +83,12 @@ class LiveRequest:
             self.stream.end(error)
 
     def requeue(self) -> None:
-        """Its worker died before the first bytes: forget what that worker had announced."""
+        """Forget what its worker had announced: it died before the first bytes."""
         self.worker = None
         self._head = None
 
     def attach(self, stream: EventStream) -> None:
-        """The client's headers are sent: from here on bytes go straight to its connection."""
+        """Send bytes straight to the client's connection from now on; its headers are out."""
         self.stream = stream
         if self._backlog:
             stream.write(b"".join(self._backlog))

@@ -1,4 +1,4 @@
-"""Prometheus metrics. Counters are kept as things happen, gauges are read off the state when scraped."""
+"""Prometheus metrics. Counters are updated as things happen; gauges are read from the state when scraped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Metrics:
         self._registry.register(_StateCollector(state, live))
 
     def render(self) -> bytes:
-        """The text format of a scrape."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def first_token(self, live: LiveRequest) -> None:
@@ -83,7 +83,7 @@ class Metrics:
 
 
 class _ModelMetrics:
-    """One model's children of the labelled metrics, so that a request costs no look-up of labels."""
+    """One model's children of the labelled metrics, so that requests need no label look-ups."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._model = model

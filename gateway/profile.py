@@ -1,4 +1,4 @@
-"""Reads the speeds that a scheduler starts from."""
+"""Reads the profile: the speeds that a scheduler assumes until it has measured its own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scheduler.learned.profile import Profile
 
 
 def read_profile(file: Path | None) -> Profile:
-    """The profile in a JSON file; an empty one without a file.
+    """The profile in a JSON file, or an empty one if there is no file.
 
     Raises:
-        ConfigError: it cannot be read, or is no profile; the text says where.
+        ConfigError: the file cannot be read, or is not a profile; the text says where.
     """
     if file is None:
         return Profile()

@@ -1,6 +1,6 @@
-"""Writes down what the scheduler is told and what it decides, for `prism replay`.
+"""Records the scheduler's events and decisions for `prism replay`.
 
-A recording holds numbers, names and reasons; of requests and answers it has no text.
+A recording holds numbers, names and reasons, but none of the text of requests and answers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = logging.getLogger("prism.gateway")
 INTERVAL = 1.0
 """Seconds between two writes."""
 BUFFER = 64 * 2**20
-"""Bytes that may wait for a slow disk before the recording is given up."""
+"""Bytes that may wait for a slow disk before the recording is abandoned."""
 
 
 class Recorder:
-    """Stands before the scheduler. Lines are encoded at once and written by a thread of its own, a batch at a time.
+    """Wraps a scheduler. Lines are encoded at once and written in batches by a separate thread.
 
-    Whatever goes wrong ends the recording, with one line in the log, and nothing else.
+    Any failure ends the recording with one line in the log, and affects nothing else.
     """
 
     def __init__(self, path: Path, header: Header, scheduler: Scheduler) -> None:
@@ -47,7 +47,7 @@ class Recorder:
         self._add(header)
 
     def handle(self, event: AnyEvent, now: float) -> list[AnyAction]:
-        """As `Scheduler.handle`."""
+        """`Scheduler.handle`, recorded."""
         actions: list[AnyAction] | None = None
         try:
             actions = self._scheduler.handle(event, now)
@@ -59,7 +59,7 @@ class Recorder:
                 self._write()
 
     def close(self) -> None:
-        """Write what is left, and wait until it is written."""
+        """Write the remaining lines, and wait until that is done."""
         if self._writing is not None:
             self._take_result()
         self._write()
@@ -77,7 +77,7 @@ class Recorder:
             self._give_up(str(error))
 
     def _write(self) -> None:
-        """Hand the lines so far to the thread, unless it still has the last ones."""
+        """Hand the lines so far to the thread, unless it is still writing the previous batch."""
         if self._writing is not None and self._writing.done():
             self._take_result()
         if self._file is None or not self._buffer:
@@ -89,7 +89,7 @@ class Recorder:
             self._give_up("the disk is too slow")
 
     def _take_result(self) -> None:
-        """Wait for the last write, if need be."""
+        """Take the result of the last write, waiting for it if necessary."""
         assert self._writing is not None
         error = self._writing.exception()
         self._writing = None
@@ -102,7 +102,7 @@ class Recorder:
         self._end()
 
     def _end(self) -> None:
-        """Close the file, after the write under way."""
+        """Close the file once the current write is done."""
         if self._file is not None:
             self._thread.submit(_close, self._file)
             self._file = None

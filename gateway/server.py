@@ -1,4 +1,4 @@
-"""One gateway process from start to stop."""
+"""Runs one gateway process from start to stop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import uvloop
 from aiohttp import web
 from msgspec.structs import replace
 
+from config.engines import facts_of
 from config.errors import PoolError
 from config.registry import Registry
 from config.units import format_size
-from enginepool import engines
 from enginepool.host import host_memory
 from gateway.admin import AdminServer
 from gateway.core import Gateway
@@ -52,9 +52,9 @@ def serve(
 
 
 def _within_host(registry: Registry) -> Registry:
-    """With a budget for weights that this machine, or the container that this process runs in, has at all."""
+    """The registry, with a budget for weights no larger than the memory of this machine or container."""
     budget, most = registry.weight_store.host_memory, host_memory.most()
-    if budget <= most or not engines.needs_weights(registry.pool.engine):
+    if budget <= most or not facts_of(registry.pool).needs_weights:
         return registry
     log.warning("weight_store.host_memory is %s, of %s that there are", format_size(budget), format_size(most))
     return replace(registry, weight_store=replace(registry.weight_store, host_memory=most))
@@ -100,7 +100,7 @@ class _Server:
                 gc.freeze()
                 self._on_listening(_url(runner))
                 await self._stopping.wait()
-            log.info("stopping: %d requests in flight", len(gateway.context.live))
+            log.info("stopping: %d requests in flight", len(gateway.live))
         finally:
             await gateway.stop(grace)
             await runner.cleanup()
@@ -111,7 +111,7 @@ class _Server:
         log.warning("SIGHUP: nothing is reloaded yet; the registry is read at the start only")
 
     async def _start(self, gateway: Gateway) -> bool:
-        """False when told to stop before the pool was there: its imports may take a while."""
+        """Start the pool; returns False if told to stop meanwhile, since its imports may take a while."""
         starting = asyncio.create_task(gateway.start())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -1,68 +1,102 @@
-"""Turns what workers say into events for the scheduler, and passes their answers on to clients."""
+"""Turns workers' messages into events for the scheduler, and passes their answers on to clients."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import assert_never
 
 from msgspec.structs import replace
 
 from config.errors import RequestError
 from enginepool import messages
-from gateway import offers
-from gateway.context import Context
+from enginepool.messages import Chunk
+from gateway.http.server_paths import ServerPaths
+from gateway.in_flight import InFlight
+from gateway.journal import Journal
 from gateway.live import LiveRequest
+from gateway.metrics import Metrics
+from gateway.offers import Offers
 from scheduler import events
 
 log = logging.getLogger("prism.gateway")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """Implements `enginepool.pool.supervisor.PoolEvents`. `_chunk` runs for every token: keep it short."""
+    """Implements `enginepool.pool.supervisor.PoolEvents`."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._by_type: dict[type[Any], Callable[[int, Any], None]] = {
-            messages.Chunk: self._chunk,
-            messages.Head: self._head,
-            messages.Done: self._done,
-            messages.Reply: self._reply,
-            messages.Counted: self._counted,
-            messages.Pong: self._pong,
-            messages.WorkerStats: self._worker_stats,
-            messages.WorkerReady: self._worker_ready,
-            messages.WorkerCopied: self._worker_copied,
-            messages.Rehearsing: self._rehearsing,
-            messages.WorkerActivated: self._worker_activated,
-            messages.WorkerFailed: self._worker_failed,
-            messages.WorkerParked: self._worker_parked,
-            messages.WorkerBlanked: self._worker_blanked,
-            messages.KvLimitApplied: self._kv_limit_applied,
-        }
+    live: InFlight
+    offers: Offers
+    ordered_at: dict[int, float]
+    """Monotonic seconds at which each worker's current activation was ordered; noted by `Effects`."""
+    metrics: Metrics
+    journal: Journal
+    paths: ServerPaths
+    feed: Callable[[events.AnyEvent], None]
+    """Gives the scheduler an event."""
+    abandon: Callable[[LiveRequest], None]
+    """Gives up a request whose client reads too slowly."""
 
     def worker_message(self, worker: int, message: messages.FromWorker) -> None:
-        self._by_type[type(message)](worker, message)
+        if isinstance(message, Chunk):  # there is one for every token, and `match` would take twice as long
+            self._chunk(message)
+            return
+        match message:
+            case messages.Head():
+                self._head(message)
+            case messages.Done():
+                self._done(message)
+            case messages.Reply():
+                self._reply(message)
+            case messages.Counted():
+                self.feed(events.Counted(message.request, message.prompt_tokens))
+            case messages.Pong():
+                pass  # the supervisor has noted that the worker answers
+            case messages.WorkerStats():
+                self._worker_stats(worker, message)
+            case _:
+                self._change(worker, message)
+
+    def _change(self, worker: int, message: messages.WorkerChange) -> None:
+        match message:
+            case messages.WorkerReady():
+                self._worker_ready(worker, message)
+            case messages.WorkerCopied():
+                self.feed(events.Copied(worker))
+            case messages.Rehearsing():
+                self.feed(events.Rehearsing(worker, message.begins))
+            case messages.WorkerActivated():
+                self._worker_activated(worker, message)
+            case messages.WorkerFailed():
+                self._worker_failed(worker, message)
+            case messages.WorkerParked():
+                self._worker_parked(worker, message)
+            case messages.WorkerBlanked():
+                self._worker_blanked(worker, message)
+            case messages.KvLimitApplied():
+                self.feed(events.LimitApplied(worker, message.revision, message.mapped, message.applied))
+            case _:
+                assert_never(message)
 
     def worker_dead(self, worker: int, reason: str) -> None:
-        self._context.metrics.worker_deaths.inc()
-        self._context.journal.worker_dead(worker, reason)
-        for live in self._context.live.values():
-            if live.worker == worker and live.first_token_at is None:
-                live.requeue()
-        self._context.feed(events.WorkerDead(worker, reason))
+        self.metrics.worker_deaths.inc()
+        self.journal.worker_dead(worker, reason)
+        self.live.requeue((worker,))
+        self.feed(events.WorkerDead(worker, reason))
 
     def device_fault(self, device: str, workers: Sequence[int], reason: str, suspected: bool) -> None:
-        self._context.metrics.worker_deaths.inc(len(workers))
-        self._context.journal.device_fault(device, workers, reason)
-        for live in self._context.live.values():
-            if live.worker in workers and live.first_token_at is None:
-                live.requeue()
-        self._context.feed(events.DeviceFault(device, tuple(workers), reason, suspected))
+        self.metrics.worker_deaths.inc(len(workers))
+        self.journal.device_fault(device, workers, reason)
+        self.live.requeue(workers)
+        self.feed(events.DeviceFault(device, tuple(workers), reason, suspected))
 
-    def _chunk(self, worker: int, message: messages.Chunk) -> None:
-        live = self._context.live.get(message.request)
+    # answers
+
+    def _chunk(self, message: Chunk) -> None:
+        live = self.live.get(message.request)
         if live is None or live.ended:
             return
         if live.first_token_at is None:
@@ -71,90 +105,68 @@ class Signals:
             log.warning("request %d of %s is dropped: its client reads too slowly", live.id, live.model)
             assert live.stream is not None
             live.stream.drop()
-            self._context.abandon(live)
+            self.abandon(live)
 
     def _mark_first_token(self, live: LiveRequest) -> None:
         live.first_token_at = time.monotonic()
-        self._context.metrics.first_token(live)
-        self._context.feed(events.FirstToken(live.id))
+        self.metrics.first_token(live)
+        self.feed(events.FirstToken(live.id))
 
-    def _head(self, worker: int, message: messages.Head) -> None:
-        live = self._context.live.get(message.request)
+    def _head(self, message: messages.Head) -> None:
+        live = self.live.get(message.request)
         if live is not None and not live.ended:
             live.head(message)
 
-    def _done(self, worker: int, message: messages.Done) -> None:
-        live = self._context.live.get(message.request)
+    def _done(self, message: messages.Done) -> None:
+        live = self.live.get(message.request)
         if live is None or live.ended:
             return
-        text = self._context.paths.hide(message.error)
+        text = self.paths.hide(message.error)
         error = RequestError(500, text, kind="server_error", code="engine_error") if text else None
         live.done(error)
-        self._context.metrics.finished(live, 500 if error else 200, message.prompt_tokens, message.output_tokens)
-        self._context.feed(events.Finished(live.id, message.output_tokens))
+        self.metrics.finished(live, 500 if error else 200, message.prompt_tokens, message.output_tokens)
+        self.feed(events.Finished(live.id, message.output_tokens))
 
-    def _reply(self, worker: int, message: messages.Reply) -> None:
-        live = self._context.live.get(message.request)
+    def _reply(self, message: messages.Reply) -> None:
+        live = self.live.get(message.request)
         if live is None or live.ended:
             return
         if message.status < 400:
             live.first_token_at = time.monotonic()
-            self._context.metrics.first_token(live)
+            self.metrics.first_token(live)
         else:
-            message = replace(message, body=self._context.paths.hide_in_answer(message.body))
+            message = replace(message, body=self.paths.hide_in_answer(message.body))
         live.reply(message)
-        self._context.metrics.finished(live, message.status, message.prompt_tokens, message.output_tokens)
-        self._context.feed(events.Finished(live.id, message.output_tokens))
+        self.metrics.finished(live, message.status, message.prompt_tokens, message.output_tokens)
+        self.feed(events.Finished(live.id, message.output_tokens))
 
-    def _counted(self, worker: int, message: messages.Counted) -> None:
-        self._context.feed(events.Counted(message.request, message.prompt_tokens))
-
-    def _pong(self, worker: int, message: messages.Pong) -> None:
-        """The supervisor has noted that something came; that is all a pong is for."""
+    # workers
 
     def _worker_stats(self, worker: int, stats: messages.WorkerStats) -> None:
-        self._context.journal.stats[worker] = stats
-        self._context.feed(
-            events.Stats(
-                worker,
-                stats.running,
-                stats.waiting,
-                stats.kv_mapped,
-                stats.prompt_tokens,
-                stats.output_tokens,
-                stats.held,
-            )
-        )
+        self.journal.stats[worker] = stats
+        load = (stats.running, stats.waiting, stats.kv_mapped)
+        self.feed(events.Stats(worker, *load, stats.prompt_tokens, stats.output_tokens, stats.held))
 
     def _worker_ready(self, worker: int, message: messages.WorkerReady) -> None:
         log.info("worker %d is ready: pid %d, %s", worker, message.pid, message.engine)
-        offers.offer_all(self._context, worker)
-        self._context.feed(events.WorkerBlank(worker, message.held))
-
-    def _worker_copied(self, worker: int, message: messages.WorkerCopied) -> None:
-        self._context.feed(events.Copied(worker))
-
-    def _rehearsing(self, worker: int, message: messages.Rehearsing) -> None:
-        self._context.feed(events.Rehearsing(worker, message.begins))
+        self.offers.offer_all(worker)
+        self.feed(events.WorkerBlank(worker, message.held))
 
     def _worker_activated(self, worker: int, message: messages.WorkerActivated) -> None:
-        seconds = time.monotonic() - self._context.activating.pop(worker)
-        self._context.metrics.activated(message.model, seconds)
-        self._context.journal.activated(worker, seconds, message)
-        self._context.feed(events.Activated(worker, message.model, seconds, message.held))
+        seconds = time.monotonic() - self.ordered_at.pop(worker)
+        self.metrics.activated(message.model, seconds)
+        self.journal.activated(worker, seconds, message)
+        self.feed(events.Activated(worker, message.model, seconds, message.held))
 
     def _worker_failed(self, worker: int, message: messages.WorkerFailed) -> None:
-        self._context.activating.pop(worker, None)
+        self.ordered_at.pop(worker, None)
         log.error("activating %s on worker %d failed: %s", message.model, worker, message.reason)
-        self._context.feed(events.ActivationFailed(worker, message.model, message.reason, message.held))
+        self.feed(events.ActivationFailed(worker, message.model, message.reason, message.held))
 
     def _worker_parked(self, worker: int, message: messages.WorkerParked) -> None:
-        self._context.metrics.evictions.labels(message.model).inc()
-        self._context.feed(events.Parked(worker, message.model, message.held))
+        self.metrics.evictions.labels(message.model).inc()
+        self.feed(events.Parked(worker, message.model, message.held))
 
     def _worker_blanked(self, worker: int, message: messages.WorkerBlanked) -> None:
-        self._context.journal.blanked(worker, message)
-        self._context.feed(events.WorkerBlank(worker, message.held))
-
-    def _kv_limit_applied(self, worker: int, message: messages.KvLimitApplied) -> None:
-        self._context.feed(events.LimitApplied(worker, message.revision, message.mapped, message.applied))
+        self.journal.blanked(worker, message)
+        self.feed(events.WorkerBlank(worker, message.held))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gateway.context import Context
+from gateway.core import Gateway
 from gateway.report import (
     DeviceStatus,
     HostMemoryStatus,
@@ -18,51 +18,51 @@ from gateway.report import (
 from scheduler.state.state import Model, Phase, Worker
 
 
-def snapshot(context: Context) -> Status:
+def snapshot(gateway: Gateway) -> Status:
     """Everything at this moment."""
-    state = context.scheduler.state
-    reasons = unready(context)
+    state = gateway.scheduler.state
+    reasons = unready(gateway)
     return Status(
-        engine=context.registry.pool.engine,
-        policy=context.registry.scheduler.policy,
+        engine=gateway.registry.pool.engine,
+        policy=gateway.registry.scheduler.policy,
         ready=not reasons,
         unready=reasons,
-        draining=context.draining,
-        in_flight=len(context.live),
+        draining=gateway.draining,
+        in_flight=len(gateway.live),
         waiting=sum(len(model.queue) for model in state.models.values()),
         host_memory=HostMemoryStatus(state.staged_bytes(), state.host.capacity),
-        devices=devices(context),
-        loading={name: LoadStatus(done, total) for name, (done, total) in context.loading.items()},
-        models=models(context),
-        workers=workers(context),
-        decisions=list(context.journal.entries),
+        devices=devices(gateway),
+        loading={name: LoadStatus(done, total) for name, (done, total) in gateway.loading.items()},
+        models=models(gateway),
+        workers=workers(gateway),
+        decisions=list(gateway.journal.entries),
     )
 
 
-def models(context: Context) -> list[ModelStatus]:
-    return [_model(context, model) for model in context.scheduler.state.models.values()]
+def models(gateway: Gateway) -> list[ModelStatus]:
+    return [_model(gateway, model) for model in gateway.scheduler.state.models.values()]
 
 
-def workers(context: Context) -> list[WorkerStatus]:
-    return [_worker(context, worker) for worker in context.scheduler.state.workers]
+def workers(gateway: Gateway) -> list[WorkerStatus]:
+    return [_worker(gateway, worker) for worker in gateway.scheduler.state.workers]
 
 
-def devices(context: Context) -> list[DeviceStatus]:
+def devices(gateway: Gateway) -> list[DeviceStatus]:
     """The devices whose memory is accounted for."""
-    accounted = (device for device in context.scheduler.state.devices.values() if device.accounted)
+    accounted = (device for device in gateway.scheduler.state.devices.values() if device.accounted)
     return [DeviceStatus(device.name, **device.ledger.by_kind()) for device in accounted]
 
 
-def readiness(context: Context) -> Readiness:
-    reasons = unready(context)
+def readiness(gateway: Gateway) -> Readiness:
+    reasons = unready(gateway)
     return Readiness(not reasons, reasons)
 
 
-def unready(context: Context) -> list[str]:
+def unready(gateway: Gateway) -> list[str]:
     """Why the gateway is not ready; empty if it is."""
-    state = context.scheduler.state
-    reasons = [f"draining: {context.draining}"] if context.draining else []
-    if context.changing:
+    state = gateway.scheduler.state
+    reasons = [f"draining: {gateway.draining}"] if gateway.draining else []
+    if gateway.changing:
         reasons.append("the policy is being changed")
     if all(worker.phase is Phase.STARTING for worker in state.workers):
         reasons.append("no worker is up yet")
@@ -72,12 +72,12 @@ def unready(context: Context) -> list[str]:
     return reasons
 
 
-def _model(context: Context, model: Model) -> ModelStatus:
-    state = context.scheduler.state
+def _model(gateway: Gateway, model: Model) -> ModelStatus:
+    state = gateway.scheduler.state
     here = [worker for worker in state.workers if worker.model == model.name]
     return ModelStatus(
         name=model.name,
-        state=_model_state(context, model, here),
+        state=_model_state(gateway, model, here),
         workers=[worker.number for worker in here],
         running=sum(len(worker.running) for worker in here if worker.leader is None),
         waiting=len(model.queue),
@@ -90,20 +90,20 @@ def _model(context: Context, model: Model) -> ModelStatus:
     )
 
 
-def _model_state(context: Context, model: Model, here: list[Worker]) -> ModelState:
+def _model_state(gateway: Gateway, model: Model, here: list[Worker]) -> ModelState:
     for phase in (Phase.ACTIVE, Phase.ACTIVATING, Phase.PREPARING, Phase.DRAINING, Phase.PARKING, Phase.PARKED):
         if any(worker.phase is phase for worker in here):
             return ModelState(phase)
-    if model.name in context.loading:
+    if model.name in gateway.loading:
         return ModelState.LOADING
     return ModelState.IN_HOST_MEMORY if model.staged else ModelState.ON_DISK
 
 
-def _worker(context: Context, worker: Worker) -> WorkerStatus:
-    place = context.pool.workers[worker.number]
-    account = context.scheduler.state.account(worker)
-    stats = context.journal.stats.get(worker.number)
-    apart = context.scheduler.state.isolations[worker.number] if worker.phase is Phase.ISOLATED else None
+def _worker(gateway: Gateway, worker: Worker) -> WorkerStatus:
+    place = gateway.pool.workers[worker.number]
+    account = gateway.scheduler.state.account(worker)
+    stats = gateway.journal.stats.get(worker.number)
+    apart = gateway.scheduler.state.isolations[worker.number] if worker.phase is Phase.ISOLATED else None
     return WorkerStatus(
         worker=worker.number,
         device=worker.device,
@@ -126,7 +126,7 @@ def _worker(context: Context, worker: Worker) -> WorkerStatus:
         decode_batch=stats.batch if stats else 0.0,
         gpu_bytes=stats.process_used if stats else None,
         device_used_bytes=stats.device_used if stats else 0,
-        activation_phases_s=context.journal.activations.get(worker.number),
-        activation_copy_s=context.journal.copies.get(worker.number),
-        teardown_phases_s=context.journal.teardowns.get(worker.number),
+        activation_phases_s=gateway.journal.activations.get(worker.number),
+        activation_copy_s=gateway.journal.copies.get(worker.number),
+        teardown_phases_s=gateway.journal.teardowns.get(worker.number),
     )

@@ -6,13 +6,13 @@ Before the trace begins, whatever the registry pins or preloads is brought to it
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import assert_never
 
 from config.registry import Registry
 from scheduler import actions, events
+from scheduler.driver import Driver
 from scheduler.scheduler import Scheduler
 from simulator.calibration import Calibration
 from simulator.costs import Costs
@@ -79,24 +79,13 @@ class Simulation:
         self._numbers = 0
         self._changes = 0
         """Activations, loads, KV limits and the like that are under way."""
-        self._inbox: deque[events.AnyEvent] = deque()
         self._answers: list[Answer] = []
         self._open = 0
         self._preparing = True
         self._began = 0.0
         self._activations = 0
         self._migrations = 0
-        self._effects: dict[type[Any], Callable[[Any], None]] = {
-            actions.Dispatch: self._dispatch,
-            actions.Refuse: self._refuse,
-            actions.Abort: self._abort,
-            actions.Activate: self._activate,
-            actions.Park: self._park,
-            actions.Blank: self._blank,
-            actions.Recycle: self._recycle,
-            actions.SetKvLimit: self._set_kv_limit,
-            actions.Stage: self._stage,
-        }
+        self._driver = Driver(self.scheduler.handle, self._carry_out)
 
     def run(self, trace: Trace) -> Result:
         """Simulate the whole trace; to be called once."""
@@ -179,16 +168,32 @@ class Simulation:
     # the scheduler
 
     def _feed(self, event: events.AnyEvent) -> None:
-        """Give the scheduler an event and carry out its decisions. Events that these cause come after."""
-        self._inbox.append(event)
-        if len(self._inbox) > 1:
-            return
-        while self._inbox:
-            for action in self.scheduler.handle(self._inbox[0], self.now):
-                effect = self._effects.get(type(action))
-                if effect is not None:
-                    effect(action)
-            self._inbox.popleft()
+        self._driver.feed(event, self.now)
+
+    def _carry_out(self, action: actions.AnyAction) -> None:
+        match action:
+            case actions.Dispatch():
+                self._dispatch(action)
+            case actions.Refuse():
+                self._refuse(action)
+            case actions.Abort():
+                self._abort(action)
+            case actions.Activate():
+                self._activate(action)
+            case actions.Park():
+                self._park(action)
+            case actions.Blank():
+                self._blank(action)
+            case actions.Recycle():
+                self._recycle(action)
+            case actions.SetKvLimit():
+                self._set_kv_limit(action)
+            case actions.Stage():
+                self._stage(action)
+            case actions.Drain() | actions.Resume() | actions.Unstage() | actions.Answer():
+                pass  # the scheduler has noted it, and nothing that is modelled here changes
+            case _:
+                assert_never(action)
 
     # requests
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from config.devices import is_gpu
+from config.devices import is_gpu, is_used_gpu
+from config.engines import facts_of
 from config.errors import PoolError
 from config.gpus import VISIBLE, uuid_of, visible_name
 from config.registry import Pool
@@ -221,8 +222,8 @@ class Mps:
             self._watching.append(asyncio.create_task(self._watch(daemon)))
 
     def _name(self, device: str) -> str:
-        """`simulated` needs none of the GPUs that it names."""
-        return (uuid_of if self._pool.engine == "sglang" else visible_name)(device, os.environ)
+        """An engine that uses no GPUs may name some that are not there."""
+        return (uuid_of if facts_of(self._pool).uses_gpus else visible_name)(device, os.environ)
 
     async def _watch(self, daemon: MpsDaemon) -> None:
         """Root of the task that replaces a daemon which has ended; if it cannot be, its GPU's workers do without."""
@@ -247,10 +248,11 @@ def _is_wanted(pool: Pool) -> bool:
     """By what the registry says; whether it can be had is another matter."""
     if pool.mps != "auto":
         return pool.mps == "on"
-    gpus = any(map(is_gpu, pool.devices))
-    if pool.engine == "sglang" and gpus and pool.workers_per_device == 1:
+    if not any(is_used_gpu(pool, device) for device in pool.devices):
+        return False
+    if pool.workers_per_device == 1:
         log.info("MPS is not used: one worker per GPU has nobody to share it with")
-    return pool.engine == "sglang" and gpus and pool.workers_per_device > 1
+    return pool.workers_per_device > 1
 
 
 async def _all_or_none(starts: list[object]) -> None:

@@ -19,7 +19,7 @@ from config.errors import ChannelClosed, PoolError
 from config.registry import Pool
 from enginepool import process
 from enginepool.channel import Channel
-from enginepool.engines import environment
+from enginepool.engines.kinds import kind_of
 from enginepool.messages import Exit, FromTemplate, MpsClient, Spawn, Spawned, TemplateReady
 
 log = logging.getLogger("prism.pool")
@@ -242,7 +242,7 @@ class _TemplateProcess:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 # What it leaves in TMPDIR when killed is swept with the rest.
-                env={**os.environ, **environment(pool, os.environ), "TMPDIR": str(run_dir)},
+                env={**os.environ, **kind_of(pool).environment(pool, os.environ), "TMPDIR": str(run_dir)},
             )
             on_failure.pop_all()
         self = cls(started)

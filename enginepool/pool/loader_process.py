@@ -11,7 +11,7 @@ import time
 from config.errors import ChannelClosed, StoreError
 from config.registry import Pool
 from enginepool.channel import BlockingChannel
-from enginepool.engines import weight_loader
+from enginepool.engines.kinds import kind_of
 from enginepool.messages import Exit, Load, Loaded, LoadFailed, LoadProgress, Spawn, ToLoader
 from enginepool.weights.loader import LoadWeights
 
@@ -24,7 +24,7 @@ def run_loader(spawn: Spawn, pool: Pool) -> None:
     connection.connect(spawn.socket)
     channel: BlockingChannel[ToLoader] = BlockingChannel(connection, ToLoader)
     try:
-        _serve(channel, weight_loader(pool))
+        _serve(channel, kind_of(pool).weight_loader(pool))
     except ChannelClosed:
         return
 

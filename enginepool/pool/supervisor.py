@@ -78,9 +78,11 @@ class WorkerHandle:
 
 
 class Supervisor:
-    def __init__(self, config: Pool, run_dir: Path, events: PoolEvents) -> None:
+    """Tells of nothing before `start`, which names who is told."""
+
+    def __init__(self, config: Pool, run_dir: Path) -> None:
         self._config = config
-        self._events = events
+        self._events: PoolEvents
         self.forks = ForkServer(config, run_dir)
         self._mps = Mps(config, run_dir, self._daemon_ended)
         places = [device for device in config.devices for _ in range(config.workers_per_device)]
@@ -89,12 +91,13 @@ class Supervisor:
         """The clients that each device had when it failed last."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
+    async def start(self, events: PoolEvents) -> None:
         """Start the template and begin to start every worker; they report by WorkerReady.
 
         Raises:
             PoolError: the template does not start, or MPS cannot be had where the registry insists on it.
         """
+        self._events = events
         process.set_subreaper(True)
         await self._mps.start()
         await self.forks.start()

@@ -21,7 +21,7 @@ from config.errors import ChannelClosed, EngineError
 from config.registry import Pool
 from enginepool import process
 from enginepool.channel import BlockingChannel
-from enginepool.engines import after_fork, warm
+from enginepool.engines.kinds import kind_of
 from enginepool.messages import Exit, Spawn, Spawned, TemplateReady, ToTemplate
 from enginepool.pool.worker import run_worker
 
@@ -82,7 +82,7 @@ class Template:
         try:
             self._connection.close()
             process.reset_signals()
-            after_fork()
+            _rebuild_torch_threads()
             _wait_for_adoption(middle)
             process.die_with_parent(self._gateway)
             _run_role(spawn, self._pool)
@@ -90,6 +90,16 @@ class Template:
             log.exception("%s failed", spawn.name)
             os._exit(1)
         os._exit(0)
+
+
+def _rebuild_torch_threads() -> None:
+    """To be called in a forked child while it still has one thread, if an engine has imported torch.
+
+    torch (2.13, aten/src/ATen/ParallelOpenMP.cpp) replaces its thread pool at its first use after a fork, and without a
+    lock: two threads that come to it together can fail with "Invalid thread pool!".
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def _wait_for_adoption(middle: int) -> None:
@@ -119,7 +129,7 @@ def main() -> None:
     pool = msgspec.json.decode(pool_json, type=Pool)
     began = time.monotonic()
     try:
-        warm(pool)
+        kind_of(pool).warm(pool)
     except EngineError as error:
         log.error("%s", error)
         sys.exit(1)

@@ -12,9 +12,9 @@ import uvloop
 
 from config.errors import ChannelClosed, EngineError, StoreError
 from config.registry import Pool
-from enginepool import engines
 from enginepool.channel import Channel
 from enginepool.engine import EngineLoad, Output
+from enginepool.engines.kinds import kind_of
 from enginepool.messages import (
     Abort,
     Activate,
@@ -58,7 +58,7 @@ class _Worker:
 
     async def run(self) -> None:
         self._channel = await self._connect()
-        self._engine = engines.create(self._pool, self._spawn, self._emit)
+        self._engine = kind_of(self._pool).create(self._pool, self._spawn, self._emit)
         await self._engine.start()
         self._channel.send(WorkerReady(os.getpid(), self._engine.name, self._engine.held))
         tasks = [asyncio.create_task(self._run_lifecycle()), asyncio.create_task(self._report())]

@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
-import msgspec
-
-from config.errors import RecordingError
-from scheduler.actions import AnyAction
-from scheduler.replay.recorded import Recording
-from scheduler.replay.replay import Comparison, Difference, replay
+from gateway.cli.options import AddParser, add_json
 
 
-def run(path: Path, *, validate: bool, as_json: bool) -> int:
-    """Print how far the replay agrees with the file; returns 0 if to its end, else 1.
-
-    Raises:
-        RecordingError: the file cannot be read, or is not a recording.
-    """
-    try:
-        with path.open("rb") as file:
-            recording = Recording(str(path), file)
-            comparison = replay(recording.header.scheduler(validate=validate), recording)
-    except OSError as error:
-        raise RecordingError(f"{path}: {error.strerror or error}") from error
-    if as_json:
-        print(json.dumps(_data(comparison, recording), indent=2))
-    else:
-        print(_text(path, comparison, recording))
-    return 0 if comparison.difference is None else 1
+def add(add_parser: AddParser) -> None:
+    parser = add_parser("replay", help="re-run a recording and report the first decision that differs")
+    parser.add_argument("recording", type=Path, metavar="FILE", help="written by `prism serve --record`")
+    validate = "check the invariants even if the recorded run did not"
+    parser.add_argument("--validate", action="store_true", help=validate)
+    add_json(parser)
+    parser.set_defaults(run=_run)
 
 
-def _data(comparison: Comparison, recording: Recording) -> dict[str, object]:
-    same = comparison.difference is None
-    return {"same": same, "cut_off": recording.cut_off, **msgspec.to_builtins(comparison)}
+def _run(options: argparse.Namespace) -> int:
+    from gateway.cli import comparison
 
-
-def _text(path: Path, comparison: Comparison, recording: Recording) -> str:
-    lines = [f"{path}: the same after {comparison.events} events, {comparison.actions} actions"]
-    if recording.cut_off:
-        lines.append("The last line is cut off and was left out.")
-    if comparison.difference is not None:
-        lines += _describe(path, comparison.difference)
-    return "\n".join(lines)
-
-
-def _describe(path: Path, difference: Difference) -> list[str]:
-    return [
-        f"{path}:{difference.line}: at {difference.at:.6f} s {difference.event}",
-        "recorded:",
-        *_outcome(difference.recorded, "an error"),
-        "came out:",
-        *_outcome(difference.replayed, difference.error),
-    ]
-
-
-def _outcome(actions: Sequence[AnyAction] | None, error: str) -> list[str]:
-    if actions is None:
-        return [f"  {error}"]
-    return [f"  {action}" for action in actions] or ["  nothing"]
+    return comparison.run(options.recording, validate=options.validate, as_json=options.json)

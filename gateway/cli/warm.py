@@ -6,6 +6,7 @@ activated, makes its worker's warm-up requests, and is evicted again unless it w
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,22 @@ from pathlib import Path
 from config.errors import OperatorError
 from enginepool.messages import Command
 from gateway.cli.client import read_models, read_workers, run_command
+from gateway.cli.options import AddParser, add_admin_socket
 from gateway.report import ModelState
 
 POLL = 0.2
 """Seconds between two queries of the workers."""
+
+
+def add(add_parser: AddParser) -> None:
+    parser = add_parser("warm", help="compile all models' kernels ahead of time by sending warm-up requests")
+    add_admin_socket(parser)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these models")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return 0 if warm(options.admin_socket, options.models, lambda line: print(line, flush=True)) else 1
 
 
 def warm(admin_socket: Path, wanted: Sequence[str], report: Callable[[str], None]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from config.devices import gpu_index
+from config.devices import gpu_index, is_used_gpu
 from config.errors import ConfigError, PoolError
 from config.reader import read_registry
 from config.registry import Registry
@@ -30,8 +30,7 @@ def read(path: Path) -> tuple[Registry | None, list[Finding]]:
 
 def wants_gpus(registry: Registry) -> bool:
     """Whether it names any for an engine that uses them."""
-    pool = registry.pool
-    return pool.engine == "sglang" and any(gpu_index(device) is not None for device in pool.devices)
+    return any(is_used_gpu(registry.pool, device) for device in registry.pool.devices)
 
 
 def open_files(registry: Registry) -> int:

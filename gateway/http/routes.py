@@ -39,7 +39,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_app(gateway: Gateway) -> web.Application:
-    config = gateway.context.registry.gateway
+    config = gateway.registry.gateway
     browsers = Browsers(config)
     app = web.Application(middlewares=[_front(browsers)])
     browsers.watch(app)
@@ -57,13 +57,13 @@ def build_app(gateway: Gateway) -> web.Application:
 class _Routes:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._limits = gateway.context.registry.gateway.limits
+        self._limits = gateway.registry.gateway.limits
         self._bodies = Bodies(self._limits)
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         body = await self._bodies.read(request)
         await check_shape(body, self._limits)
-        model = self._gateway.context.catalog.get(read_model(body))
+        model = self._gateway.catalog.get(read_model(body))
         slo = read_slo(request.headers, model.slo.ttft)
         live = self._gateway.admit(model.name, request.path, body, slo)
         try:
@@ -80,7 +80,7 @@ class _Routes:
         """Headers that name the worker and device that answer."""
         if live.worker is None:
             return {}
-        device = self._gateway.context.pool.workers[live.worker].device
+        device = self._gateway.pool.workers[live.worker].device
         return {WORKER_HEADER: str(live.worker), DEVICE_HEADER: device}
 
     async def _relay(self, request: web.Request, live: LiveRequest, head: Head) -> web.StreamResponse:
@@ -95,20 +95,20 @@ class _Routes:
         return response
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json(self._gateway.context.catalog.cards())
+        return _json(self._gateway.catalog.cards())
 
     async def model(self, request: web.Request) -> web.Response:
-        return _json(self._gateway.context.catalog.card(request.match_info["id"]))
+        return _json(self._gateway.catalog.card(request.match_info["id"]))
 
     async def health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        readiness = status.readiness(self._gateway.context)
+        readiness = status.readiness(self._gateway)
         return _json(readiness, 200 if readiness.ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._gateway.context.metrics.render(), headers={"Content-Type": METRICS_TYPE})
+        return web.Response(body=self._gateway.metrics.render(), headers={"Content-Type": METRICS_TYPE})
 
 
 def _front(browsers: Browsers) -> Middleware:

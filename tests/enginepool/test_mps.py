@@ -60,9 +60,9 @@ def wait_for(holds: Callable[[], bool]) -> None:
 async def running(folder: Path, *, workers: int = 1, **fields: Any) -> AsyncIterator[tuple[Supervisor, Recorder]]:
     recorder = Recorder()
     devices = fields.pop("devices", ("cuda:0",))
-    pool = Supervisor(Pool(engine="simulated", devices=devices, workers_per_device=workers, **fields), folder, recorder)
+    pool = Supervisor(Pool(engine="simulated", devices=devices, workers_per_device=workers, **fields), folder)
     try:
-        await pool.start()
+        await pool.start(recorder)
         await recorder.until(lambda: len(recorder.ready) == workers * len(devices))
         yield pool, recorder
     finally:

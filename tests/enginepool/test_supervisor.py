@@ -70,9 +70,9 @@ def as_a_gateway() -> Iterator[None]:
 async def running(folder: Path, *, workers: int = 1, **fields: Any) -> AsyncIterator[tuple[Supervisor, Recorder]]:
     """A pool whose workers are up."""
     recorder = Recorder()
-    pool = Supervisor(Pool(engine="simulated", workers_per_device=workers, **fields), folder, recorder)
+    pool = Supervisor(Pool(engine="simulated", workers_per_device=workers, **fields), folder)
     try:
-        await pool.start()
+        await pool.start(recorder)
         await recorder.until(lambda: len(recorder.ready) == workers)
         yield pool, recorder
     finally:
@@ -132,8 +132,8 @@ async def test_stopping_while_a_worker_is_being_forked(tmp_path: Path, monkeypat
 
 
 async def test_a_start_that_is_given_up_leaves_no_template(tmp_path: Path) -> None:
-    pool = Supervisor(Pool(engine="transformers"), tmp_path, Recorder())
-    starting = asyncio.create_task(pool.start())
+    pool = Supervisor(Pool(engine="transformers"), tmp_path)
+    starting = asyncio.create_task(pool.start(Recorder()))
     await until(lambda: bool(psutil.Process().children()))
     starting.cancel()
     await asyncio.wait((starting,))
@@ -143,9 +143,9 @@ async def test_a_start_that_is_given_up_leaves_no_template(tmp_path: Path) -> No
 
 async def test_a_template_that_ends_at_once_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    pool = Supervisor(Pool(engine="simulated"), tmp_path, Recorder())
+    pool = Supervisor(Pool(engine="simulated"), tmp_path)
     with pytest.raises(PoolError, match="template process did not start"):
-        await pool.start()
+        await pool.start(Recorder())
     await pool.stop()
 
 
@@ -367,10 +367,10 @@ def sleeper() -> int:
 @asynccontextmanager
 async def impostors(folder: Path, sends: bytes | None) -> AsyncIterator[Recorder]:
     recorder = Recorder()
-    pool = Supervisor(Pool(engine="simulated", workers_per_device=1), folder, recorder)
+    pool = Supervisor(Pool(engine="simulated", workers_per_device=1), folder)
     pool.forks = Impostors(folder, sends)
     try:
-        await pool.start()
+        await pool.start(recorder)
         yield recorder
     finally:
         await pool.stop()

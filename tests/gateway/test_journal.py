@@ -81,7 +81,7 @@ async def test_subscribers_of_a_gateway_follow_an_activation_as_it_goes(short_pa
     gateway = Gateway(registry, short_path, validate=True)
     await gateway.start()
     try:
-        async with asyncio.timeout(PATIENCE), gateway.context.journal.subscribe() as entries:
+        async with asyncio.timeout(PATIENCE), gateway.journal.subscribe() as entries:
             await gateway.activate("a", None)
             decided, active = [await anext(entries), await anext(entries)]
         assert isinstance(decided, JournalEntry)

@@ -23,6 +23,7 @@ from scheduler.actions import (
     Stage,
     Unstage,
 )
+from scheduler.driver import Driver
 from scheduler.events import (
     Activated,
     AnyEvent,
@@ -112,6 +113,7 @@ class Bench:
         self.now = 1000.0
         self.said: list[AnyAction] = []
         self.pending: list[AnyAction] = []
+        self._driver = Driver(self.scheduler.handle, self._note)
         self._numbers = itertools.count(1)
         if start:
             for worker in self.scheduler.state.workers:
@@ -120,10 +122,13 @@ class Bench:
 
     def tell(self, event: AnyEvent) -> list[AnyAction]:
         """Hand one event to the scheduler; returns its actions, which `settle` will carry out."""
-        actions = self.scheduler.handle(event, self.now)
-        self.said += actions
-        self.pending += actions
-        return actions
+        before = len(self.said)
+        self._driver.feed(event, self.now)
+        return self.said[before:]
+
+    def _note(self, action: AnyAction) -> None:
+        self.said.append(action)
+        self.pending.append(action)
 
     def settle(self, *, but: type[AnyAction] | None = None) -> None:
         """Carry out what was decided, and what follows from that, until the pool is at rest; one kind may be left."""
