@@ -167,7 +167,10 @@ class ForkServer:
         async with self._starting:
             if self._stopped:
                 raise PoolError("the pool has stopped")
-            if self._template is None or self._template.dead:
+            if self._template is not None and self._template.dead:
+                await self._template.stop()
+                self._template = None
+            if self._template is None:
                 self._template = await _TemplateProcess.start(self._pool, self._run_dir)
             return self._template
 
@@ -225,7 +228,8 @@ class _TemplateProcess:
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._told: set[int] = set()
         """Process ids of its forks, which others wait for."""
-        self._burial: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+        self._burial = asyncio.get_running_loop().create_task(self._bury())
 
     @classmethod
     async def start(cls, pool: Pool, run_dir: Path) -> _TemplateProcess:
@@ -296,8 +300,7 @@ class _TemplateProcess:
             await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT)
         except TimeoutError:
             await self._kill()
-        if self._burial is not None:
-            await self._burial
+        await self._burial
 
     async def _kill(self) -> None:
         self._ready.cancel()  # nobody waits for it any more
@@ -305,7 +308,7 @@ class _TemplateProcess:
             self._channel.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.wait()
+        await self._burial
 
     async def _wait_ready(self) -> None:
         try:
@@ -330,13 +333,14 @@ class _TemplateProcess:
         for answer in self._waiting.values():
             answer.set_exception(gone)
         self._waiting.clear()
-        self._burial = asyncio.get_running_loop().create_task(self._bury())
+        self._closed.set()
 
     async def _bury(self) -> None:
         """Root of the task that ends what a template was about to fork when it ended, and has told nobody of.
 
         The gateway adopts that and is the only one who can wait for it.
         """
+        await self._closed.wait()
         await self._process.wait()
         while untold := process.own_children(session=self.pid) - self._told:
             for pid in untold:

@@ -141,8 +141,7 @@ async def kill_loader(scene: Scene) -> AsyncIterator[Hit | None]:
     loader, model = found
     before = len(scene.target.log)
     loader.kill()
-    signs = (f"loading {model} failed: {model}: the loader ended: killed by SIGKILL",)
-    happened = await _until(lambda: _is_logged(scene.target.log[before:], signs))
+    happened = await _until(lambda: _is_logged(scene.target.log[before:], (f"loading {model} failed: ",)))
     yield Hit(f"the loader of {model}, pid {loader.pid}", unavailable=frozenset({model})) if happened else None
 
 

@@ -40,11 +40,11 @@ def _alter(file: Path, seed: int) -> None:
 
 def registry(engine: str, models: Sequence[Path], policy: str) -> dict[str, Any]:
     """Whatever has to wait for a time to pass does not wait for long."""
-    pool: dict[str, Any] = {"engine": engine, "workers_per_device": 2, "heartbeat": 0.5, "silence": 4.0}
+    pool: dict[str, Any] = {"engine": engine, "workers_per_device": 2, "heartbeat": 0.5, "silence": 8.0}
     if engine == "sglang":
         pool |= {"kv_memory": "64MiB"}
     return {
-        "gateway": {"limits": {"header_timeout": 1.0, "body_timeout": 1.0}},
+        "gateway": {"limits": {"header_timeout": 2.0, "body_timeout": 2.0}},
         "pool": pool,
         "weight_store": {"host_memory": HOST_MEMORY},
         "scheduler": {"policy": policy, "quantum": 0.2, "drain_after": 0.2, "backoff": 0.1},

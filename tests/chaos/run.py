@@ -22,7 +22,7 @@ from tests.chaos.registry import make_models, registry
 from tests.chaos.target import Target
 from tests.chaos.traffic import Outcome, Traffic, answers_of, questions
 
-PATIENCE = 150.0
+PATIENCE = 300.0
 """Seconds in which everything is to be well again."""
 POLICIES = ("prism", "lru")
 NOTHING = Hit("")

@@ -22,7 +22,7 @@ import aiohttp
 from gateway.http.routing import WORKER_HEADER
 
 CLIENTS = 5
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds for an answer; then it is lost."""
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPTS = ("Once upon a time", "The quick brown fox")

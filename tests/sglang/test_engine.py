@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.metadata
 import json
 import os
@@ -44,6 +45,7 @@ from tests.rig.sglang_models import COMPLETIONS, LENGTH, MAX_RUNNING, NEEDS_SGLA
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
 
+PTRACE_ATTACH = 16
 ENDLESS = CONTEXT - 100
 """Tokens of an answer that is still under way when its test is over."""
 IDLE_WINDOW = 3.0
@@ -410,11 +412,11 @@ async def test_a_rank_dies_with_its_worker(llama: Worker) -> None:
         await asyncio.shield(llama.child.exited)
 
 
-@pytest.mark.parametrize("blank", [False, True], ids=["serving", "blank"])
-async def test_a_rank_that_hangs_ends_with_its_worker(
-    sglang_run_dir: Path, sglang_stored: dict[str, Stored], blank: bool
+@pytest.mark.parametrize("state", ["serving", "blank", "debugged"])
+async def test_a_rank_that_is_stopped_ends_with_its_worker(
+    sglang_run_dir: Path, sglang_stored: dict[str, Stored], state: str
 ) -> None:
-    """The front answers, so that nobody but itself can tell."""
+    """The front answers, so that nobody but itself can tell. One that a debugger holds only says nothing any more."""
     forks = ForkServer(Pool(engine="sglang", silence=0.1, heartbeat=0.05, kv_memory=2**26), sglang_run_dir)
     await forks.start()
     try:
@@ -422,17 +424,23 @@ async def test_a_rank_that_hangs_ends_with_its_worker(
         worker = Worker(child)
         await worker.until(lambda: any(isinstance(it, WorkerReady) for it in worker.log))
         rank = worker.rank
-        if not blank:
+        if state != "blank":
             await worker.activate(sglang_stored["llama-tiny"])
-            assert await worker.complete()
-        rank.suspend()
-        if not blank:
             worker.submit(max_tokens=ENDLESS)
+        if state == "debugged":
+            attach_to(rank)
+        else:
+            rank.suspend()
         async with asyncio.timeout(PATIENCE):
-            await child.exited
+            await child.gone
         assert not rank.is_running()
     finally:
         await forks.stop()
+
+
+def attach_to(process: psutil.Process) -> None:
+    """By ptrace(2): it stands still, and no signal has stopped it."""
+    assert ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_ATTACH, process.pid, None, None) == 0, ctypes.get_errno()
 
 
 async def test_sglang_takes_no_signal_handler_of_the_worker(llama: Worker) -> None:

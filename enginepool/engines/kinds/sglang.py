@@ -47,7 +47,9 @@ class Sglang(EngineKind):
         kv_memory, memory = _kv_memory(pool, device), pool.device_memory or 0
         gpu = visible_name(device, os.environ) if is_gpu(device) else ""
         patience = RANK_SILENCE * pool.silence
-        start = StartRank(device, pool.threads, pool.max_running, kv_memory, memory, gpu, patience, spawn.mps)
+        start = StartRank(
+            device, pool.threads, pool.max_running, kv_memory, memory, gpu, patience, spawn.mps, pool.silence
+        )
         return SglangEngine(emit, start, pool.limits)
 
 

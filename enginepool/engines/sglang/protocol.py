@@ -28,6 +28,8 @@ class StartRank:
     """Seconds without a word from a rank that has a model, after which the front takes it for hung."""
     mps: MpsClient | None = None
     """How it computes beside others; None: in turns with them."""
+    silence: float = 10.0
+    """Seconds for which it may be stopped by a signal, whatever it does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pynvml
@@ -84,10 +84,14 @@ class SglangEngine:
         self._reading = asyncio.Event()
         self._reading.set()
         self.load = EngineLoad()
-        self._words = 0
+        self._words = self._heard = 0
         """Said by the rank without being asked."""
-        loop = asyncio.get_running_loop()
-        self._watching = [loop.create_task(self._measure(start.gpu)), loop.create_task(self._watch(start.patience))]
+        watching = (
+            self._measure(start.gpu),
+            self._watch(self._says_nothing, start.patience, "has not said anything"),
+            self._watch(lambda: self._rank.stopped, start.silence, "was stopped"),
+        )
+        self._watching = [asyncio.get_running_loop().create_task(it) for it in watching]
 
     async def start(self) -> None:
         self.held = await self._rank.ready()
@@ -325,20 +329,23 @@ class SglangEngine:
         except pynvml.NVMLError as error:
             log.warning("NVML does not tell what is used of GPU %s: %s", gpu, error)
 
-    async def _watch(self, patience: float) -> None:
-        """Root of the task that ends a rank which hangs, for the gateway watches this process only.
+    async def _watch(self, is_hung: Callable[[], bool], patience: float, what: str) -> None:
+        """Root of a task that ends a rank which hangs, for the gateway watches this process only.
 
         By looks and not by the clock, so that nothing happens to it after this process itself was stopped for a while.
-        While it builds or tears down, or is blank, it has nothing to say; then only one that is stopped is hung.
         """
-        silent, words = 0, 0
-        while silent < LOOKS:
+        looks = 0
+        while looks < LOOKS:
             await asyncio.sleep(patience / LOOKS)
-            hung = self._words == words and (self._skeleton is not None or self._rank.stopped)
-            silent, words = silent + 1 if hung else 0, self._words
-        log.error("the rank has not said anything for %g s, and is taken for hung", patience)
+            looks = looks + 1 if is_hung() else 0
+        log.error("the rank %s for %g s, and is taken for hung", what, patience)
         await self._leave_gpu()
         self._rank.kill()
+
+    def _says_nothing(self) -> bool:
+        """Since this was asked last. A blank rank has nothing to say, nor has one that builds or tears down."""
+        heard, self._heard = self._heard, self._words
+        return self._words == heard and self._skeleton is not None
 
     async def _leave_gpu(self) -> None:
         """Before the rank, which is in this worker's process group, is killed."""
