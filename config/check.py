@@ -21,7 +21,7 @@ from config.model_files import (
     weight_bytes,
 )
 from config.problems import Key, Problems
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from config.units import format_duration, format_size
 
 MAX_SOCKET_PATH = 96
@@ -186,22 +186,22 @@ def _check_host_memory(registry: Registry, problems: Problems) -> None:
         problems.add(key, expected, format_size(budget))
 
 
-def _source_field(model: Model) -> str:
+def _source_field(model: ModelConfig) -> str:
     return "shape" if model.path is None else "path"
 
 
-def _is_kept(model: Model) -> bool:
+def _is_kept(model: ModelConfig) -> bool:
     return model.pinned or model.preload
 
 
-def _check_source(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
+def _check_source(registry: Registry, model: ModelConfig, key: Key, problems: Problems, *, serving: bool) -> None:
     if not problems.spoilt((*key, "path"), (*key, "shape"), (*key, "weights"), ("pool", "engine")):
         simulated = registry.pool.engine == "simulated"
         for field, expected, got in _source_faults(model, needs_weights=serving and not simulated, simulated=simulated):
             problems.add((*key, field), expected, got)
 
 
-def _source_faults(model: Model, *, needs_weights: bool, simulated: bool) -> Iterator[tuple[str, str, str]]:
+def _source_faults(model: ModelConfig, *, needs_weights: bool, simulated: bool) -> Iterator[tuple[str, str, str]]:
     """Field, what was expected, and what it is."""
     dummy = model.weights == "dummy"
     if model.path and model.shape:
@@ -234,7 +234,9 @@ def _path_faults(path: Path, needs_weights: bool) -> Iterator[tuple[str, str, st
             yield "path", "a folder with a model's tokenizer", fault
 
 
-def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
+def _check_tensor_parallel(
+    registry: Registry, model: ModelConfig, key: Key, problems: Problems, *, serving: bool
+) -> None:
     pool = registry.pool
     key = (*key, "tensor_parallel")
     if not serving or problems.spoilt(key, ("pool", "engine"), ("pool", "devices")):
@@ -245,7 +247,7 @@ def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems:
         problems.add(key, f"at most the number of devices ({len(pool.devices)})", str(model.tensor_parallel))
 
 
-def _check_colon(registry: Registry, model: Model, key: Key, problems: Problems) -> None:
+def _check_colon(registry: Registry, model: ModelConfig, key: Key, problems: Problems) -> None:
     key = (*key, "name")
     if registry.pool.engine == "sglang" and ":" in model.name and not problems.spoilt(key, ("pool", "engine")):
         problems.add(key, "a name without a colon, after which SGLang expects an adapter", model.name)

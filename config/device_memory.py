@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from config.model_files import weight_bytes
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from config.units import format_size
 
 
-def device_bytes(registry: Registry, model: Model) -> int:
+def device_bytes(registry: Registry, model: ModelConfig) -> int:
     """Bytes of the model's weights, on all of its devices together; 0 where they are not known."""
     if registry.pool.engine == "simulated":
         return int(model.engine_args.get("weights", 0))
     return weight_bytes(model)
 
 
-def bytes_needed(registry: Registry, model: Model) -> int:
+def bytes_needed(registry: Registry, model: ModelConfig) -> int:
     """Bytes that each of its devices must have for `model` alone."""
     pool = registry.pool
     return -(-device_bytes(registry, model) // model.tensor_parallel) + pool.workspace + pool.kv_minimum
 
 
-def oversize(registry: Registry, model: Model, capacity: int) -> tuple[str, str] | None:
+def oversize(registry: Registry, model: ModelConfig, capacity: int) -> tuple[str, str] | None:
     """What was expected of a model's size and what it is, if it can never fit into `capacity` bytes."""
     if bytes_needed(registry, model) <= capacity:
         return None

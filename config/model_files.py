@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import ShapeError
-from config.registry import Model
+from config.registry import ModelConfig
 from config.shape import shape_of
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -25,7 +25,7 @@ SMALLEST_VOCABULARY = 259
 """Tokens that one must have for a tokenizer to be made up for it: every byte, and three marks of a chat."""
 
 
-def config_file(model: Model) -> Path | None:
+def config_file(model: ModelConfig) -> Path | None:
     """The model's config.json, if the registry says where one is."""
     if model.path is not None:
         return model.path / "config.json"
@@ -37,7 +37,7 @@ def shape_file(shape: Path) -> Path:
     return shape / "config.json" if shape.is_dir() else shape
 
 
-def weight_bytes(model: Model) -> int:
+def weight_bytes(model: ModelConfig) -> int:
     """Bytes of the model's safetensors, or of its dummy weights; 0 where neither is known before they are loaded."""
     if model.weights == "dummy":
         return _dummy_bytes(model)
@@ -49,7 +49,7 @@ def weight_bytes(model: Model) -> int:
         return 0
 
 
-def _dummy_bytes(model: Model) -> int:
+def _dummy_bytes(model: ModelConfig) -> int:
     try:
         config = _content(model)
         own = {} if model.dtype == "auto" else {"torch_dtype": model.dtype}
@@ -58,13 +58,13 @@ def _dummy_bytes(model: Model) -> int:
         return 0
 
 
-def _content(model: Model) -> Any:
+def _content(model: ModelConfig) -> Any:
     """Of its config.json."""
     file = config_file(model)
     return json.loads(file.read_bytes()) if file else {}
 
 
-def kv_bytes_per_token(model: Model) -> int:
+def kv_bytes_per_token(model: ModelConfig) -> int:
     """Bytes of KV cache per token, as its config.json has it, at two bytes a number; 0 where that does not say."""
     try:
         config = _content(model)
@@ -124,7 +124,7 @@ def fault_of_tokenizer(folder: Path) -> str:
     return "" if has_tokenizer(folder) else f"{folder} without tokenizer.json or the like"
 
 
-def fault_of_vocabulary(model: Model) -> str:
+def fault_of_vocabulary(model: ModelConfig) -> str:
     """Why the model has no tokenizer and none can be made up for it; empty if it has, or one can.
 
     Empty as well if its config.json cannot be read, which `fault_of_config` tells.
@@ -138,7 +138,7 @@ def fault_of_vocabulary(model: Model) -> str:
     return "" if size >= SMALLEST_VOCABULARY else f"{file} with {size}"
 
 
-def tokenizer_folder(model: Model) -> Path | None:
+def tokenizer_folder(model: ModelConfig) -> Path | None:
     """The folder that has config.json and tokenizer of the model; None if it has none."""
     folder = model.path or model.shape
     return folder if folder is not None and has_tokenizer(folder) else None

@@ -52,7 +52,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Of them objects and lists, such as messages, which take far longer to read; above it 400."""
 
 
-class Gateway(Struct, frozen=True, kw_only=True):
+class GatewayConfig(Struct, frozen=True, kw_only=True):
     host: Word = "127.0.0.1"
     port: Port = 8000
     """0 takes a free one and says which."""
@@ -69,7 +69,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     limits: Limits = field(default_factory=Limits)
 
 
-class Work(Struct, frozen=True, kw_only=True):
+class WorkLimits(Struct, frozen=True, kw_only=True):
     """What one request may have a worker do besides its model's steps."""
 
     own_templates: bool = False
@@ -84,7 +84,7 @@ class Work(Struct, frozen=True, kw_only=True):
     """Tokens of the prompt that have logprobs, times the alternatives to each; above it 400."""
 
 
-class Pool(Struct, frozen=True, kw_only=True):
+class PoolConfig(Struct, frozen=True, kw_only=True):
     engine: EngineName = "transformers"
     devices: Annotated[tuple[Word, ...], Meta(min_length=1, description="a list of at least one device")] = ("cpu",)
     workers_per_device: Count = 2
@@ -119,7 +119,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     mps: MpsChoice = "auto"
     """Whether the workers of a GPU compute at the same time, through an MPS daemon of the gateway's own, and not in
     turns. `auto`: where `sglang` has more than one worker per GPU and NVIDIA's MPS can be had; `on`: or no start."""
-    limits: Work = field(default_factory=Work)
+    limits: WorkLimits = field(default_factory=WorkLimits)
     engine_args: dict[str, Any] = field(default_factory=dict)
     """For the engine as a whole. `simulated` takes its timing model (`ttft`, `tpot`, `activation`: seconds) and what it
     pretends to hold of a device: `held_blank`, `held_active`, `held_parked`, `kv_per_token` (bytes); `limit_delay` are
@@ -127,7 +127,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     does."""
 
 
-class WeightStore(Struct, frozen=True, kw_only=True):
+class WeightStoreConfig(Struct, frozen=True, kw_only=True):
     host_memory: Bytes = 4 * 2**30
     """Bytes of host shared memory for weights."""
     verify: bool = False
@@ -165,7 +165,7 @@ class Slo(Struct, frozen=True, kw_only=True):
     """Seconds per output token after the first."""
 
 
-class Model(Struct, frozen=True, kw_only=True):
+class ModelConfig(Struct, frozen=True, kw_only=True):
     name: Word
     path: Path | None = None
     """Folder with config.json, tokenizer and safetensors."""
@@ -187,8 +187,8 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class Registry(Struct, frozen=True, kw_only=True):
-    gateway: Gateway = field(default_factory=Gateway)
-    pool: Pool = field(default_factory=Pool)
-    weight_store: WeightStore = field(default_factory=WeightStore)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    weight_store: WeightStoreConfig = field(default_factory=WeightStoreConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    models: tuple[Model, ...] = ()
+    models: tuple[ModelConfig, ...] = ()

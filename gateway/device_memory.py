@@ -11,13 +11,13 @@ from config.device_memory import oversize
 from config.devices import is_accounted, is_gpu
 from config.errors import PoolError
 from config.gpus import nvml_handle, visible_name
-from config.registry import Pool, Registry
+from config.registry import PoolConfig, Registry
 
 SHARE = 0.92
 """Of a GPU's memory. The rest is for what nobody can account for, such as fragments and the driver's own."""
 
 
-def capacities(pool: Pool) -> dict[str, int]:
+def capacities(pool: PoolConfig) -> dict[str, int]:
     """Bytes of every device whose memory is accounted.
 
     Raises:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from config.errors import ShapeError
 from config.model_files import config_file, weight_bytes
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from config.shape import read_shape
 from simulator.calibration import Calibration
 from simulator.costs import Costs
@@ -44,7 +44,7 @@ def with_objectives(registry: Registry, *, ttft: float, tpot: float) -> Registry
     return replace(registry, models=models)
 
 
-def costs_of(models: Iterable[Model], calibration: Calibration) -> dict[str, Costs]:
+def costs_of(models: Iterable[ModelConfig], calibration: Calibration) -> dict[str, Costs]:
     """
     Raises:
         StudyError: naming every model that cannot be simulated, and why.
@@ -60,7 +60,7 @@ def costs_of(models: Iterable[Model], calibration: Calibration) -> dict[str, Cos
     return costs
 
 
-def _costs(model: Model, calibration: Calibration) -> Costs:
+def _costs(model: ModelConfig, calibration: Calibration) -> Costs:
     file = config_file(model)
     if file is None:
         raise StudyError("it has no shape and no path, so that its size is not known")

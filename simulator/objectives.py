@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from config.registry import Model, Registry, SchedulerConfig, Slo
+from config.registry import ModelConfig, Registry, SchedulerConfig, Slo
 from simulator.calibration import Calibration
 from simulator.costs import Costs
 from simulator.models import on_gpus
@@ -36,7 +36,7 @@ def alone(
     asked: dict[str, list[Request]] = {model.name: [] for model in registry.models}
     for request in trace:
         asked[request.model].append(request)
-    models: list[Model] = []
+    models: list[ModelConfig] = []
     for model in registry.models:
         report(f"{model.name} alone on a GPU")
         own = Trace.of(asked[model.name], duration=trace.duration)
@@ -47,7 +47,7 @@ def alone(
     return replace(registry, models=tuple(models))
 
 
-def _of_one(registry: Registry, model: Model) -> Registry:
+def _of_one(registry: Registry, model: ModelConfig) -> Registry:
     only = replace(registry, models=(replace(model, pinned=True),), scheduler=SchedulerConfig(policy="lru"))
     return on_gpus(replace(only, pool=replace(only.pool, blank_reserve=0)), model.tensor_parallel, 1)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from config.devices import is_gpu
 from config.gpus import visible_name
-from config.registry import EngineName, Pool
+from config.registry import EngineName, PoolConfig
 from enginepool.engine import Emit, Engine
 from enginepool.messages import Spawn
 
@@ -23,7 +23,7 @@ def needs_weights(engine: EngineName) -> bool:
     return engine != "simulated"
 
 
-def warm(pool: Pool) -> None:
+def warm(pool: PoolConfig) -> None:
     """Import what the engine needs, in the template, before any fork. Starts no thread."""
     if pool.engine == "transformers":
         from enginepool.engines.transformers import warm as warm_transformers
@@ -37,7 +37,7 @@ def warm(pool: Pool) -> None:
         import enginepool.engines.simulated  # noqa: F401
 
 
-def environment(pool: Pool, current: Mapping[str, str]) -> dict[str, str]:
+def environment(pool: PoolConfig, current: Mapping[str, str]) -> dict[str, str]:
     """Variables that the template and all its children need, beside `current`.
 
     Raises:
@@ -60,7 +60,7 @@ def after_fork() -> None:
         torch.set_num_threads(torch.get_num_threads())
 
 
-def weight_loader(pool: Pool) -> LoadWeights:
+def weight_loader(pool: PoolConfig) -> LoadWeights:
     """How a loader reads a model for the weight store."""
     if pool.engine == "sglang":
         from enginepool.engines.sglang.loading.weights import load as load_sglang
@@ -75,7 +75,7 @@ RANK_SILENCE = 30
 """Times `pool.silence` for which a rank may say nothing: while it compiles kernels, that is a minute or two."""
 
 
-def create(pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
+def create(pool: PoolConfig, spawn: Spawn, emit: Emit) -> Engine:
     """The engine of the worker that was spawned; call it on the worker's event loop."""
     device = spawn.device
     if pool.engine == "transformers":
@@ -97,6 +97,6 @@ def create(pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
     return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)
 
 
-def _kv_memory(pool: Pool, device: str) -> int:
+def _kv_memory(pool: PoolConfig, device: str) -> int:
     """Bytes that one worker's KV cache may ever grow to; 0 for what the device has, where limits move at run time."""
     return pool.kv_memory // pool.workers_per_device if device == "cpu" else 0

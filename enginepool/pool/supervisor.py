@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from config.errors import ChannelError, PoolError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.channel import Channel
 from enginepool.messages import Exit, FromWorker, Message, MpsClient, Ping, WorkerReady
@@ -78,7 +78,7 @@ class WorkerHandle:
 
 
 class Supervisor:
-    def __init__(self, config: Pool, run_dir: Path, events: PoolEvents) -> None:
+    def __init__(self, config: PoolConfig, run_dir: Path, events: PoolEvents) -> None:
         self._config = config
         self._events = events
         self.forks = ForkServer(config, run_dir)

@@ -15,7 +15,16 @@ from config.devices import blank_reserve, copies_at_a_time
 from config.errors import ConfigError
 from config.model_files import config_file, weight_bytes
 from config.reader import read_registry
-from config.registry import Gateway, Limits, Model, Pool, Registry, SchedulerConfig, Slo, WeightStore
+from config.registry import (
+    GatewayConfig,
+    Limits,
+    ModelConfig,
+    PoolConfig,
+    Registry,
+    SchedulerConfig,
+    Slo,
+    WeightStoreConfig,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
 
@@ -103,14 +112,14 @@ def test_a_registry_with_everything(write: Write, tmp_path: Path) -> None:
         """
     )
     assert read_registry(path) == Registry(
-        gateway=Gateway(
+        gateway=GatewayConfig(
             host="0.0.0.0",
             port=0,
             admin_socket=tmp_path / "run/admin.sock",
             grace=0.0,
             limits=Limits(max_body=2 * MIB, queue_per_model=5, stream_buffer=65536),
         ),
-        pool=Pool(
+        pool=PoolConfig(
             workers_per_device=3,
             max_running=4,
             kv_memory=512 * MIB,
@@ -124,12 +133,12 @@ def test_a_registry_with_everything(write: Write, tmp_path: Path) -> None:
             silence=90.0,
             threads=2,
         ),
-        weight_store=WeightStore(host_memory=10**9, verify=True),
+        weight_store=WeightStoreConfig(host_memory=10**9, verify=True),
         scheduler=SchedulerConfig(
             policy="lru", idle_timeout=3600.0, quantum=0.0, drain_after=0.25, late="refuse", backoff=2.0
         ),
         models=(
-            Model(
+            ModelConfig(
                 name="org/llama",
                 path=tmp_path / "llama",
                 dtype="float32",
@@ -144,7 +153,7 @@ def test_a_registry_with_everything(write: Write, tmp_path: Path) -> None:
 
 def test_what_is_left_out_has_a_default(write: Write) -> None:
     registry = read_registry(write("pool: {engine: simulated}\nmodels: [{name: a}]"))
-    assert registry == Registry(pool=Pool(engine="simulated"), models=(Model(name="a"),))
+    assert registry == Registry(pool=PoolConfig(engine="simulated"), models=(ModelConfig(name="a"),))
 
 
 def test_arguments_of_the_simulated_engine_are_durations(write: Write) -> None:
@@ -623,11 +632,11 @@ def test_pinned_models_that_no_memory_is_large_enough_for(problems: Problems) ->
 
 
 def test_what_is_left_out_depends_on_the_device() -> None:
-    gpus = Pool(engine="sglang", devices=("cuda:0",))
+    gpus = PoolConfig(engine="sglang", devices=("cuda:0",))
     assert (blank_reserve(gpus, "cuda:0"), copies_at_a_time(gpus, "cuda:0")) == (1, 1)
     assert blank_reserve(replace(gpus, workers_per_device=1), "cuda:0") == 0
-    assert (blank_reserve(Pool(), "cpu"), copies_at_a_time(Pool(), "cpu")) == (0, None)
-    given = Pool(blank_reserve=1, activations_per_device=3)
+    assert (blank_reserve(PoolConfig(), "cpu"), copies_at_a_time(PoolConfig(), "cpu")) == (0, None)
+    given = PoolConfig(blank_reserve=1, activations_per_device=3)
     assert (blank_reserve(given, "cpu"), copies_at_a_time(given, "cpu")) == (1, 3)
 
 

@@ -12,7 +12,7 @@ import pynvml
 
 from config.errors import EngineError, PoolError, RequestError, StoreError
 from config.gpus import VISIBLE
-from config.registry import Work
+from config.registry import WorkLimits
 from enginepool.aside import LARGE
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
@@ -58,7 +58,7 @@ class SglangEngine:
 
     name = "sglang"
 
-    def __init__(self, emit: Emit, start: StartRank, work: Work | None = None) -> None:
+    def __init__(self, emit: Emit, start: StartRank, work: WorkLimits | None = None) -> None:
         # First of all: later there are threads, which a fork would not copy.
         self._rank = RankProcess(start, self._on_rank_event)
         self._rank.died.add_done_callback(self._on_rank_died)
@@ -67,7 +67,7 @@ class SglangEngine:
         sweep()
         self._emit = emit
         self._mps = start.mps
-        self._work = work or Work()
+        self._work = work or WorkLimits()
         self._apart = Apart(self._work.preparation)
         self._trials = GrammarTrials(self._work.grammar_time)
         self.held = 0

@@ -10,7 +10,7 @@ from typing import Any
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 from config.errors import RequestError
-from config.registry import Work
+from config.registry import WorkLimits
 from enginepool.aside import Ended, TookTooLong, aside
 from enginepool.engines.sglang.front.allowing import check_fields
 from enginepool.engines.sglang.front.apart import over
@@ -79,7 +79,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         for rid in live.rids:
             self._live.pop(rid, None)
 
-    def bind(self, work: Work, trials: GrammarTrials) -> None:
+    def bind(self, work: WorkLimits, trials: GrammarTrials) -> None:
         """What a request may cost, before the first one comes."""
         self._work = work
         self._trials = trials
