@@ -1,4 +1,4 @@
-"""The rules that no field can hold alone: between fields, between models, and between the registry and the disk."""
+"""Validation rules that span several fields or models, or that compare the registry with the disk."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from config.registry import ModelConfig, Registry
 from config.units import format_duration, format_size
 
 MAX_SOCKET_PATH = 96
-"""Bytes. The kernel's limit is 107; beside this socket lie those of the workers, with longer names."""
+"""Bytes. The kernel's limit is 107; the workers' sockets lie in the same folder and have longer names."""
 
 
 def check(registry: Registry, problems: Problems, *, serving: bool) -> None:
-    """Note every rule that `registry` breaks. What rests on a value that is wrong in itself is passed over."""
+    """Record in `problems` every rule that `registry` breaks; rules that depend on an invalid value are skipped."""
     _check_admin_socket(registry, problems)
     _check_devices(registry, problems)
     _check_engine_devices(registry, problems)
@@ -72,7 +72,7 @@ def _check_devices(registry: Registry, problems: Problems) -> None:
 
 
 def _check_engine_devices(registry: Registry, problems: Problems) -> None:
-    """`simulated` needs none of the devices it names."""
+    """The `simulated` engine accepts any device name, since it needs no device."""
     engine = registry.pool.engine
     if engine == "simulated" or problems.spoilt(("pool", "engine"), ("pool", "devices")):
         return
@@ -80,7 +80,7 @@ def _check_engine_devices(registry: Registry, problems: Problems) -> None:
     for index, device in enumerate(registry.pool.devices):
         if device != "cpu" and not (engine == "sglang" and is_gpu(device)):
             key = ("pool", "devices", index)
-            problems.add(key, gpus if engine == "sglang" else "cpu, on which alone it runs", device)
+            problems.add(key, gpus if engine == "sglang" else f"cpu, the only device {engine} runs on", device)
 
 
 def _check_mps(registry: Registry, problems: Problems) -> None:
@@ -104,7 +104,7 @@ def _check_device_memory(registry: Registry, problems: Problems) -> None:
     if pool.device_memory is None or problems.spoilt(*related):
         return
     if not any(is_accounted(pool, device) for device in pool.devices):
-        problems.add(key, f"nothing, as {pool.engine} on a CPU takes no device memory", format_size(pool.device_memory))
+        problems.add(key, f"nothing, as {pool.engine} on a CPU uses no device memory", format_size(pool.device_memory))
         return
     least = pool.kv_minimum + pool.workspace
     if pool.device_memory <= least:
@@ -168,7 +168,7 @@ def _check_pinned(registry: Registry, problems: Problems) -> None:
 
 
 def _check_host_memory(registry: Registry, problems: Problems) -> None:
-    """By the sizes of files, which are the scheduler's measure too until a model has been loaded."""
+    """Sizes come from the weight files, which the scheduler goes by too until a model has been loaded."""
     key = ("weight_store", "host_memory")
     if registry.pool.engine == "simulated" or problems.spoilt(key, ("pool", "engine")):
         return
@@ -202,7 +202,7 @@ def _check_source(registry: Registry, model: ModelConfig, key: Key, problems: Pr
 
 
 def _source_faults(model: ModelConfig, *, needs_weights: bool, simulated: bool) -> Iterator[tuple[str, str, str]]:
-    """Field, what was expected, and what it is."""
+    """Yields field, what was expected, and what was found."""
     dummy = model.weights == "dummy"
     if model.path and model.shape:
         yield "shape", "a path or a shape", "both"
@@ -216,7 +216,7 @@ def _source_faults(model: ModelConfig, *, needs_weights: bool, simulated: bool) 
         if fault := fault_of_config(shape_file(model.shape)):
             yield "shape", "a model's config.json", fault
         if needs_weights and not dummy and not model.path:
-            expected = "a path, or weights: dummy, as a shape alone is enough to simulate, not to serve"
+            expected = "a path, or weights: dummy, since a shape alone can be simulated but not served"
             yield "shape", expected, "a shape alone"
     if dummy and needs_weights and (fault := fault_of_vocabulary(model)):
         yield _source_field(model), f"a tokenizer, or a vocab_size of at least {SMALLEST_VOCABULARY}", fault

@@ -1,4 +1,4 @@
-"""What the registry leaves open about a device, because it depends on what the device is."""
+"""Pool settings whose default depends on the kind of device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GPU = re.compile(r"cuda:([0-9]{1,3})")
 
 
 def gpu_index(device: str) -> int | None:
-    """The N of cuda:N; None for what is no GPU."""
+    """The N of cuda:N; None if the device is not a GPU."""
     found = _GPU.fullmatch(device)
     return int(found[1]) if found else None
 
@@ -20,21 +20,21 @@ def is_gpu(device: str) -> bool:
 
 
 def is_accounted(pool: PoolConfig, device: str) -> bool:
-    """Whether the memory of the device is shared out by the scheduler."""
+    """Whether the scheduler manages the device's memory."""
     if pool.engine == "simulated":
         return pool.device_memory is not None
     return pool.engine == "sglang" and is_gpu(device)
 
 
 def blank_reserve(pool: PoolConfig, device: str) -> int:
-    """Workers of the device that are kept blank."""
+    """Number of the device's workers that are kept blank."""
     if pool.blank_reserve is not None:
         return pool.blank_reserve
     return min(1, pool.workers_per_device - 1) if pool.engine == "sglang" and is_gpu(device) else 0
 
 
 def copies_at_a_time(pool: PoolConfig, device: str) -> int | None:
-    """Activations that may be under way on the device; None for any number."""
+    """Maximum number of concurrent activations on the device; None for no limit."""
     if pool.activations_per_device is not None:
         return pool.activations_per_device
     return 1 if is_gpu(device) else None
