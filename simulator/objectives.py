@@ -1,6 +1,6 @@
-"""Objectives that are not the registry's: how fast each model is when it has a GPU to itself.
+"""SLOs derived from each model's speed on a GPU of its own, as in the Prism paper.
 
-The paper's base: the 95th percentile of a model's own requests, served alone by a model that is always active.
+The base is the 95th percentile over a model's own requests, served alone by a model that is always active.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from simulator.costs import Costs
 from simulator.models import on_gpus
 from simulator.percentiles import percentile
 from simulator.simulation import Simulation
-from simulator.traces.trace import Request, Trace
+from simulator.traces.trace import Trace, TraceRequest
 
 RANK = 95
 
@@ -29,11 +29,11 @@ def alone(
     capacity: int,
     report: Callable[[str], None] = lambda text: None,
 ) -> Registry:
-    """The registry with the p95 of each model alone on a GPU of `capacity` bytes, at the trace's own rate, as its SLOs.
+    """The registry with new SLOs: each model's p95 alone on a GPU of `capacity` bytes, at the trace's own rate.
 
-    A model of which the trace cannot say (no request, or answers of one token) keeps what it has.
+    A model keeps its SLOs where the trace yields no measurement (no requests, or answers of one token).
     """
-    asked: dict[str, list[Request]] = {model.name: [] for model in registry.models}
+    asked: dict[str, list[TraceRequest]] = {model.name: [] for model in registry.models}
     for request in trace:
         asked[request.model].append(request)
     models: list[ModelConfig] = []
