@@ -161,7 +161,7 @@ class MpsDaemon:
             log.log(logging.WARNING if _TROUBLE.search(text) else logging.DEBUG, "%s: %s", self.device, text)
 
 
-class Mps:
+class MpsDaemons:
     """The MPS daemons of a pool; none, where its workers compute in turns.
 
     `on_fault` is told of a daemon that has ended with its clients, which are of no use any more.

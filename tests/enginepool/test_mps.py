@@ -26,7 +26,7 @@ from enginepool import process
 from enginepool.messages import FromWorker, MpsClient
 from enginepool.mps import control
 from enginepool.mps.control import mps_environment
-from enginepool.mps.daemon import Mps
+from enginepool.mps.daemon import MpsDaemons
 from enginepool.pool import supervisor
 from enginepool.pool.forks import Child
 from enginepool.pool.supervisor import Supervisor
@@ -143,7 +143,7 @@ async def test_the_registry_says_whether_it_is_used(short_path: Path, fields: di
 
 
 async def start_and_stop(pool: PoolConfig, folder: Path) -> MpsClient | None:
-    mps = Mps(pool, folder, lambda device, reason: None)
+    mps = MpsDaemons(pool, folder, lambda device, reason: None)
     try:
         await mps.start()
         return await mps.client(pool.devices[0])
@@ -256,18 +256,18 @@ async def test_after_a_fault_nobody_is_a_client_before_all_that_were_have_ended(
 ) -> None:
     left: list[Child[FromWorker]] = []
     asked: list[str] = []
-    client, reap = Mps.client, Child._reap_orphans
+    client, reap = MpsDaemons.client, Child._reap_orphans
 
     def go_on_freeing_memory(child: Child[FromWorker]) -> None:
         left.append(child)
 
-    async def become_client(mps: Mps, device: str) -> MpsClient | None:
+    async def become_client(mps: MpsDaemons, device: str) -> MpsClient | None:
         asked.append(device)
         return await client(mps, device)
 
     async with running(short_path, workers=2, mps="on") as (pool, recorder):
         monkeypatch.setattr(Child, "_reap_orphans", go_on_freeing_memory)
-        monkeypatch.setattr(Mps, "client", become_client)
+        monkeypatch.setattr(MpsDaemons, "client", become_client)
         pool._device_failed("cuda:0", "it failed", pool.workers, suspected=True)
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*(asyncio.shield(child.exited) for child in pool._failed["cuda:0"]))

@@ -136,7 +136,7 @@ class LimitKv:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class OfferSegment:
     """These weights may be wanted: make copying them fast."""
 
     model: ModelSpec
@@ -144,13 +144,13 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Withdraw:
+class WithdrawSegment:
     """Let go of a model's segment."""
 
     model: str
 
 
-Command = FillWeights | PauseWeights | LimitKv | Offer | Withdraw
+Command = FillWeights | PauseWeights | LimitKv | OfferSegment | WithdrawSegment
 
 
 @dataclass(frozen=True, slots=True)
