@@ -1,4 +1,4 @@
-"""The rules that no field can hold alone: between fields, between models, and between the registry and the disk."""
+"""Validation rules that span several fields or models, or that compare the registry with the disk."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from config.model_files import (
     weight_bytes,
 )
 from config.problems import Key, Problems
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from config.units import format_duration, format_size
 
 MAX_SOCKET_PATH = 96
-"""Bytes. The kernel's limit is 107; beside this socket lie those of the workers, with longer names."""
+"""Bytes. The kernel's limit is 107; the workers' sockets lie in the same folder and have longer names."""
 
 
 def check(registry: Registry, problems: Problems, *, serving: bool) -> None:
-    """Note every rule that `registry` breaks. What rests on a value that is wrong in itself is passed over."""
+    """Record in `problems` every rule that `registry` breaks; rules that depend on an invalid value are skipped."""
     _check_admin_socket(registry, problems)
     _check_devices(registry, problems)
     _check_engine_devices(registry, problems)
@@ -103,7 +103,7 @@ def _check_device_memory(registry: Registry, problems: Problems) -> None:
     if pool.device_memory is None or problems.spoilt(*related):
         return
     if not any(is_accounted(pool, device) for device in pool.devices):
-        problems.add(key, f"nothing, as {pool.engine} on a CPU takes no device memory", format_size(pool.device_memory))
+        problems.add(key, f"nothing, as {pool.engine} on a CPU uses no device memory", format_size(pool.device_memory))
         return
     least = pool.kv_minimum + pool.workspace
     if pool.device_memory <= least:
@@ -167,7 +167,7 @@ def _check_pinned(registry: Registry, problems: Problems) -> None:
 
 
 def _check_host_memory(registry: Registry, problems: Problems) -> None:
-    """By the sizes of files, which are the scheduler's measure too until a model has been loaded."""
+    """Sizes come from the weight files, which the scheduler goes by too until a model has been loaded."""
     key = ("weight_store", "host_memory")
     if not facts_of(registry.pool).needs_weights or problems.spoilt(key, ("pool", "engine")):
         return
@@ -185,23 +185,23 @@ def _check_host_memory(registry: Registry, problems: Problems) -> None:
         problems.add(key, expected, format_size(budget))
 
 
-def _source_field(model: Model) -> str:
+def _source_field(model: ModelConfig) -> str:
     return "shape" if model.path is None else "path"
 
 
-def _is_kept(model: Model) -> bool:
+def _is_kept(model: ModelConfig) -> bool:
     return model.pinned or model.preload
 
 
-def _check_source(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
+def _check_source(registry: Registry, model: ModelConfig, key: Key, problems: Problems, *, serving: bool) -> None:
     if not problems.spoilt((*key, "path"), (*key, "shape"), (*key, "weights"), ("pool", "engine")):
         needed = facts_of(registry.pool).needs_weights
         for field, expected, got in _source_faults(model, needs_source=needed, needs_weights=serving and needed):
             problems.add((*key, field), expected, got)
 
 
-def _source_faults(model: Model, *, needs_source: bool, needs_weights: bool) -> Iterator[tuple[str, str, str]]:
-    """Field, what was expected, and what it is."""
+def _source_faults(model: ModelConfig, *, needs_source: bool, needs_weights: bool) -> Iterator[tuple[str, str, str]]:
+    """Yields field, what was expected, and what was found."""
     dummy = model.weights == "dummy"
     if model.path and model.shape:
         yield "shape", "a path or a shape", "both"
@@ -215,7 +215,7 @@ def _source_faults(model: Model, *, needs_source: bool, needs_weights: bool) -> 
         if fault := fault_of_config(shape_file(model.shape)):
             yield "shape", "a model's config.json", fault
         if needs_weights and not dummy and not model.path:
-            expected = "a path, or weights: dummy, as a shape alone is enough to simulate, not to serve"
+            expected = "a path, or weights: dummy, since a shape alone can be simulated but not served"
             yield "shape", expected, "a shape alone"
     if dummy and needs_weights and (fault := fault_of_vocabulary(model)):
         yield _source_field(model), f"a tokenizer, or a vocab_size of at least {SMALLEST_VOCABULARY}", fault
@@ -233,7 +233,9 @@ def _path_faults(path: Path, needs_weights: bool) -> Iterator[tuple[str, str, st
             yield "path", "a folder with a model's tokenizer", fault
 
 
-def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems: Problems, *, serving: bool) -> None:
+def _check_tensor_parallel(
+    registry: Registry, model: ModelConfig, key: Key, problems: Problems, *, serving: bool
+) -> None:
     pool = registry.pool
     key = (*key, "tensor_parallel")
     if not serving or problems.spoilt(key, ("pool", "engine"), ("pool", "devices")):
@@ -244,7 +246,7 @@ def _check_tensor_parallel(registry: Registry, model: Model, key: Key, problems:
         problems.add(key, f"at most the number of devices ({len(pool.devices)})", str(model.tensor_parallel))
 
 
-def _check_colon(registry: Registry, model: Model, key: Key, problems: Problems) -> None:
+def _check_colon(registry: Registry, model: ModelConfig, key: Key, problems: Problems) -> None:
     key = (*key, "name")
     if facts_of(registry.pool).takes_colons or problems.spoilt(key, ("pool", "engine")):
         return

@@ -1,4 +1,4 @@
-"""From a document to the registry's Structs. What a field may hold is read off its annotation, and nowhere else."""
+"""Decodes a document into the registry's Structs; a field's annotation alone defines which values are valid."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _UNSET = msgspec.UNSET
 
 
 class Decoder:
-    """Notes what is wrong and goes on: a wrong value becomes the field's default, so nothing decoded may be used
-    before `Problems.raise_if_any`."""
+    """Records problems and continues: an invalid value is replaced by the field's default, so call
+    `Problems.raise_if_any` before using anything decoded."""
 
     def __init__(self, problems: Problems, folder: Path) -> None:
         self._problems = problems
         self._folder = folder
 
     def struct(self, value: Value, kind: type[S], key: Key) -> S:
-        """`value` as a `kind`."""
+        """Decode `value` into a Struct of type `kind`; `key` is where it stands in the document."""
         fields = _fields(kind)
         members = self.members(value, {name: field.type for name, field in fields.items()}, key)
         for name, field in fields.items():
@@ -46,7 +46,7 @@ class Decoder:
         return kind(**members)
 
     def members(self, value: Value, hints: Mapping[str, Any], key: Key) -> dict[str, Any]:
-        """The entries of a mapping that may have the keys of `hints`; those that are wrong are left out."""
+        """Decode a mapping whose allowed keys and their types are `hints`; invalid entries are left out."""
         if not isinstance(value.content, dict):
             self._wrong(key, f"a mapping with keys of {', '.join(hints)}", value)
             return {}
@@ -88,7 +88,7 @@ class Decoder:
             return _UNSET
 
     def _convert_path(self, kind: type, content: Any) -> Path:
-        """A relative path is relative to the file's folder."""
+        """Resolve a relative path against the registry file's folder. Raises: ValueError."""
         if kind is not Path or not isinstance(content, str) or not content or "\0" in content:
             raise ValueError("not a path")
         try:
@@ -101,13 +101,13 @@ class Decoder:
             self._problems.add(key, wanted, value.written)
 
     def _missing(self, parent: Value, field: FieldInfo, key: Key) -> None:
-        """Only where nothing stands: a name that is there and wrong is noted already."""
+        """Report a missing field, unless the key is present with an invalid value, which is reported already."""
         if isinstance(parent.content, dict) and not self._problems.spoilt(key):
             self._problems.add(key, expected(field.type), "nothing")
 
 
 def expected(hint: Any, got: object = None) -> str:
-    """What a field of this type takes, in words; a choice also says which of it is most like `got`."""
+    """Describes in words what a field of this type accepts; for a choice, also the option most similar to `got`."""
     described = _description(hint)
     if described is not None:
         return described
@@ -132,14 +132,14 @@ def _fields(kind: type[Struct]) -> dict[str, FieldInfo]:
 
 
 def _metas(hint: Any) -> tuple[Meta, ...]:
-    """Those of the type itself, where it is optional."""
+    """The Meta annotations of a type; of an optional type, those of the type inside."""
     if type(None) in get_args(hint):
         return _metas(next(option for option in get_args(hint) if option is not type(None)))
     return hint.__metadata__ if get_origin(hint) is Annotated else ()
 
 
 def _bare(hint: Any) -> Any:
-    """A type without its annotations, and without None where it is optional."""
+    """The type without annotations and without None."""
     if get_origin(hint) is Annotated:
         return _bare(get_args(hint)[0])
     options = [option for option in get_args(hint) if option is not type(None)]
@@ -151,13 +151,13 @@ def _description(hint: Any) -> str | None:
 
 
 def _meant(value: Value, hint: Any) -> Any:
-    """YAML 1.1 takes the words on and off for true and false; where a choice has them, they are words."""
+    """YAML 1.1 reads the words on and off as booleans; where a choice is expected, take the word as written."""
     if isinstance(value.plain, bool) and get_origin(_bare(hint)) is Literal:
         return value.written.lower()
     return value.plain
 
 
 def _parsed(content: Any, hint: Any) -> Any:
-    """A value with a unit as a number of its base unit; any other as it is."""
+    """Converts a value with a unit to its base unit; returns any other value unchanged. Raises: ValueError."""
     parse = next((meta.extra["parse"] for meta in _metas(hint) if meta.extra), None)
     return parse(content) if parse else content

@@ -1,6 +1,6 @@
-"""A YAML file as a tree of plain values, in which every key has a line.
+"""Reads a YAML file into a tree of plain values and remembers the line of every key.
 
-PyYAML's own loader forgets the lines, lets the second of two equal keys win, and makes Python objects of tags.
+PyYAML's own loader drops line numbers, lets the last of duplicate keys win, and turns tags into Python objects.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from config.errors import ConfigError
 from config.problems import Key, Problems
 
 MAX_VALUES = 100_000
-"""Aliases of aliases make a tree of any size from a file of a few lines."""
+"""Nested aliases can expand a file of a few lines into a tree of any size."""
 
 _CONSTRUCTION_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError)
-"""What PyYAML raises for a scalar that its tag does not fit, such as `!!bool perhaps`."""
+"""What PyYAML raises for a scalar that does not match its tag, such as `!!bool perhaps`."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 _MAP = "tag:yaml.org,2002:map"
@@ -36,10 +36,10 @@ class Value:
 
     content: Any
     written: str
-    """How messages call it."""
+    """How error messages refer to it."""
 
     def at(self, key: Key) -> Value | None:
-        """What stands at `key` below this."""
+        """The value at `key` below this one; None if there is none."""
         found = self
         for part in key:
             match found.content, part:
@@ -53,7 +53,7 @@ class Value:
 
     @property
     def plain(self) -> Any:
-        """The same without what messages need."""
+        """The value as plain Python objects."""
         match self.content:
             case dict():
                 return {name: value.plain for name, value in self.content.items()}
@@ -64,14 +64,14 @@ class Value:
 
 
 LEFT_OUT = Value(None, "nothing")
-"""In place of what cannot be a value, once that is noted."""
+"""Stands in for an invalid value that has already been reported."""
 
 
 def read_document(path: Path, problems: Problems) -> Value:
-    """Read `path`; what cannot be a value is noted in `problems`, which also learns every key's line, and left out.
+    """Read `path`. Invalid values are reported in `problems` and left out; `problems` also learns every key's line.
 
     Raises:
-        ConfigError: there is no such file, or it is not YAML.
+        ConfigError: the file cannot be read, is empty, too large or not YAML.
     """
     node = _compose(path)
     if node is None:
@@ -92,7 +92,7 @@ def _compose(path: Path) -> Node | None:
     except yaml.reader.ReaderError as error:
         raise ConfigError([f"{path}: expected YAML in UTF-8, got: {error.reason} at {error.position}"]) from error
     except RecursionError as error:
-        raise ConfigError([f"{path}: expected YAML, got hundreds of levels in each other"]) from error
+        raise ConfigError([f"{path}: expected YAML, got hundreds of nested levels"]) from error
     return node
 
 
@@ -110,7 +110,7 @@ class _Reader:
     def _value(self, node: Node, key: Key) -> Value | None:
         self._count()
         if any(node is outer for outer in self._open):
-            self._problems.add(key, "a value", "an alias of what it is a part of")
+            self._problems.add(key, "a value", "an alias of a value that contains it")
             return None
         self._open.append(node)
         try:
@@ -135,7 +135,7 @@ class _Reader:
         for name_node, value_node in self._entries(node, key):
             name = name_node.value
             if name not in content:
-                self._problems.place((*key, name), _line(name_node))
+                self._problems.set_line((*key, name), _line(name_node))
                 value = self._value(value_node, (*key, name))
                 if value is not None:
                     content[name] = value
@@ -143,16 +143,16 @@ class _Reader:
 
     def _list(self, node: SequenceNode, key: Key) -> list[Value]:
         for index, item in enumerate(node.value):
-            self._problems.place((*key, index), _line(item))
+            self._problems.set_line((*key, index), _line(item))
         values = [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
-        # What cannot be a value keeps its place, so that the others keep their index.
+        # Invalid items stay in the list so that the others keep their index.
         return [value or LEFT_OUT for value in values]
 
     def _scalar(self, node: Node, key: Key) -> Value | None:
         try:
             content = self._constructor.construct_object(node) if isinstance(node, ScalarNode) else None
             if isinstance(content, str):
-                content.encode()  # An escape can make half a character, which no file system or JSON takes.
+                content.encode()  # An escape can produce a lone surrogate, which neither file systems nor JSON accept.
         except _CONSTRUCTION_ERRORS:
             content = None
         if content is None and node.tag != _NULL:
@@ -161,7 +161,7 @@ class _Reader:
         return Value(content, _written(node))
 
     def _entries(self, node: MappingNode, key: Key) -> Iterator[tuple[ScalarNode, Node]]:
-        """The mapping's own entries, then those that `<<` merges into it: the first of a name wins."""
+        """The mapping's own entries, then those merged in by `<<`; the caller keeps the first entry of a name."""
         merged: list[Node] = []
         own: dict[str, int] = {}
         for name, value in node.value:
@@ -183,7 +183,7 @@ class _Reader:
         if not isinstance(node, MappingNode):
             self._problems.add((*key, "<<"), "a mapping", _written(node), line=_line(node))
         elif any(node is outer for outer in self._open):
-            self._problems.add((*key, "<<"), "a mapping", "an alias of what it is a part of", line=_line(node))
+            self._problems.add((*key, "<<"), "a mapping", "an alias of a value that contains it", line=_line(node))
         else:
             self._open.append(node)
             yield from self._entries(node, key)

@@ -1,4 +1,4 @@
-"""The arguments that each engine takes, beyond the fields of the registry."""
+"""The `engine_args` that each engine accepts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SGLANG: dict[str, Any] = {
     "tool_call_parser": Word,
     "triton_attention_num_kv_splits": Count,
 }
-"""Of SGLang's server arguments those that are the model's own affair. The others are Prism's."""
+"""The SGLang server arguments that may be set per model; Prism sets all others."""
 
 POOL_ARGUMENTS: dict[EngineName, dict[str, Any]] = {
     "transformers": {},
@@ -47,11 +47,11 @@ POOL_ARGUMENTS: dict[EngineName, dict[str, Any]] = {
         "faulty": Word,
     },
 }
-"""Name and type of what `pool.engine_args` may hold."""
+"""Names and types allowed in `pool.engine_args`, by engine."""
 
 MODEL_ARGUMENTS: dict[EngineName, dict[str, Any]] = {
     "transformers": {},
     "sglang": _SGLANG,
     "simulated": {"weights": Bytes},
 }
-"""Likewise of a model's `engine_args`."""
+"""Names and types allowed in a model's `engine_args`, by engine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from config.registry import EngineName, Pool
+from config.registry import EngineName, PoolConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,5 +28,5 @@ ENGINES: dict[EngineName, EngineFacts] = {
 }
 
 
-def facts_of(pool: Pool) -> EngineFacts:
+def facts_of(pool: PoolConfig) -> EngineFacts:
     return ENGINES[pool.engine]

@@ -1,17 +1,17 @@
-"""The exception tree of the whole project. Foreign errors are translated to one of these, once, at the boundary.
+"""The project's exception tree. Foreign errors are translated into one of these once, at the boundary.
 
 PrismError
-├── ConfigError            the registry is wrong: every problem at once
-├── ShapeError             a config.json whose sizes are not understood
-├── RequestError           a client's request is refused: becomes an OpenAI error body
-├── ChannelError           the framed connection between two processes
+├── ConfigError            the registry is invalid; carries all problems
+├── ShapeError             a config.json does not tell the model's size
+├── RequestError           a client's request is refused; becomes an OpenAI error body
+├── ChannelError           the framed connection between two processes failed
 │   ├── ChannelClosed
-│   └── ProtocolError      the peer sent what no version of it should
+│   └── ProtocolError      the peer sent an invalid frame
 ├── StoreError             weights in host memory
 │   └── HostMemoryShort
-├── EngineError            a worker's engine cannot do what it was told
-├── PoolError              a process of the pool does not start or stop
-├── OperatorError          an admin command that failed, with the reason
+├── EngineError            a worker's engine failed to carry out a command
+├── PoolError              a process of the pool failed to start or stop
+├── OperatorError          an admin command failed
 └── RecordingError         a recorded run cannot be read
 """
 
@@ -21,13 +21,13 @@ from collections.abc import Sequence
 
 
 class PrismError(Exception):
-    """Root of everything Prism raises on purpose."""
+    """Base class of all errors that Prism raises deliberately."""
 
 
 class ConfigError(PrismError):
     """The registry cannot be used.
 
-    `problems` are whole lines, each naming file, key and what was expected.
+    `problems` holds one line each, with file, key and what was expected.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -36,13 +36,13 @@ class ConfigError(PrismError):
 
 
 class ShapeError(PrismError):
-    """A model's config.json does not say how large the model is, in a form that is understood here."""
+    """A model's config.json does not state the model's size in a form that Prism understands."""
 
 
 class RequestError(PrismError):
-    """A client's request is refused with `status` (HTTP) and a body in OpenAI's error form.
+    """A client's request is refused with the HTTP `status` and an error body in OpenAI's format.
 
-    `retry_after` is in seconds and becomes the Retry-After header.
+    `retry_after`, in seconds, becomes the Retry-After header.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class ChannelError(PrismError):
 
 
 class ChannelClosed(ChannelError):
-    """The peer is gone, or the connection was closed here."""
+    """The connection was closed, by the peer or on this side."""
 
 
 class ProtocolError(ChannelError):
-    """The peer sent bytes that are not a frame of known messages."""
+    """The peer sent bytes that are not a valid frame of known messages."""
 
 
 class StoreError(PrismError):
@@ -81,15 +81,15 @@ class StoreError(PrismError):
 
 
 class HostMemoryShort(StoreError):
-    """The host has not the memory that a segment needs."""
+    """The host does not have enough memory for a segment."""
 
 
 class EngineError(PrismError):
-    """An engine cannot do what it was told."""
+    """An engine failed to carry out a command."""
 
 
 class PoolError(PrismError):
-    """A process of the pool did not start, or did not stop."""
+    """A process of the pool failed to start or stop."""
 
 
 class OperatorError(PrismError):
@@ -97,11 +97,11 @@ class OperatorError(PrismError):
 
 
 class RecordingError(PrismError):
-    """A recorded run cannot be read; the text names file, line and what was expected."""
+    """A recorded run cannot be read; the message names file, line and what was expected."""
 
 
 def describe(error: BaseException) -> str:
-    """The first line of a foreign error, with its type, for the message of one of ours; two if it announces more."""
+    """Type and first line of a foreign error, to be quoted in one of ours; two lines if the first ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

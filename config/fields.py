@@ -1,4 +1,4 @@
-"""The types of the registry's fields: their bounds, how they are written, and what a wrong one should have been."""
+"""Types of the registry's fields, with their bounds, their parsers, and the description used in error messages."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ Word = Annotated[
     str,
     Meta(pattern=r"\A[^\s\x00-\x1f\x7f-\x9f]+\Z", description="a name without spaces or control characters, not empty"),
 ]
-"""Names of models, devices and hosts. Slashes are fine, as in meta-llama/Llama-3.1-8B."""
+"""Names of models, devices and hosts. Slashes are allowed, as in meta-llama/Llama-3.1-8B."""

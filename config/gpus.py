@@ -1,4 +1,4 @@
-"""The GPUs that this process may see: cuda:N is the N-th that CUDA_VISIBLE_DEVICES names, and NVML knows them all."""
+"""GPUs visible to this process: cuda:N is the N-th entry of CUDA_VISIBLE_DEVICES, whereas NVML lists all GPUs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_name(device: str, environment: Mapping[str, str]) -> str:
-    """What CUDA_VISIBLE_DEVICES must be for a process to see the GPU `device` of this `environment` alone.
+    """The CUDA_VISIBLE_DEVICES with which a process sees only the GPU that `environment` calls `device`.
 
     Raises:
-        PoolError: there is none of that number.
+        PoolError: `environment` has no GPU of that number.
     """
     index, listed = gpu_index(device) or 0, environment.get(VISIBLE)
     if listed is None:
@@ -29,14 +29,14 @@ def visible_name(device: str, environment: Mapping[str, str]) -> str:
 
 
 def uuid_of(device: str, environment: Mapping[str, str]) -> str:
-    """The UUID of the GPU `device` of this `environment`.
+    """The UUID of the GPU that `environment` calls `device`.
 
     Raises:
-        PoolError: there is none of that number, or NVML cannot be asked.
+        PoolError: `environment` has no GPU of that number, or NVML fails.
     """
     name = visible_name(device, environment)
     if not name.isdigit():
-        return name  # it is one already, or the beginning of one
+        return name  # already a UUID, or the beginning of one
     try:
         pynvml.nvmlInit()
         try:
@@ -44,13 +44,13 @@ def uuid_of(device: str, environment: Mapping[str, str]) -> str:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise PoolError(f"the UUID of {device} is not known: {error}") from error
+        raise PoolError(f"cannot determine the UUID of {device}: {error}") from error
 
 
 def nvml_handle(name: str) -> Any:
-    """NVML's of a GPU that `visible_name` named: by its number, or by its UUID or the beginning of that.
+    """NVML's handle of the GPU with a name from `visible_name`: a number, a UUID or the beginning of a UUID.
 
-    NVML is to be open. Raises: pynvml.NVMLError.
+    NVML must be initialised. Raises: pynvml.NVMLError.
     """
     if name.isdigit():
         return pynvml.nvmlDeviceGetHandleByIndex(int(name))
@@ -62,9 +62,9 @@ def nvml_handle(name: str) -> Any:
 
 
 def bytes_by_process(handle: Any) -> dict[int, int]:
-    """Bytes of the GPU's memory by process id; a process is left out where NVML does not tell.
+    """GPU memory in bytes by process id; processes whose usage NVML does not report are left out.
 
-    Clients of an MPS daemon may be in a list of their own. NVML is to be open. Raises: pynvml.NVMLError.
+    NVML may list the clients of an MPS daemon separately. NVML must be initialised. Raises: pynvml.NVMLError.
     """
     running = [
         *pynvml.nvmlDeviceGetComputeRunningProcesses(handle),

@@ -1,4 +1,4 @@
-"""What a model has on disk."""
+"""A model's files on disk: config.json, weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import ShapeError
-from config.registry import Model
+from config.registry import ModelConfig
 from config.shape import shape_of
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""The files with a model's weights, the form that is read first before the older one."""
+"""Patterns of weight files, the preferred format first."""
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""Which file each tensor is in, of weights in several, in the order of `WEIGHTS`."""
+"""The index files that map tensors to weight files, in the order of `WEIGHTS`."""
 _NOT_A_SHAPE = (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError)
-"""What reading sizes out of a config.json raises that is none."""
+"""What reading sizes from an invalid config.json can raise."""
 _TOKENIZER = ("tokenizer*", "tokenization_*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
 SMALLEST_VOCABULARY = 259
-"""Tokens that one must have for a tokenizer to be made up for it: every byte, and three marks of a chat."""
+"""Tokens that a vocabulary needs for a made-up tokenizer: one per byte, and three chat markers."""
 
 
-def config_file(model: Model) -> Path | None:
-    """The model's config.json, if the registry says where one is."""
+def config_file(model: ModelConfig) -> Path | None:
+    """The model's config.json; None if the registry names neither path nor shape."""
     if model.path is not None:
         return model.path / "config.json"
     return None if model.shape is None else shape_file(model.shape)
 
 
 def shape_file(shape: Path) -> Path:
-    """The config.json that `shape` is, or is a folder with."""
+    """The config.json that `shape` names, directly or by its folder."""
     return shape / "config.json" if shape.is_dir() else shape
 
 
-def weight_bytes(model: Model) -> int:
-    """Bytes of the model's safetensors, or of its dummy weights; 0 where neither is known before they are loaded."""
+def weight_bytes(model: ModelConfig) -> int:
+    """Bytes of the model's safetensors or dummy weights; 0 if the size is unknown before loading."""
     if model.weights == "dummy":
         return _dummy_bytes(model)
     if model.path is None:
@@ -49,7 +49,7 @@ def weight_bytes(model: Model) -> int:
         return 0
 
 
-def _dummy_bytes(model: Model) -> int:
+def _dummy_bytes(model: ModelConfig) -> int:
     try:
         config = _content(model)
         own = {} if model.dtype == "auto" else {"torch_dtype": model.dtype}
@@ -58,14 +58,14 @@ def _dummy_bytes(model: Model) -> int:
         return 0
 
 
-def _content(model: Model) -> Any:
-    """Of its config.json."""
+def _content(model: ModelConfig) -> Any:
+    """The parsed config.json; an empty mapping if there is none. Raises: OSError, ValueError."""
     file = config_file(model)
     return json.loads(file.read_bytes()) if file else {}
 
 
-def kv_bytes_per_token(model: Model) -> int:
-    """Bytes of KV cache per token, as its config.json has it, at two bytes a number; 0 where that does not say."""
+def kv_bytes_per_token(model: ModelConfig) -> int:
+    """Bytes of KV cache per token at two bytes a number, from config.json; 0 if that does not tell."""
     try:
         config = _content(model)
         heads = config["num_attention_heads"]
@@ -76,7 +76,7 @@ def kv_bytes_per_token(model: Model) -> int:
 
 
 def fault_of_folder(folder: Path) -> str:
-    """Why `folder` is not one; empty if it is."""
+    """Why `folder` is not a folder; empty if it is one."""
     try:
         mode = folder.stat().st_mode
     except OSError as error:
@@ -96,7 +96,7 @@ def fault_of_config(file: Path) -> str:
 
 
 def fault_of_weights(folder: Path) -> str:
-    """What `folder` lacks of a model's weights, such as a file that was not downloaded; empty if nothing."""
+    """Which weight files `folder` lacks, such as one that was not downloaded; empty if none."""
     for pattern, index in zip(WEIGHTS, _INDEX, strict=True):
         there = {file.name for file in folder.glob(pattern)}
         if there:
@@ -107,7 +107,7 @@ def fault_of_weights(folder: Path) -> str:
 
 
 def _indexed(index: Path) -> set[str]:
-    """Names of files; none where there is no index, or none that can be read, which is for who loads it to say."""
+    """Names of the files in an index; none if it is missing or unreadable, which the loader will report."""
     try:
         return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -115,37 +115,37 @@ def _indexed(index: Path) -> set[str]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether `folder` has something that a tokenizer is made of."""
+    """Whether `folder` has tokenizer files."""
     return any(next(folder.glob(pattern), None) for pattern in _TOKENIZER)
 
 
 def fault_of_tokenizer(folder: Path) -> str:
-    """Empty if `folder` has a tokenizer."""
+    """Why `folder` has no tokenizer; empty if it has one."""
     return "" if has_tokenizer(folder) else f"{folder} without tokenizer.json or the like"
 
 
-def fault_of_vocabulary(model: Model) -> str:
-    """Why the model has no tokenizer and none can be made up for it; empty if it has, or one can.
+def fault_of_vocabulary(model: ModelConfig) -> str:
+    """Why the model has no tokenizer and none can be made up; empty if it has one or one can be made up.
 
-    Empty as well if its config.json cannot be read, which `fault_of_config` tells.
+    Also empty if its config.json cannot be read, which `fault_of_config` reports.
     """
     file = config_file(model)
     if file is None or tokenizer_folder(model) or fault_of_config(file):
         return ""
     size = vocabulary(json.loads(file.read_bytes()))
     if size is None:
-        return f"{file} without it"
-    return "" if size >= SMALLEST_VOCABULARY else f"{file} with {size}"
+        return f"{file} without vocab_size"
+    return "" if size >= SMALLEST_VOCABULARY else f"{file} with vocab_size {size}"
 
 
-def tokenizer_folder(model: Model) -> Path | None:
-    """The folder that has config.json and tokenizer of the model; None if it has none."""
+def tokenizer_folder(model: ModelConfig) -> Path | None:
+    """The folder with the model's config.json and tokenizer; None if there is no tokenizer."""
     folder = model.path or model.shape
     return folder if folder is not None and has_tokenizer(folder) else None
 
 
 def vocabulary(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a model with this config.json knows; of one that sees as well, its language model's."""
+    """Vocabulary size in a config.json, for a multimodal model that of its language model; None if not stated."""
     for part in (config, config.get("text_config")):
         size = part.get("vocab_size") if isinstance(part, Mapping) else None
         if isinstance(size, int):

@@ -1,4 +1,4 @@
-"""What is wrong with a registry: every problem is collected, with its line, and raised at once."""
+"""Collects every problem of a registry, with its line, so that all are raised together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from config.errors import ConfigError
 
 Key = tuple[str | int, ...]
-"""Where in the document: ("models", 2, "slo", "ttft") is models[2].slo.ttft."""
+"""A position in the document: ("models", 2, "slo", "ttft") is models[2].slo.ttft."""
 
 
 class Problems:
@@ -16,22 +16,22 @@ class Problems:
         self._lines: dict[Key, int] = {(): 1}
         self._found: list[tuple[int, Key, str]] = []
 
-    def place(self, key: Key, line: int) -> None:
-        """Remember the line on which `key` stands."""
+    def set_line(self, key: Key, line: int) -> None:
+        """Remember which line `key` is on."""
         self._lines[key] = line
 
     def add(self, key: Key, expected: str, got: str, *, line: int | None = None) -> None:
-        """Note that `key` is wrong. Its line is the one placed, or that of what should contain it."""
+        """Record that `key` is wrong. Without `line`, the key's known line is used, or that of its nearest parent."""
         self._found.append((line or self._line(key), key, f"expected {expected}, got {got}"))
 
     def spoilt(self, *keys: Key) -> bool:
-        """Whether something is wrong at, in or around one of `keys`: then what follows from them means nothing."""
+        """Whether a problem was recorded at, inside or around one of `keys`, so that rules about them are moot."""
         return any(_related(key, found) for key in keys for _, found, _ in self._found)
 
     def raise_if_any(self) -> None:
         """
         Raises:
-            ConfigError: with every problem, in the order of the file's lines.
+            ConfigError: with every problem, ordered by line.
         """
         if self._found:
             ordered = sorted(self._found, key=lambda found: found[0])
@@ -47,7 +47,7 @@ class Problems:
 
 
 def render(key: Key) -> str:
-    """Such as models[2].slo.ttft."""
+    """The key as text, such as models[2].slo.ttft."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in key).removeprefix(".")
 
 

@@ -1,4 +1,4 @@
-"""Reads a registry: `document` makes a tree of the YAML, `decode` Structs of the tree, `check` looks at the whole."""
+"""Reads a registry: `document` parses the YAML, `decode` turns it into Structs, `check` validates the whole."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from config.registry import Registry
 
 
 def read_registry(path: Path, *, serving: bool = True) -> Registry:
-    """The registry in `path`, in base units, its paths absolute: a relative one begins at the file's folder.
+    """Read and validate the registry at `path`. Values are in base units; relative paths start at the file's folder.
 
-    With `serving` false it need not be able to serve: a model may have a shape alone.
+    With `serving` false, models need no weights: a shape alone is enough.
 
     Raises:
-        ConfigError: with every problem at once, each a line of file, line, key, what was expected and what is there.
+        ConfigError: with every problem, each as one line of file, line, key, what was expected and what was found.
     """
     problems = Problems(path)
     document = read_document(path, problems)
@@ -36,7 +36,7 @@ def read_registry(path: Path, *, serving: bool = True) -> Registry:
 
 
 def _with_engine_args(registry: Registry, document: Value, decoder: Decoder) -> Registry:
-    """Which arguments there are is known only once the engine is: hence a second look at these."""
+    """Decode `engine_args` in a second pass, because the allowed arguments depend on the engine."""
     engine = registry.pool.engine
 
     def arguments(hints: Mapping[str, Any], *parent: str | int) -> dict[str, Any]:

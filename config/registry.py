@@ -1,6 +1,6 @@
-"""The registry: what the YAML file says, as plain data in base units (seconds, bytes).
+"""The registry: the contents of the YAML file as plain data in base units (seconds, bytes).
 
-Reading and validating is `config.reader`'s job; nothing here touches a file.
+`config.reader` reads and validates it.
 """
 
 from __future__ import annotations
@@ -22,140 +22,146 @@ Weights = Literal["checkpoint", "dummy"]
 
 
 def default_admin_socket() -> Path:
-    """The user's own, where the CLI looks too."""
+    """The user's default admin socket, known to both gateway and CLI."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     return Path(base) / "prism" / "admin.sock" if base else Path(f"/tmp/prism-{os.getuid()}/admin.sock")
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What one client may ask of the gateway."""
+    """Limits on what one client may ask of the gateway."""
 
     max_body: Bytes = 16 * 2**20
-    """Bytes of a request's body; above it 413."""
+    """Maximum bytes of a request's body; larger ones get 413."""
     queue_per_model: Count = 2048
-    """Requests waiting for one model; above it 429."""
+    """Maximum number of requests waiting for one model; further ones get 429."""
     stream_buffer: Bytes = 2**20
-    """Bytes that a slow reader may leave unread before its stream is aborted."""
+    """Bytes that a slow client may leave unread before its stream is aborted."""
     header_timeout: Seconds = 15.0
-    """Seconds that a request's headers may take from their first byte; then 408."""
+    """Seconds that a request's headers may take from their first byte; after that 408."""
     body_timeout: Seconds = 30.0
-    """Seconds for which nothing of a body may come; then 408. A body that goes on coming may take any time."""
+    """Seconds without any byte of a request's body; after that 408. A body that keeps arriving has no time limit."""
     idle_timeout: Seconds = 75.0
-    """Seconds that a connection may stay open without a request. Longer than proxies keep theirs: it is for them to
-    close first."""
+    """Seconds that a connection may stay open without a request. Longer than in common proxies, so that the proxy
+    closes the connection first."""
     unfinished_bodies: Bytes | None = None
-    """Bytes of bodies under way, of all clients together. Above it those that have stalled are given up, with 503. Left
-    out: six of `max_body`."""
+    """Maximum bytes of partially received bodies, over all clients. Above it, stalled bodies are dropped with 503.
+    Default: six times `max_body`."""
     json_values: Count = 1_000_000
-    """Values in a request's body, such as tokens of a prompt; above it 400."""
+    """Maximum number of JSON values in a request's body, such as tokens of a prompt; above it 400."""
     json_containers: Count = 20_000
-    """Of them objects and lists, such as messages, which take far longer to read; above it 400."""
+    """Maximum number of JSON objects and lists in a request's body, such as messages, which parse far more slowly than
+    other values; above it 400."""
 
 
-class Gateway(Struct, frozen=True, kw_only=True):
+class GatewayConfig(Struct, frozen=True, kw_only=True):
     host: Word = "127.0.0.1"
     port: Port = 8000
-    """0 takes a free one and says which."""
+    """0 picks a free port, which is logged."""
     admin_socket: Path = field(default_factory=default_admin_socket)
-    """Made by the gateway, for its owner only; the default lies in $XDG_RUNTIME_DIR, or in /tmp."""
+    """Created by the gateway, accessible to its owner only; by default in $XDG_RUNTIME_DIR, or else in /tmp."""
     grace: Delay = 10.0
-    """Seconds that requests in flight may take to finish after a stop."""
+    """Seconds that requests in flight may take to finish after the gateway is told to stop."""
     allowed_origins: tuple[Word, ...] = ()
-    """Origins, such as https://chat.example, whose pages browsers may let ask; `*` for all. Others get 403, unless the
-    page came from this gateway."""
+    """Origins, such as https://chat.example, whose web pages may send requests; `*` for all. Others get 403, except
+    pages served by this gateway."""
     allowed_hosts: tuple[Word, ...] = ()
-    """Names, with or without a port, by which clients may call a gateway that listens on loopback only, beside
-    localhost; `*` for all. Others get 403: a page may have its name resolve to this machine."""
+    """Host names, with or without a port, accepted besides localhost by a gateway that listens on loopback only; `*`
+    for all. Others get 403, because a web page can make its own name resolve to this machine (DNS rebinding)."""
     limits: Limits = field(default_factory=Limits)
 
 
-class Work(Struct, frozen=True, kw_only=True):
-    """What one request may have a worker do besides its model's steps."""
+class WorkLimits(Struct, frozen=True, kw_only=True):
+    """Limits on the work that one request may cause in a worker, besides running the model."""
 
     own_templates: bool = False
-    """Whether a client may send a chat template of its own, which is a program."""
+    """Whether clients may send their own chat templates, which are programs."""
     preparation: Seconds = 20.0
-    """Seconds that a large prompt may take to become tokens, its chat template included; above it 400."""
+    """Seconds that applying the chat template to a large prompt and tokenizing it may take; above it 400."""
     grammar_time: Seconds = 5.0
-    """Seconds that a grammar, such as a JSON schema, may take to be compiled; above it 400."""
+    """Seconds that compiling a grammar, such as a JSON schema, may take; above it 400."""
     prompts: Count = 1024
-    """Prompts in one request; above it 400."""
+    """Maximum number of prompts in one request; above it 400."""
     logprobs: Count = 200_000
-    """Tokens of the prompt that have logprobs, times the alternatives to each; above it 400."""
+    """Maximum number of prompt tokens with logprobs times alternatives per token; above it 400."""
 
 
-class Pool(Struct, frozen=True, kw_only=True):
+class PoolConfig(Struct, frozen=True, kw_only=True):
     engine: EngineName = "transformers"
     devices: Annotated[tuple[Word, ...], Meta(min_length=1, description="a list of at least one device")] = ("cpu",)
     workers_per_device: Count = 2
     max_running: Count = 16
-    """Requests that one worker decodes at a time; the rest wait in the gateway, in deadline order."""
+    """Maximum number of requests that one worker decodes concurrently; the rest wait in the gateway, in deadline
+    order."""
     kv_memory: Bytes = 2**30
-    """Bytes of KV cache that all workers of one device share, in equal parts; see `device_memory` for the other way."""
+    """Bytes of KV cache per device, divided equally among its workers. Not used where `device_memory` applies."""
     device_memory: Bytes | None = None
-    """Bytes of each device that Prism may use. What weights and workers leave of them is shared out as KV cache, anew
-    whenever a model comes or goes. Left out: 92% of a GPU's memory for `sglang`, none for `simulated`."""
+    """Bytes of each device that Prism may use. What weights and workers leave free is divided up as KV cache, again
+    whenever a model comes or goes. Default: 92% of a GPU's memory for `sglang`, none for `simulated`."""
     kv_minimum: Bytes = 2**30
-    """Bytes of KV cache that an active model keeps when others need its device's memory."""
+    """Bytes of KV cache that an active model always keeps, even when others need its device's memory."""
     workspace: Bytes = 2 * 2**30
-    """Bytes that a worker is taken to hold beside weights and KV cache, until it was measured with the model."""
+    """Bytes that a worker is assumed to hold besides weights and KV cache until it has been measured with the model."""
     shrink_timeout: Seconds = 10.0
-    """Seconds that an activation waits for its neighbours to give KV cache back before it fails."""
+    """Seconds that an activation waits for the device's other workers to release KV cache before it fails."""
     activations_per_device: Count | None = None
-    """Activations under way at a time on one device: they share its link. Left out: 1 on a GPU, else any number."""
+    """Maximum number of concurrent activations on one device, which share its link. Default: 1 on a GPU, unlimited
+    elsewhere."""
     blank_reserve: NonNegative | None = None
-    """Workers per device kept blank in the background, so that an activation never waits for a teardown. Left out: 1
-    for `sglang` on a GPU, else none."""
+    """Workers per device kept blank in the background, so that an activation never waits for a teardown. Default: 1
+    for `sglang` on a GPU, otherwise 0."""
     recycle_above: Bytes = 512 * 2**20
-    """A blank worker that holds so many bytes more than when it was new is replaced in the background."""
+    """A blank worker that holds this many bytes more than when it was new is replaced in the background."""
     heartbeat: Seconds = 1.0
-    """Seconds between two pings."""
+    """Seconds between pings to a worker."""
     silence: Seconds = 10.0
-    """Seconds without a sign of life after which a worker counts as dead."""
+    """Seconds without a message from a worker after which it counts as dead."""
     transition_timeout: Seconds = 120.0
     """Seconds that a worker may take to activate, park or blank a model before it is killed and replaced."""
     threads: Count = 1
     """CPU threads of one worker's engine."""
     mps: MpsChoice = "auto"
-    """Whether the workers of a GPU compute at the same time, through an MPS daemon of the gateway's own, and not in
-    turns. `auto`: where `sglang` has more than one worker per GPU and NVIDIA's MPS can be had; `on`: or no start."""
-    limits: Work = field(default_factory=Work)
+    """Whether the workers of a GPU compute concurrently, through an MPS daemon run by the gateway, instead of taking
+    turns. `auto`: if `sglang` has several workers per GPU and NVIDIA MPS is available; `on`: refuse to start
+    without it."""
+    limits: WorkLimits = field(default_factory=WorkLimits)
     engine_args: dict[str, Any] = field(default_factory=dict)
-    """For the engine as a whole. `simulated` takes its timing model (`ttft`, `tpot`, `activation`: seconds) and what it
-    pretends to hold of a device: `held_blank`, `held_active`, `held_parked`, `kv_per_token` (bytes); `limit_delay` are
-    the seconds after which a lower KV limit holds; a request with the text `faulty` ends its worker as a GPU's fault
-    does."""
+    """Arguments of the engine as a whole. `simulated` accepts its timing (`ttft`, `tpot`, `activation`: seconds), the
+    device memory it pretends to use (`held_blank`, `held_active`, `held_parked`, `kv_per_token`: bytes), the time until
+    a lower KV limit takes effect (`limit_delay`: seconds), and `faulty`: a request that contains this text kills its
+    worker the way a GPU fault does."""
 
 
-class WeightStore(Struct, frozen=True, kw_only=True):
+class WeightStoreConfig(Struct, frozen=True, kw_only=True):
     host_memory: Bytes = 4 * 2**30
     """Bytes of host shared memory for weights."""
     verify: bool = False
-    """Check every tensor's checksum again at each activation."""
+    """Verify every tensor's checksum at each activation."""
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True):
     policy: PolicyName = "prism"
     placement_seed: NonNegative = 0
-    """Of the placement that `static` and `space` keep to; 0 puts the largest model first, where there is most room."""
+    """Seed of the fixed placement used by `static` and `space`; 0 places the largest model first, on the device with
+    most room."""
     profile: Path | None = None
-    """A JSON file with speeds that are known already (`scheduler.profile.Profile`); what it lacks is learned."""
+    """A JSON file with known speeds (`scheduler.learned.profile.Profile`); what it lacks is learned while serving."""
     window: Seconds = 60.0
-    """Seconds over which rates of requests and tokens are taken."""
+    """Seconds over which request and token rates are averaged."""
     idle_timeout: Delay = 45.0
     """Seconds without a request after which a model is parked."""
     quantum: Delay = 2.0
-    """Seconds that a busy model keeps its worker before another may have it drained."""
+    """Seconds that a busy model keeps its worker before it may be drained for another."""
     linger: Delay = 0.1
-    """Seconds without a request before a model that has not had its quantum yet makes way for another."""
+    """Seconds without a request after which a model makes way for another even before its quantum ends."""
     ahead: Delay = 0.25
-    """Seconds of prefill for which requests are sent to a device ahead; the rest waits in the gateway, in its order."""
+    """Seconds of prefill work that may be queued on a device; further requests wait in the gateway, in deadline
+    order."""
     drain_after: Delay = 1.0
     """Seconds that a request waits for a worker before a busy one is drained for it."""
     late: LatePolicy = "serve"
-    """What becomes of a request that cannot meet its deadline."""
+    """What to do with a request that can no longer meet its deadline."""
     backoff: Seconds = 1.0
-    """Seconds before a failed activation is tried again; doubles each time, up to 60 s."""
+    """Seconds before a failed activation is retried; doubles with each failure, up to 60 s."""
 
 
 class Slo(Struct, frozen=True, kw_only=True):
@@ -165,30 +171,30 @@ class Slo(Struct, frozen=True, kw_only=True):
     """Seconds per output token after the first."""
 
 
-class Model(Struct, frozen=True, kw_only=True):
+class ModelConfig(Struct, frozen=True, kw_only=True):
     name: Word
     path: Path | None = None
     """Folder with config.json, tokenizer and safetensors."""
     shape: Path | None = None
-    """A config.json, or a folder with one: enough to simulate, and to serve with dummy weights."""
+    """A config.json, or a folder with one: enough to simulate the model, or to serve it with dummy weights."""
     weights: Weights = "checkpoint"
-    """`dummy` makes random ones in host memory, seeded by the model's name, for a config.json alone; a tokenizer beside
-    that is used, else one is made up."""
+    """`dummy` generates random weights in host memory from a config.json alone, seeded by the model's name. A tokenizer
+    next to config.json is used; without one, a tokenizer is made up."""
     dtype: Dtype = "auto"
     tensor_parallel: Count = 1
     slo: Slo = field(default_factory=Slo)
     priority: Rank = 0
-    """Higher goes first where two models want one worker."""
+    """When models compete for a worker, the higher priority goes first."""
     pinned: bool = False
-    """Activated at the start and never evicted."""
+    """Activated at startup and never evicted."""
     preload: bool = False
-    """Loaded into host memory at the start and kept there."""
+    """Loaded into host memory at startup and kept there."""
     engine_args: dict[str, Any] = field(default_factory=dict)
 
 
 class Registry(Struct, frozen=True, kw_only=True):
-    gateway: Gateway = field(default_factory=Gateway)
-    pool: Pool = field(default_factory=Pool)
-    weight_store: WeightStore = field(default_factory=WeightStore)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    weight_store: WeightStoreConfig = field(default_factory=WeightStoreConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    models: tuple[Model, ...] = ()
+    models: tuple[ModelConfig, ...] = ()

@@ -1,4 +1,4 @@
-"""A model's size, read off its config.json: parameters, bytes of weights, KV cache per token."""
+"""A model's size according to its config.json: parameters, bytes of weights, KV cache per token."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Parameters are counted, the rest is bytes."""
+    """Sizes of a model, in bytes unless the name says otherwise."""
 
     weight_bytes: int
     active_parameters: int
-    """That one token passes through."""
+    """Number of parameters used for one token."""
     shared_bytes: int
-    """Of the weights that every decode step reads: not the experts, and not an input embedding that is not the output's
-    too, of which it reads but a row for each request."""
+    """Bytes of weights that every decode step reads in full. Excludes the experts, and an input embedding that is not
+    tied to the output, of which a step reads only one row per request."""
     expert_bytes: int
     experts: int
     experts_per_token: int
     kv_bytes: int
-    """Per token."""
+    """Bytes of KV cache per token."""
     layers: int
     attention_flops: int
-    """Per pair of a prompt's token with an earlier one."""
+    """Floating-point operations per pair of a prompt token and an earlier token."""
 
     def bytes_read(self, batch: int) -> float:
-        """Bytes of weights that a decode step of `batch` requests reads, if each chooses its experts at random."""
+        """Expected bytes of weights read by a decode step of `batch` requests, if each picks its experts at random."""
         if not self.experts:
             return self.shared_bytes
         missed = (1 - self.experts_per_token / self.experts) ** batch
@@ -43,7 +43,7 @@ class Shape:
 
 
 def read_shape(path: Path) -> Shape:
-    """The shape in a config.json.
+    """Read the shape from a config.json.
 
     Raises:
         ShapeError: it cannot be read, or its architecture, data type or quantization is not understood.
@@ -55,13 +55,13 @@ def read_shape(path: Path) -> Shape:
     try:
         return shape_of(config)
     except KeyError as error:
-        raise ShapeError(f"{path}: a shape needs {error.args[0]}, which is not there") from error
+        raise ShapeError(f"{path}: a shape needs {error.args[0]}, which is missing") from error
     except (ShapeError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ShapeError(f"{path}: the shape is not understood: {error}") from error
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The shape of a config.json's content. Raises: ShapeError; KeyError, naming what it lacks."""
+    """The shape in a parsed config.json. Raises: ShapeError; KeyError, naming the missing field."""
     architecture = next(iter(config.get("architectures") or ()), "none")
     if architecture not in DENSE + EXPERTS:
         raise ShapeError(f"its architecture is {architecture}; known are {', '.join(DENSE + EXPERTS)}")
@@ -96,7 +96,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 
 def _widths(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Bytes of a number in embeddings and KV cache, and in linear layers."""
+    """Bytes per number in embeddings and KV cache, and in linear layers. Raises: ShapeError."""
     dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
     if dtype not in _DTYPES:
         raise ShapeError(f"its data type is {dtype}; known are {', '.join(_DTYPES)}")
@@ -107,7 +107,7 @@ def _widths(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _sparse_layers(config: Mapping[str, Any], architecture: str) -> int:
-    """How many layers have experts."""
+    """Number of layers with experts."""
     layers = int(config["num_hidden_layers"])
     if architecture in DENSE:
         return 0
@@ -116,7 +116,7 @@ def _sparse_layers(config: Mapping[str, Any], architecture: str) -> int:
 
 
 def _experts(config: Mapping[str, Any], architecture: str) -> tuple[int, int, int]:
-    """Experts of a layer, how many a token passes through, and the parameters of each."""
+    """Number of experts per layer, number of experts per token, and parameters per expert."""
     mixtral = architecture == "MixtralForCausalLM"
     experts = config["num_local_experts" if mixtral else "num_experts"]
     inner = config["intermediate_size" if mixtral else "moe_intermediate_size"]

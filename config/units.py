@@ -1,4 +1,4 @@
-"""Durations and sizes as people write and read them. In code both are base units: seconds and bytes."""
+"""Parses and formats durations and sizes. In code, both are in base units: seconds and bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-# Fractions, so that 700ms is the float 0.7 and not its neighbour.
+# Fractions, so that 700ms becomes exactly the float 0.7 instead of an adjacent one.
 _DURATIONS = {
     "us": Fraction(1, 10**6),
     "ms": Fraction(1, 10**3),
@@ -35,19 +35,19 @@ _SIZE_STEPS = (("KiB", 2**10, 1024.0), ("MiB", 2**20, 1024.0), ("GiB", 2**30, 10
 
 
 def parse_duration(written: object) -> float:
-    """Seconds in `500ms`, `2s`, `1.5m` or `1h`; a bare number is seconds already.
+    """Parses `500ms`, `2s`, `1.5m` or `1h` into seconds; a bare number is in seconds.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is not a finite duration.
     """
     return _finite(_parse(written, _DURATIONS))
 
 
 def parse_size(written: object) -> int:
-    """Bytes in `16GiB`, `512MiB` or `1GB`; a bare integer is bytes already. Parts of a byte are rounded.
+    """Parses `16GiB`, `512MiB` or `1GB` into bytes, rounded to whole bytes; a bare integer is in bytes.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is not a size.
     """
     if isinstance(written, float) and not written.is_integer():
         raise ValueError(f"{written} is not a whole number of bytes")
@@ -55,14 +55,14 @@ def parse_size(written: object) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """Such as `3.2 ms`: one digit after the point, in the largest unit that leaves one before it."""
+    """Formats a duration such as `3.2 ms`, with one decimal, in the largest unit in which it is at least 1."""
     if seconds == 0:
         return "0.0 s"
     return _format(seconds, _DURATION_STEPS)
 
 
 def format_size(nbytes: float) -> str:
-    """Such as `16.0 GiB`; below one KiB the bytes as they are."""
+    """Formats a size such as `16.0 GiB`; below 1 KiB in whole bytes."""
     if abs(nbytes) < 1024:
         return f"{nbytes:.0f} B"
     return _format(nbytes, _SIZE_STEPS)
@@ -84,7 +84,7 @@ def _finite(value: float | Fraction) -> float:
     try:
         seconds = float(value)
     except OverflowError as error:
-        raise ValueError("it is too large") from error
+        raise ValueError("the duration is too large") from error
     if not math.isfinite(seconds):
         raise ValueError(f"{seconds} is not finite")
     return seconds

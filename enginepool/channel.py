@@ -1,7 +1,7 @@
-"""Length-prefixed msgspec frames over a Unix socket, for event loops and for blocking code.
+"""Length-prefixed MessagePack frames over a Unix socket, for event loops and for blocking code.
 
-A frame is four bytes of length, big-endian, and a MessagePack array of messages. Whatever is sent within one turn
-of the event loop leaves as one frame, so a decode step of a thousand streams costs one write and one read.
+A frame is a four-byte big-endian length and a MessagePack array of messages. All messages sent within one iteration of
+the event loop leave as one frame, so a decode step of a thousand streams costs one write and one read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from enginepool.messages import Message
 
 HEADER = 4
 MAX_FRAME = 2**30
-"""Bytes; a longer one can only be garbage, since bodies are limited far below."""
+"""Bytes. A longer frame must be garbage, since bodies are limited to far less."""
 HIGH_WATER = 4 * 2**20
-"""Unsent bytes from which on the peer counts as not reading."""
+"""Unsent bytes above which the peer counts as not reading."""
 
 In = TypeVar("In")
 
@@ -33,21 +33,22 @@ def encode_frame(messages: list[Message]) -> bytes:
 
 
 class FrameReader(Generic[In]):
-    """Cuts a byte stream into frames and decodes them."""
+    """Splits a byte stream into frames and decodes them."""
 
     def __init__(self, union: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[list[In]] = msgspec.msgpack.Decoder(list[union])
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> list[In]:
-        """Messages completed by `data`.
+        """Returns the messages completed by `data`; an incomplete frame is kept for the next call.
 
         Raises:
-            ProtocolError: a frame is too long or holds no known messages.
+            ProtocolError: a frame is too long or holds unknown messages.
         """
         self._pending += data
         messages: list[In] = []
         start = 0
+        # A view, because slicing a bytearray copies; it must be released before the bytearray can be shortened.
         with memoryview(self._pending) as view:
             while len(view) - start >= HEADER:
                 end = start + HEADER + self._length(view[start : start + HEADER])
@@ -62,21 +63,21 @@ class FrameReader(Generic[In]):
         try:
             return self._decoder.decode(payload)
         except msgspec.DecodeError as error:
-            raise ProtocolError(f"frame of unknown content: {error}") from error
+            raise ProtocolError(f"frame with unknown content: {error}") from error
 
     @staticmethod
     def _length(header: bytes | memoryview) -> int:
         length = int.from_bytes(header, "big")
         if length > MAX_FRAME:
-            raise ProtocolError(f"frame of {length} bytes, at most {MAX_FRAME} are allowed")
+            raise ProtocolError(f"frame of {length} bytes; the maximum is {MAX_FRAME}")
         return length
 
 
 class Channel(asyncio.Protocol, Generic[In]):
-    """One end of a connection on an event loop. Messages arrive in order, in the callback, never after `closed`.
+    """One end of a connection on an event loop. `on_message` gets messages in order, and none once `closed`.
 
-    `union` is the type of the messages that may arrive. `on_pressure(True)` is called when the peer stops reading,
-    `on_pressure(False)` when it goes on.
+    `union` is the type of incoming messages. `on_pressure(True)` is called when the peer stops reading,
+    `on_pressure(False)` when it resumes.
     """
 
     def __init__(
@@ -99,10 +100,10 @@ class Channel(asyncio.Protocol, Generic[In]):
         return self._transport is None or self._transport.is_closing()
 
     def send(self, message: Message) -> None:
-        """Queue one message; it leaves at the end of this turn of the loop.
+        """Queue a message; it is written at the end of this iteration of the event loop.
 
         Raises:
-            ChannelClosed: the peer is gone.
+            ChannelClosed: the connection is closed.
         """
         if self.closed:
             raise ChannelClosed("the peer is gone")
@@ -111,7 +112,7 @@ class Channel(asyncio.Protocol, Generic[In]):
         self._outbox.append(message)
 
     def close(self) -> None:
-        """Send what is queued and close. `on_closed` follows."""
+        """Send queued messages and close. `on_closed` is called afterwards."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
@@ -135,6 +136,7 @@ class Channel(asyncio.Protocol, Generic[In]):
             self._fail(error)
             return
         for message in messages:
+            # Handling an earlier message of this frame may have closed the channel.
             if self.closed:
                 return
             self._on_message(message)
@@ -160,14 +162,15 @@ class Channel(asyncio.Protocol, Generic[In]):
 
 
 class BlockingChannel(Generic[In]):
-    """One end of a connection for code without an event loop: the template, the loader, the CLI."""
+    """One end of a connection for code without an event loop: template, loader and CLI."""
 
     def __init__(self, connection: socket.socket, union: Any) -> None:
         self._socket = connection
         self._reader: FrameReader[In] = FrameReader(union)
 
     def send(self, message: Message) -> None:
-        """
+        """Send one message, waiting until it is written.
+
         Raises:
             ChannelClosed: the peer is gone.
         """
@@ -177,11 +180,11 @@ class BlockingChannel(Generic[In]):
             raise ChannelClosed(str(error)) from error
 
     def receive(self) -> list[In]:
-        """Messages of the next frame.
+        """Wait for the next frame and return its messages.
 
         Raises:
             ChannelClosed: the peer is gone.
-            ProtocolError: the peer sent something else than frames.
+            ProtocolError: the peer sent an invalid frame.
         """
         length = FrameReader._length(self._exactly(HEADER))
         return self._reader.decode(self._exactly(length))

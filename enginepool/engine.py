@@ -1,4 +1,4 @@
-"""What a worker asks of an engine. One engine object per worker process, one model in it at a time."""
+"""The interface between a worker and its engine. A worker process has one engine, with one model in it at a time."""
 
 from __future__ import annotations
 
@@ -23,54 +23,55 @@ from enginepool.messages import (
 
 Output = Counted | Reply | Head | Chunk | Done | KvLimitApplied | WorkerCopied | Rehearsing
 Emit = Callable[[Output], None]
-"""Sends one message to the gateway. Only to be called on the worker's event loop."""
+"""Sends a message to the gateway. Must be called on the worker's event loop."""
 
 
 @dataclass(slots=True)
 class EngineLoad:
-    """What an engine does, kept by it and sampled by the worker once a second. Tokens are counted from its start."""
+    """Current load, updated by the engine and sampled by the worker once a second. Tokens count from the engine's
+    start."""
 
     running: int = 0
     waiting: int = 0
     kv_bytes: int = 0
-    """In use."""
+    """Bytes of KV cache in use."""
     kv_mapped: int = 0
-    """Of physical memory, where that differs."""
+    """Bytes of physical memory mapped for the KV cache, if that differs."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     batch: float = 0.0
-    """Requests in a decode step, on average over the last moments; 0 if nothing was decoded."""
+    """Mean number of requests per recent decode step; 0 if nothing was decoded."""
     device_used: int = 0
-    """Bytes of the GPU's memory that all its processes use; 0 where nobody tells."""
+    """Bytes of GPU memory used by all processes; 0 if unknown."""
     process_used: int | None = None
-    """Of them by this engine; None where nobody tells."""
+    """Bytes of GPU memory used by this engine; None if unknown."""
     held: int = 0
-    """Bytes of them besides weights and KV cache, while a model is active."""
+    """Bytes of GPU memory used by this engine besides weights and KV cache, while a model is active."""
 
 
 class Engine(Protocol):
-    """Lives on the worker's event loop; whatever blocks runs in the engine's own threads.
+    """Lives on the worker's event loop; anything that blocks runs in the engine's own threads.
 
-    The worker calls `activate`, `park` and `blank` one at a time and only when no request is in the engine.
+    The worker calls `activate`, `park` and `blank` one at a time, and only while the engine has no requests.
     """
 
     name: str
     load: EngineLoad
 
     copy_seconds: float
-    """What the last activation's copy of weights took, if it made one; much of it may lie beside the phases."""
+    """Seconds that the last activation spent copying weights, if any; the copy may overlap with the phases."""
 
     async def start(self) -> None:
-        """Wait until it can be used. The worker calls it first.
+        """Wait until the engine is ready for use. The worker calls this first.
 
         Raises:
-            EngineError, PoolError: it cannot; the worker ends.
+            EngineError, PoolError: the engine cannot start; the worker ends.
         """
         ...
 
     @property
     def held(self) -> int:
-        """Bytes of the device's memory besides weights and elastic KV cache; 0 on a CPU. Read while nothing changes."""
+        """Bytes of device memory besides weights and elastic KV cache; 0 on a CPU. Read between state changes only."""
         ...
 
     async def activate(
@@ -83,49 +84,49 @@ class Engine(Protocol):
         kv_limit: int = 0,
         kv_revision: int = 0,
     ) -> dict[str, float]:
-        """Make `model` ready to serve and return the seconds by phase.
+        """Make `model` ready to serve; returns seconds by phase.
 
-        `kv_limit` (bytes, 0 for none) bounds the KV cache from the start, as `set_kv_limit` does later.
-        A parked skeleton of the same model is revived, one of another model is torn down first.
+        `kv_limit` (bytes, 0 for none) bounds the KV cache from the start, as `set_kv_limit` does later. A parked
+        skeleton of the same model is revived; one of another model is torn down first.
 
         Raises:
             EngineError: the model cannot be built; the engine is blank again.
-            StoreError: the segment cannot be mapped or fails its checksum; likewise.
+            StoreError: the segment cannot be mapped or a checksum is wrong; the engine is blank again.
         """
         ...
 
     async def park(self) -> str:
-        """Give back the weights' memory, keep the skeleton. Returns the model's name."""
+        """Release the weights' memory but keep the skeleton; returns the model's name."""
         ...
 
     async def blank(self) -> dict[str, float]:
-        """Drop the skeleton, if there is one, and return the seconds by phase."""
+        """Drop the skeleton, if any; returns seconds by phase."""
         ...
 
     def submit(self, request: Submit) -> None:
-        """Take a request; its outputs go to the `emit` given at construction. Never raises for what a client sent."""
+        """Accept a request; its outputs go to the `emit` given at construction. Never raises for a client's mistake."""
         ...
 
     def abort(self, request: int) -> None:
-        """Drop a request and everything it holds; no output of it is emitted afterwards."""
+        """Drop a request and its resources; none of its outputs is emitted afterwards."""
         ...
 
     def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
-        """The model's weights are in host memory: what makes an activation of it faster may be done in advance."""
+        """The model's weights are in host memory, so the engine may prepare for a fast activation."""
         ...
 
     def withdraw(self, model: str) -> None:
-        """The model's weights leave host memory: let go of them."""
+        """The model's weights are about to leave host memory: release them."""
         ...
 
     def set_kv_limit(self, revision: int, nbytes: int) -> None:
-        """Bound the KV cache; KvLimitApplied is emitted once it holds, or once the engine gives that up."""
+        """Bound the KV cache; KvLimitApplied is emitted once the limit holds or the engine gives up."""
         ...
 
     def hold(self, paused: bool) -> None:
-        """Stop decoding while the gateway does not read, or go on."""
+        """Stop decoding while the gateway does not read, or resume."""
         ...
 
     async def close(self) -> None:
-        """Stop threads; the process is about to end."""
+        """Stop all threads; the process is about to end."""
         ...

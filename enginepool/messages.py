@@ -1,7 +1,7 @@
-"""Every message between two processes of Prism. Nothing else crosses a socket.
+"""All messages exchanged between Prism's processes.
 
-A frame on a channel is a batch of these (see `channel`). Times are seconds, sizes bytes. Request ids are the
-gateway's and unique while it runs; no client can choose one.
+A frame on a channel is a batch of messages (see `channel`). Times are in seconds, sizes in bytes. The gateway assigns
+request ids, unique while it runs; clients cannot choose them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Message(Struct, frozen=True, array_like=True, tag=True):
     """Base of all messages: encoded as [type name, field, field, ...]."""
 
 
-# --- what a worker needs to know of a model -------------------------------------------------------------------
+# --- what a worker needs to know about a model ----------------------------------------------------------------
 
 
 class ModelSpec(Struct, frozen=True):
@@ -25,18 +25,18 @@ class ModelSpec(Struct, frozen=True):
 
     name: str
     path: str
-    """Folder with config.json, tokenizer and, unless they are dummies, weights; empty for the simulated engine."""
+    """Folder with config.json, tokenizer and, unless `weights` is dummy, weights; empty for the simulated engine."""
     dtype: str
     engine_args: dict[str, Any]
     weights: Weights = "checkpoint"
 
 
 TensorKind = Literal["parameter", "buffer", "attribute"]
-"""How a module holds a tensor. A buffer is a registered one, persistent or not."""
+"""How a module stores a tensor. Buffers are registered buffers, persistent or not."""
 
 
 class TensorSpec(Struct, frozen=True):
-    """One tensor of a segment. Tensors that share memory (tied weights, views) lie in the same block."""
+    """One tensor of a segment. Tensors that share memory (tied weights, views) are in the same block."""
 
     name: str
     """Dotted path from the model's root module."""
@@ -48,11 +48,11 @@ class TensorSpec(Struct, frozen=True):
     nbytes: int
     kind: TensorKind
     stride: tuple[int, ...] = ()
-    """Elements; empty for a contiguous tensor."""
+    """In elements; empty for a contiguous tensor."""
 
 
 class Block(Struct, frozen=True):
-    """Memory that tensors of a segment lie in, alone or together. Offset and size are bytes."""
+    """A contiguous range of a segment that holds one or several tensors. Offset and size are in bytes."""
 
     offset: int
     nbytes: int
@@ -60,23 +60,23 @@ class Block(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What a weight segment holds, and where."""
+    """The contents of a weight segment."""
 
     model: str
     key: str
-    """Digest of what the segment's content depends on: checkpoint, dtype, engine and library versions."""
+    """Digest of everything the segment's content depends on: checkpoint, dtype, engine and library versions."""
     nbytes: int
     tensors: tuple[TensorSpec, ...]
     blocks: tuple[Block, ...]
-    """All of the segment but the padding between them, in order."""
+    """In order, covering the segment except for padding."""
     values: dict[str, Any] = {}
-    """Of the engine sglang: what loading changed besides tensors, by dotted path."""
+    """`sglang` only: values other than tensors that loading changed, by dotted path."""
     removed: tuple[str, ...] = ()
-    """Likewise what loading took away."""
+    """`sglang` only: dotted paths that loading removed."""
 
 
 class SegmentRef(Struct, frozen=True):
-    """How another process of this host opens a segment: /proc/`pid`/fd/`fd`."""
+    """Where another process on this host can open a segment: /proc/`pid`/fd/`fd`."""
 
     pid: int
     fd: int
@@ -87,28 +87,28 @@ class SegmentRef(Struct, frozen=True):
 
 
 class Activate(Message, frozen=True):
-    """Serve `model` from now on. Valid while blank or parked. Answer: WorkerActivated or WorkerFailed."""
+    """Activate `model`. Valid while blank or parked. Answer: WorkerActivated or WorkerFailed."""
 
     model: ModelSpec
     manifest: Manifest | None
     segment: SegmentRef | None
     verify: bool
     kv_limit: int = 0
-    """Bytes of KV cache that the worker may hold, from the start; 0 is no limit."""
+    """Initial limit of the KV cache, in bytes; 0 for none."""
     kv_revision: int = 0
-    """Of that limit, among those of SetKvLimit."""
+    """Revision of that limit, counted together with those of SetKvLimit."""
 
 
 class Park(Message, frozen=True):
-    """Give the weights' memory back, keep the skeleton. Valid while active and idle. Answer: WorkerParked."""
+    """Release the weights' memory, keep the skeleton. Valid while active and idle. Answer: WorkerParked."""
 
 
 class Blank(Message, frozen=True):
-    """Drop everything of the model. Valid while parked. Answer: WorkerBlanked."""
+    """Drop the model completely. Valid while parked. Answer: WorkerBlanked."""
 
 
 class Submit(Message, frozen=True):
-    """Run one request; answered by Reply, or by Head, Chunk..., Done."""
+    """Run a request. Answer: Reply, or Head, Chunk..., Done."""
 
     request: int
     path: str
@@ -116,31 +116,31 @@ class Submit(Message, frozen=True):
     body: bytes
     """As the client sent it."""
     deadline: float
-    """Monotonic seconds of this host; earlier goes first in the engine's own queue."""
+    """Seconds on this host's monotonic clock; earlier deadlines go first in the engine's queue."""
 
 
 class Abort(Message, frozen=True):
-    """Stop a request. Nothing is answered; unknown ids are ignored (it may just have finished)."""
+    """Stop a request. No answer; unknown ids are ignored, since the request may just have finished."""
 
     request: int
 
 
 class SetKvLimit(Message, frozen=True):
-    """KV cache that this worker may hold. Answer: KvLimitApplied, with the same revision unless a newer one came."""
+    """Limit the worker's KV cache to `nbytes`. Answer: KvLimitApplied, with this revision unless a newer one came."""
 
     revision: int
     nbytes: int
 
 
 class Offer(Message, frozen=True):
-    """A model's weights are in host memory: what makes an activation of it faster may be done in advance."""
+    """A model's weights are in host memory, so that the worker may prepare for a fast activation."""
 
     model: ModelSpec
     segment: SegmentRef
 
 
 class Withdraw(Message, frozen=True):
-    """A model's weights leave host memory: let go of them, or it stays full."""
+    """A model's weights leave host memory: release them, so that the memory is freed."""
 
     model: str
 
@@ -150,16 +150,16 @@ class Ping(Message, frozen=True):
 
 
 class Exit(Message, frozen=True):
-    """End the process. Nothing is answered."""
+    """End the process. No answer."""
 
 
 # --- worker to gateway ----------------------------------------------------------------------------------------
 
 
 class WorkerReady(Message, frozen=True):
-    """First message of a worker: imports done, blank.
+    """A worker's first message: it is ready and blank.
 
-    `held`, here and below, is what the worker has of its device's memory besides weights and elastic KV cache.
+    `held`, here and below, is the device memory the worker uses besides weights and elastic KV cache, in bytes.
     """
 
     pid: int
@@ -168,7 +168,7 @@ class WorkerReady(Message, frozen=True):
 
 
 class WorkerCopied(Message, frozen=True):
-    """The weights of the model that it activates are on the device; the rest of the activation needs no link."""
+    """The weights of the model being activated are on the device; the rest of the activation does not use the link."""
 
 
 class WorkerActivated(Message, frozen=True):
@@ -177,12 +177,13 @@ class WorkerActivated(Message, frozen=True):
     """Seconds by phase, in order; their sum is the activation's time inside the worker."""
     held: int = 0
     copy_seconds: float = 0.0
-    """Of the weights, if they were copied; much of it may lie beside the phases."""
+    """Seconds of copying weights, if they were copied; may overlap with the phases."""
 
 
 class Rehearsing(Message, frozen=True):
-    """A worker begins or ends to ask its new model what nobody on this machine has asked it yet. Meanwhile it may
-    compile, and answer nothing else for many seconds. Parking ends it too.
+    """A worker begins or ends warming up a model that was never served on this machine, by sending it requests.
+
+    Meanwhile kernels may be compiled, and other requests wait for many seconds. Parking ends the warm-up too.
     """
 
     begins: bool
@@ -204,18 +205,18 @@ class WorkerParked(Message, frozen=True):
 class WorkerBlanked(Message, frozen=True):
     held: int = 0
     phases: dict[str, float] = {}
-    """Seconds by phase of the teardown, in order."""
+    """Seconds of the teardown by phase, in order."""
 
 
 class Counted(Message, frozen=True):
-    """Exact prompt tokens of a request, before its first token."""
+    """The exact number of a request's prompt tokens, sent before its first token."""
 
     request: int
     prompt_tokens: int
 
 
 class Reply(Message, frozen=True):
-    """A whole answer at once: not streamed, or an error."""
+    """A complete answer: not streamed, or an error."""
 
     request: int
     status: int
@@ -234,14 +235,14 @@ class Head(Message, frozen=True):
 
 
 class Chunk(Message, frozen=True):
-    """Bytes of a streamed answer, complete server-sent events."""
+    """A part of a streamed answer; whole server-sent events."""
 
     request: int
     data: bytes
 
 
 class Done(Message, frozen=True):
-    """A streamed answer has ended, well (`error` empty) or not."""
+    """A streamed answer has ended, successfully if `error` is empty."""
 
     request: int
     prompt_tokens: int
@@ -252,9 +253,9 @@ class Done(Message, frozen=True):
 class KvLimitApplied(Message, frozen=True):
     revision: int
     mapped: int
-    """Bytes of KV cache held now."""
+    """Bytes of KV cache mapped now."""
     applied: bool = True
-    """False: more than the limit is still held, and the engine has given up giving it back."""
+    """False if the KV cache still exceeds the limit and the engine has given up shrinking it."""
 
 
 class WorkerStats(Message, frozen=True):
@@ -263,25 +264,26 @@ class WorkerStats(Message, frozen=True):
     running: int
     waiting: int
     kv_bytes: int
-    """Of the KV cache in use."""
+    """Bytes of KV cache in use."""
     kv_mapped: int
-    """Of physical memory that the KV cache holds, which may be more."""
+    """Bytes of physical memory mapped for the KV cache, which may be more."""
     prompt_tokens: int
-    """Prefilled since the worker began."""
+    """Tokens prefilled since the worker started."""
     output_tokens: int
-    """Decoded since the worker began."""
+    """Tokens decoded since the worker started."""
     prefill_rate: float
-    """Tokens per second since the report before; likewise:"""
+    """Tokens prefilled per second since the previous report."""
     decode_rate: float
+    """Tokens decoded per second since the previous report."""
     rss: int
     batch: float = 0.0
-    """Requests in a decode step, on average over the last moments; 0 if nothing was decoded."""
+    """Mean number of requests per recent decode step; 0 if nothing was decoded."""
     device_used: int = 0
-    """Of the GPU's memory, by all its processes; 0 where NVML does not tell."""
+    """Bytes of GPU memory used by all processes; 0 if NVML does not tell."""
     process_used: int | None = None
-    """Of them by this worker; None where NVML does not tell."""
+    """Bytes of GPU memory used by this worker; None if NVML does not tell."""
     held: int = 0
-    """Of them besides weights and KV cache; 0 where nobody tells, and while no model is active."""
+    """Bytes of GPU memory used by this worker besides weights and KV cache; 0 if unknown or no model is active."""
 
 
 class Pong(Message, frozen=True):
@@ -292,7 +294,7 @@ class Pong(Message, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """Write a model's weights into the segment that the gateway made. Answer: LoadProgress..., Loaded or LoadFailed."""
+    """Write a model's weights into a new segment. Answer: LoadProgress..., then Loaded or LoadFailed."""
 
     model: ModelSpec
 
@@ -304,7 +306,7 @@ class LoadProgress(Message, frozen=True):
 
 
 class Loaded(Message, frozen=True):
-    """The loader holds the sealed segment open at `segment` until it is told to exit."""
+    """The loader keeps the sealed segment open at `segment` until it is told to exit."""
 
     manifest: Manifest
     segment: SegmentRef
@@ -319,14 +321,14 @@ class LoadFailed(Message, frozen=True):
 
 
 class MpsClient(Struct, frozen=True):
-    """What the environment of a process has to say, so that it computes through an MPS daemon."""
+    """The environment variables that make a process a client of an MPS daemon."""
 
     pipes: str
     """CUDA_MPS_PIPE_DIRECTORY."""
     logs: str
     """CUDA_MPS_LOG_DIRECTORY."""
     gpu: str
-    """CUDA_VISIBLE_DEVICES: the daemon's only GPU, by its UUID, since numbers would count what the daemon sees."""
+    """CUDA_VISIBLE_DEVICES: the UUID of the daemon's only GPU, since numbers would refer to what the daemon sees."""
 
 
 class Spawn(Message, frozen=True):
@@ -348,7 +350,7 @@ class Spawned(Message, frozen=True):
 
 class TemplateReady(Message, frozen=True):
     seconds: float
-    """What the imports took."""
+    """Duration of the imports."""
 
 
 ToWorker = Activate | Park | Blank | Submit | Abort | SetKvLimit | Offer | Withdraw | Ping | Exit
@@ -383,7 +385,7 @@ class Command(Message, frozen=True):
     now: bool = False
     policy: str = ""
     within: float = 60.0
-    """Seconds that what runs may take before the policy changes."""
+    """Seconds that running requests may take before the policy changes."""
 
 
 class CommandResult(Message, frozen=True):

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from config.errors import RequestError
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from enginepool.messages import ModelSpec
 
 NAME_SHOWN = 100
@@ -19,7 +19,7 @@ class Catalog:
         self._specs = {model.name: _spec(model) for model in registry.models}
         self._created = int(time.time())
 
-    def get(self, name: str) -> Model:
+    def get(self, name: str) -> ModelConfig:
         """
         Raises:
             RequestError: 404; there is no such model.
@@ -52,5 +52,5 @@ class Catalog:
         return {"object": "list", "data": [self.card(name) for name in self._models]}
 
 
-def _spec(model: Model) -> ModelSpec:
+def _spec(model: ModelConfig) -> ModelSpec:
     return ModelSpec(model.name, str(model.path or ""), model.dtype, model.engine_args, model.weights)

@@ -11,10 +11,10 @@ from config.device_memory import SHARE, oversize
 from config.devices import is_accounted, is_gpu
 from config.errors import PoolError
 from config.gpus import nvml_handle, visible_name
-from config.registry import Pool, Registry
+from config.registry import PoolConfig, Registry
 
 
-def capacities(pool: Pool) -> dict[str, int]:
+def capacities(pool: PoolConfig) -> dict[str, int]:
     """Bytes that may be allocated on each device whose memory is accounted for.
 
     Raises:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from config.engines import facts_of
 from config.errors import PoolError
 from config.model_files import config_file, tokenizer_folder, vocabulary
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from gateway.dummy_tokenizer import special_ids, write_tokenizer
 
 CONTEXT = 4096
@@ -45,7 +45,7 @@ def with_folders(registry: Registry, folder: Path) -> Registry:
     return replace(registry, models=models)
 
 
-def _folder_of(model: Model, folder: Path) -> Path:
+def _folder_of(model: ModelConfig, folder: Path) -> Path:
     """One of the registry's that is complete, or `folder`, which is made so."""
     if (complete := tokenizer_folder(model)) is not None:
         return complete

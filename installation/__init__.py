@@ -1,5 +1,6 @@
-"""What `make gpu` does. Nothing but the standard library, as nothing is installed yet.
+"""The implementation of `make gpu`. It uses the standard library only, since nothing is installed when it starts.
 
-`preflight` says all that this machine lacks. Then, inside `.venv`: `packages` installs the pins, `toolkit` makes a CUDA
-toolkit of what pip has brought, `kvcached` is built with it, and `check` looks whether all is where it belongs.
+`preflight` reports everything that the machine lacks. Then, inside `.venv`, `packages` installs the pinned packages,
+`toolkit` assembles a CUDA toolkit from what pip installed, `kvcached` builds kvcached with it, and `complete` checks
+the result.
 """

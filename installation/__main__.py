@@ -1,4 +1,4 @@
-"""`python -m installation [--without-gpu]`: a working environment for GPUs in `.venv`."""
+"""`python -m installation [--without-gpu]`: creates a working GPU environment in `.venv`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 from installation import preflight
-from installation.places import PROJECT, PYTHON, VENV
+from installation.paths import PROJECT, PYTHON, VENV
 from installation.steps import install
 from installation.terminal import InstallationError, say
 
 
 def main() -> int:
-    """Exit status: 0 if all is well, 1 if this machine lacks something or a step failed."""
+    """Returns the exit status: 0 on success, 1 if the machine lacks something or a step failed."""
     parser = argparse.ArgumentParser(prog="make gpu")
-    text = "install although there is no GPU or no driver, e.g. into an image; ARGS=--without-gpu for make"
+    text = "install even without a GPU or driver, e.g. when building an image; with make: ARGS=--without-gpu"
     parser.add_argument("--without-gpu", action="store_true", help=text)
     parser.add_argument("--checked", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -42,7 +42,7 @@ def _inside() -> bool:
 
 
 def _works() -> bool:
-    """Whether `.venv` has a Python that runs, of a version that will do, with pip; or else it is made anew."""
+    """Whether `.venv` has a working Python of a supported version with pip; if not, it is created again."""
     ask = f"import pip, sys; sys.exit(not {preflight.PYTHONS[0]} <= sys.version_info[:2] <= {preflight.PYTHONS[1]})"
     try:
         return subprocess.run([str(PYTHON), "-c", ask], capture_output=True).returncode == 0
@@ -53,7 +53,7 @@ def _works() -> bool:
 def _make() -> None:
     say(f"{VENV.name}: Python {sys.version.split()[0]}")
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
-        raise InstallationError(f"{sys.executable} could not make {VENV}")
+        raise InstallationError(f"{sys.executable} could not create {VENV}")
 
 
 def _go_on_inside(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Pinned packages: those that are missing, of another version or damaged are installed."""
+"""Installs pinned packages that are missing, damaged or of the wrong version."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from importlib import invalidate_caches
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from installation.places import STAMP, VENV
+from installation.paths import STAMP, VENV
 from installation.terminal import InstallationError, pip, say
 
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;#]+)")
 _ROUNDS = 2
-"""Packages of NVIDIA's share folders: replacing one can take a file of another along, which the second round mends."""
+"""NVIDIA's packages share folders, so replacing one can delete files of another; the second round repairs that."""
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Names and versions in a file of requirements."""
+    """Names and versions pinned in a requirements file."""
     found = [_PIN.match(line) for line in path.read_text().splitlines()]
     return {match[1]: match[2] for match in found if match}
 
 
 def install(wanted: dict[str, str]) -> bool:
-    """Whether anything had to be done.
+    """Install what is missing or damaged; returns whether anything had to be installed.
 
     Raises:
-        InstallationError: pip failed, or what it installed is damaged again.
+        InstallationError: pip failed, or a package is still damaged after it was reinstalled.
     """
     missing = _not_intact(wanted)
     say(f"packages: {len(wanted)} pinned, {len(missing)} to install")
@@ -39,11 +39,11 @@ def install(wanted: dict[str, str]) -> bool:
         install_pins({name: wanted[name] for name in missing})
         if not (missing := _not_intact(wanted)):
             return True
-    raise InstallationError(f"damaged once more after their installation: {', '.join(missing)}")
+    raise InstallationError(f"still damaged after being reinstalled: {', '.join(missing)}")
 
 
 def install_pins(wanted: dict[str, str], *arguments: str, **environment: str) -> None:
-    """By pip, whatever is there of them. Raises: InstallationError."""
+    """Have pip (re)install these versions, whatever is installed now. Raises: InstallationError."""
     for name in wanted:
         _forget_if_cut_off(name)
     requirements = [f"{name}=={version}" for name, version in wanted.items()]
@@ -52,12 +52,12 @@ def install_pins(wanted: dict[str, str], *arguments: str, **environment: str) ->
 
 
 def is_intact(name: str, version: str) -> bool:
-    """Whether it is installed in that version, and to the last file."""
+    """Whether the package is installed in that version, with all its files."""
     try:
         found = distribution(name)
     except PackageNotFoundError:
         return False
-    # A build for the CPU, 2.11.0+cpu, is the pinned version too, as pip sees it.
+    # Compared as text: to pip, a CPU build such as 2.11.0+cpu would satisfy the pin too.
     return found.version == version and _was_finished(found) and not _missing_files(found)
 
 
@@ -66,7 +66,7 @@ def _not_intact(wanted: dict[str, str]) -> Sequence[str]:
 
 
 def _was_finished(found: Distribution) -> bool:
-    """pip writes RECORD last of all."""
+    """pip writes RECORD last, so a package without one was not installed completely."""
     return found.read_text("RECORD") is not None
 
 
@@ -75,7 +75,7 @@ def _missing_files(found: Distribution) -> bool:
 
 
 def _forget_if_cut_off(name: str) -> None:
-    """pip refuses to replace what has no RECORD."""
+    """Remove a half-installed package's metadata: pip refuses to replace a package without RECORD."""
     try:
         found = distribution(name)
     except PackageNotFoundError:
@@ -87,5 +87,5 @@ def _forget_if_cut_off(name: str) -> None:
 
 
 def _normal(name: str) -> str:
-    """Spelt as all spellings of it are compared (PEP 503)."""
+    """The normalised name, by which spellings are compared (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()

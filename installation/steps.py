@@ -1,26 +1,27 @@
-"""The steps. Each leaves alone what it finds done, so an installation that was cut off is finished by another run."""
+"""The installation steps. Each skips what is already done, so an interrupted installation can simply be rerun."""
 
 from __future__ import annotations
 
 from installation import complete, kvcached, packages, toolkit
-from installation.places import KVCACHED, PINS, PROJECT, STAMP
+from installation.paths import KVCACHED, PINS, PROJECT, STAMP
 from installation.terminal import pip, say
 
 
 def install() -> None:
-    """
+    """Run all steps that are still needed.
+
     Raises:
-        InstallationError: a step failed; what it said is on the terminal.
+        InstallationError: a step failed; its output is on the terminal.
     """
     changed = packages.install(packages.pins(PINS))
     toolkit.make()
     changed |= kvcached.build(packages.pins(KVCACHED))
     if changed or _prism_is_stale():
-        say("Prism itself, editable")
+        say("Prism itself, in editable mode")
         pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(PROJECT))
-        say("what packages ask of each other")
+        say("dependencies between packages")
         pip("check")
-    say("what must be in place")
+    say("required files")
     complete.check()
     STAMP.touch()
 

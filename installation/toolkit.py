@@ -1,7 +1,7 @@
-"""A CUDA toolkit in `.venv/cuda`, made of links to what pip has installed.
+"""Assembles a CUDA toolkit in `.venv/cuda` from links to the packages that pip installed.
 
-NVIDIA's packages hold all of it, but without the names that a linker looks for (`libcudart.so`, `lib64`). The driver's
-own library is linked to as well, since many machines have it under its name for programs only (`libcuda.so.1`).
+NVIDIA's packages contain all files of the toolkit, but not under the names a linker looks for (`libcudart.so`,
+`lib64`). The driver's library is linked too: many machines have only its runtime name (`libcuda.so.1`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from installation.places import TOOLKIT
+from installation.paths import TOOLKIT
 from installation.terminal import InstallationError, say
 
 INSTALLED = Path(sysconfig.get_path("purelib"), "nvidia", "cu13")
@@ -21,10 +21,10 @@ _STUB = "int cuInit(unsigned flags) { (void)flags; return 100; }\n"
 
 
 def make(toolkit: Path = TOOLKIT, installed: Path = INSTALLED) -> None:
-    """Always anew, since the driver may have moved.
+    """Create the toolkit from scratch each time, since the driver's library may have moved.
 
     Raises:
-        InstallationError: the packages do not have what is expected of them.
+        InstallationError: a package lacks an expected folder, or no stand-in for libcuda.so can be compiled.
     """
     say(f"CUDA toolkit: {toolkit}")
     shutil.rmtree(toolkit, ignore_errors=True)
@@ -32,7 +32,7 @@ def make(toolkit: Path = TOOLKIT, installed: Path = INSTALLED) -> None:
     (toolkit / "lib").symlink_to("lib64")
     for folder in _FOLDERS:
         if not (installed / folder).is_dir():
-            raise InstallationError(f"there is no {installed / folder}; is {folder} of CUDA packaged otherwise now?")
+            raise InstallationError(f"{installed / folder} is missing; has the packaging of CUDA's {folder} changed?")
         (toolkit / folder).symlink_to(installed / folder)
     for library in (installed / "lib").iterdir():
         _link(library, toolkit / "lib64")
@@ -40,7 +40,7 @@ def make(toolkit: Path = TOOLKIT, installed: Path = INSTALLED) -> None:
 
 
 def _link(library: Path, folder: Path) -> None:
-    """By its own name, and by the one without a version."""
+    """Link a library under its own name and under the name without a version."""
     for name in {library.name, library.name.partition(".so")[0] + ".so" if ".so" in library.name else library.name}:
         link = folder / name
         if not link.is_symlink():
@@ -51,15 +51,15 @@ def _link_driver(link: Path) -> None:
     if driver := _driver_library():
         link.symlink_to(driver)
         return
-    # Enough to link with: kvcached looks for the rest when it is loaded, on a machine that has a driver.
+    # A stub is enough to link against: the real library is loaded at run time, on a machine with a driver.
     command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", str(link)]
     done = subprocess.run(command, input=_STUB, text=True, capture_output=True)
     if done.returncode:
-        raise InstallationError(f"a stand-in for libcuda.so cannot be made: {done.stderr.strip()}")
+        raise InstallationError(f"cannot compile a stand-in for libcuda.so: {done.stderr.strip()}")
 
 
 def _driver_library() -> Path | None:
-    """Where the loader found the driver's libcuda.so.1."""
+    """The driver's libcuda.so.1 as found by the dynamic loader; None without a driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

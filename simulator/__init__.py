@@ -1,1 +1,1 @@
-"""The simulator: the gateway's scheduler, driven in virtual time over models of workers, engines and links."""
+"""The simulator: runs the gateway's scheduler in virtual time, on models of workers, engines and links."""

@@ -1,6 +1,6 @@
-"""A calibration: what steps, activations and evictions cost on one kind of GPU, and where each number comes from.
+"""A calibration: the costs of steps, activations and evictions on one kind of GPU, and the source of each number.
 
-Costs are functions of a model's shape and size, so that models that were never measured can be simulated.
+Costs are functions of a model's shape and size, so models that were never measured can be simulated too.
 """
 
 from __future__ import annotations
@@ -20,162 +20,166 @@ Text = Annotated[str, Meta(min_length=1)]
 H200 = Path(__file__).with_name("h200.json")
 
 
-class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all entries say of themselves."""
+class CalibrationEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields common to all entries."""
 
     measured: bool
-    """Whether it was, here; else it is an assumption."""
+    """Whether the entry was measured; otherwise it is an assumption."""
     source: Text
 
 
-class Prefill(Entry, frozen=True):
-    """A step takes as long as its kernels take to be launched, or as its arithmetic: whichever is longer."""
+class PrefillCost(CalibrationEntry, frozen=True):
+    """A prefill step takes the longer of launching its kernels and doing its arithmetic."""
 
     seconds_per_layer: NotNegative
-    """Of launching, however few the tokens."""
+    """Seconds to launch a layer's kernels, whatever the number of tokens."""
     flops_per_s: Positive
-    """Of the linear layers."""
+    """Speed of the linear layers."""
     attention_flops_per_s: Positive
 
 
-class Decode(Entry, frozen=True):
-    """A step is the sum of these, but that attention takes the longer of its two."""
+class DecodeCost(CalibrationEntry, frozen=True):
+    """A decode step takes the sum of these terms; attention takes the longer of its two terms."""
 
     seconds_per_layer: NotNegative
-    """Of a step, however small its batch."""
+    """Fixed seconds per layer, whatever the batch size."""
     seconds_per_request: NotNegative
     weight_bytes_per_s: Positive
-    """At which weights are read, and the KV cache of a batch that keeps the GPU busy:"""
+    """Rate of reading weights."""
     kv_bytes_per_s: Positive
+    """Rate of reading the KV cache of a batch that keeps the whole GPU busy."""
     longest_kv_bytes_per_s: Positive
-    """At which the batch's longest context is read. SGLang's Triton kernel cuts a context into 8 pieces at most: few
-    blocks read it, however many others have nothing left to do."""
+    """Rate of reading the batch's longest context. SGLang's Triton kernel splits a context into 8 pieces at most, so
+    only few blocks read it, even while the others are idle."""
 
 
-class DecodeHost(Entry, frozen=True):
-    """A worker's processes need so long for a decode step, whatever its GPU does meanwhile: it takes no less."""
+class DecodeHostCost(CalibrationEntry, frozen=True):
+    """Host time of a decode step: a lower bound for the step, since it overlaps with the GPU's work."""
 
     seconds: NotNegative
     seconds_per_request: NotNegative
     seconds_beside: NotNegative
-    """More, where other workers of the device have a model, busy or not."""
+    """Additional seconds if other workers of the device have a model, busy or not."""
 
 
-class PrefillHost(Entry, frozen=True):
+class PrefillHostCost(CalibrationEntry, frozen=True):
     seconds: NotNegative
-    """Of a worker's engine for each prefill step, besides its kernels: it decodes nothing meanwhile."""
+    """Host time of each prefill step on top of its kernels; the engine decodes nothing meanwhile."""
 
 
-class Front(Entry, frozen=True):
-    """The way to the engine and back, which keeps nobody else from anything."""
+class FrontCost(CalibrationEntry, frozen=True):
+    """The way from the gateway to the engine and back; it delays a request but occupies no resource."""
 
     seconds: NotNegative
-    """Of a request, and more for each token of its prompt:"""
     seconds_per_token: NotNegative
+    """Additional seconds per prompt token."""
 
 
-class TimeSlices(Entry, frozen=True):
-    """How busy engines of a GPU share it without MPS: in turns."""
+class TimeSlicing(CalibrationEntry, frozen=True):
+    """Without MPS, busy engines use their GPU in turns, one time slice each."""
 
     slice_seconds: Positive
     switch_seconds: NotNegative
     launch_per_neighbour: NotNegative
-    """Launching a prefill's kernels takes 1 + this times as long for each busy neighbour."""
+    """Relative slowdown of launching a prefill's kernels, per busy engine on the same GPU."""
 
 
-class Mps(Entry, frozen=True):
-    """How busy engines of a GPU share it with MPS: a layer waits for a layer of each other."""
+class MpsSharing(CalibrationEntry, frozen=True):
+    """With MPS, each layer of an engine waits for one layer of every other busy engine of its GPU."""
 
     wait_share: NotNegative
-    """Of the time that the other's layer keeps the GPU busy."""
+    """Share of the time the other's layer keeps the GPU busy that is spent waiting for it."""
     launch_per_neighbour: NotNegative
 
 
-class TensorParallel(Entry, frozen=True):
+class TensorParallelCost(CalibrationEntry, frozen=True):
     seconds_per_layer: NotNegative
-    """Of a step of a model on several devices: for each of its layers they exchange what they have."""
+    """Seconds per layer that devices serving one model together exchange data, in every step."""
 
 
-class Transfer(Entry, frozen=True):
-    """What takes a while, and then so much for each byte of weights."""
+class Transfer(CalibrationEntry, frozen=True):
+    """Something that takes a fixed time plus a time per byte of weights."""
 
     seconds: NotNegative
     bytes_per_s: Positive
 
     def duration(self, nbytes: int) -> float:
-        """Seconds."""
+        """Seconds for `nbytes` of weights."""
         return self.seconds + nbytes / self.bytes_per_s
 
 
-class Pause(Entry, frozen=True):
+class Pause(CalibrationEntry, frozen=True):
     seconds: NotNegative
 
 
-class Held(Entry, frozen=True):
-    """What a worker has on its device besides weights and elastic KV cache."""
+class HeldMemory(CalibrationEntry, frozen=True):
+    """Device memory of a worker besides weights and elastic KV cache."""
 
     blank_bytes: Annotated[int, Meta(ge=0)]
     parked_bytes: Annotated[int, Meta(ge=0)]
     bytes: NotNegative
-    """The most while a model is active, which is what the ledger counts on from then on."""
+    """Maximum while a model is active, without the part that grows with its weights."""
     bytes_per_weight_byte: NotNegative
 
     def with_model(self, weight_bytes: int) -> int:
-        """Bytes."""
+        """Bytes held while a model with `weight_bytes` of weights is active."""
         return round(self.bytes + self.bytes_per_weight_byte * weight_bytes)
 
 
-class KvPages(Entry, frozen=True):
+class KvPages(CalibrationEntry, frozen=True):
     bytes: Annotated[int, Meta(gt=0)]
-    """That are mapped at a time for each of a model's KV buffers."""
+    """Bytes mapped at a time for each of a model's KV buffers."""
 
 
-class Chunk(Entry, frozen=True):
+class PrefillChunk(CalibrationEntry, frozen=True):
     tokens: Annotated[int, Meta(ge=1)]
-    """Of prompts that one prefill step takes."""
+    """Maximum number of prompt tokens per prefill step."""
 
 
 class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     machine: Text
     memory_bytes: Annotated[int, Meta(gt=0)]
-    """Of the whole GPU."""
-    prefill: Prefill
-    decode: Decode
-    decode_host: DecodeHost
-    prefill_host: PrefillHost
-    front: Front
-    time_slices: TimeSlices
-    mps: Mps
-    tensor_parallel: TensorParallel
+    """The GPU's total memory."""
+    prefill: PrefillCost
+    decode: DecodeCost
+    decode_host: DecodeHostCost
+    prefill_host: PrefillHostCost
+    front: FrontCost
+    time_slices: TimeSlicing
+    mps: MpsSharing
+    tensor_parallel: TensorParallelCost
     parked: Transfer
-    """Activations by the state they begin in, weights in host memory; `disk` is what brings them there."""
+    """Activating a parked model whose weights are in host memory."""
     blank: Transfer
+    """Activating a model in a blank worker, weights in host memory."""
     disk: Transfer
+    """Loading weights from disk into host memory."""
     first_use: Transfer
-    """What the first prefill of a model in a process takes beyond later ones."""
+    """Additional time of the first prefill of a model in a process."""
     park: Pause
-    """From active to parked: as long for a large model as for a small one."""
+    """From active to parked; independent of the model's size."""
     teardown: Pause
-    """From parked to blank."""
+    """From parked to blank, by tearing the engine down."""
     start: Pause
-    """From a new process to blank."""
+    """From the fork of a new process to a blank worker."""
     limit: Pause
-    """From the end of a step to a KV limit that holds."""
-    held: Held
+    """From the end of a step until a new KV limit takes effect."""
+    held: HeldMemory
     kv_pages: KvPages
-    chunk: Chunk
+    chunk: PrefillChunk
 
     @property
     def assumptions(self) -> list[str]:
         """Names of the entries that were not measured."""
         entries = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        return [name for name, entry in entries if isinstance(entry, Entry) and not entry.measured]
+        return [name for name, entry in entries if isinstance(entry, CalibrationEntry) and not entry.measured]
 
 
 def read_calibration(path: Path = H200) -> Calibration:
-    """
+    """Read a calibration from JSON.
+
     Raises:
-        StudyError: it cannot be read, or an entry is missing, unknown or out of range; the text names it.
+        StudyError: it cannot be read, or an entry is missing, unknown or out of range; the message names it.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Calibration)

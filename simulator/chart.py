@@ -1,4 +1,4 @@
-"""The page of plots of a series: attainment by what varies, how long first tokens took, memory over time."""
+"""Plots a series of runs on one page: SLO attainment by each varied setting, TTFT distributions, memory over time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from simulator.pictures import ALL, BAD, save
-from simulator.report import Row, Setting
-from simulator.series import Ran, title
+from simulator.report import RunRow, Setting
+from simulator.series import FinishedRun, title
 from simulator.typical import typical
 
 NAMED = 12
-"""Models that have a colour of their own in the memory plots."""
+"""Number of models with their own colour in the memory plots."""
 OTHERS = "#d5d8dc"
 GOAL = 99.0
-"""Percent of requests: the line in the attainment plots."""
+"""Percent of requests at which attainment plots draw a reference line."""
 GB = 1e9
 LONG = 300.0
-"""Seconds from which on time is drawn in minutes."""
+"""Seconds above which the time axis is in minutes."""
 
 STYLES: dict[str, Literal["-", ":"]] = {"TTFT": "-", "TPOT": ":"}
 VARIED = {"rate_scale": "rate, times the trace's", "slo_scale": "scale of the SLOs", "gpus": "number of GPUs"}
@@ -39,7 +39,7 @@ VARIED = {"rate_scale": "rate, times the trace's", "slo_scale": "scale of the SL
 Panel = Callable[[Axes], None]
 
 
-def draw(path: Path, ran: Sequence[Ran], *, capacity: int) -> None:
+def draw(path: Path, ran: Sequence[FinishedRun], *, capacity: int) -> None:
     """Write the page as PNG; `capacity` is the bytes of each GPU. Raises: StudyError when it cannot be written."""
     shown = _typical_runs(ran)
     colours = _colours([each.row.policy for each in ran])
@@ -101,12 +101,12 @@ def _legend_of_models(figure: Figure, models: Mapping[str, Any]) -> None:
     )
 
 
-def _typical_runs(ran: Sequence[Ran]) -> list[Ran]:
+def _typical_runs(ran: Sequence[FinishedRun]) -> list[FinishedRun]:
     chosen = typical([setting_of(each.row) for each in ran])
     return [each for each in ran if setting_of(each.row) in chosen]
 
 
-def setting_of(row: Row) -> Setting:
+def setting_of(row: RunRow) -> Setting:
     return Setting(row.policy, row.gpus, row.rate_scale, row.slo_scale, row.seed)
 
 
@@ -116,7 +116,7 @@ def _colours(policies: Sequence[str]) -> dict[str, Any]:
 
 
 def _at(setting: Setting, without: str = "") -> str:
-    """The setting in words, but for its policy and what is said elsewhere."""
+    """Describes a setting in words, without its policy and without the key `without`."""
     words = {
         "gpus": f"{setting.gpus} GPUs",
         "rate_scale": f"rate x{setting.rate_scale:g}",
@@ -125,8 +125,8 @@ def _at(setting: Setting, without: str = "") -> str:
     return ", ".join(word for key, word in words.items() if key != without)
 
 
-def _attainment(axis: Axes, rows: Sequence[Row], key: str, name: str, colours: Mapping[str, Any]) -> None:
-    """A line for each policy and objective; what else the series varies is held at the typical run's."""
+def _attainment(axis: Axes, rows: Sequence[RunRow], key: str, name: str, colours: Mapping[str, Any]) -> None:
+    """One line per policy and objective; the other varied settings are those of the typical run."""
     places = sorted({getattr(row, key) for row in rows})
     for typical_run in typical([setting_of(row) for row in rows]):
         line = _along(rows, key, typical_run)
@@ -143,14 +143,14 @@ def _attainment(axis: Axes, rows: Sequence[Row], key: str, name: str, colours: M
     axis.set_ylim(top=101)
 
 
-def _along(rows: Sequence[Row], key: str, held: Setting) -> list[Row]:
-    """The runs that differ from one of their policy in nothing but `key`."""
+def _along(rows: Sequence[RunRow], key: str, held: Setting) -> list[RunRow]:
+    """The runs of `held`'s policy that differ from `held` only in `key`, sorted by it."""
     others = ("policy", *(other for other in VARIED if other != key))
     line = [row for row in rows if all(getattr(row, other) == getattr(held, other) for other in others)]
     return sorted(line, key=attrgetter(key))
 
 
-def _first_tokens(axis: Axes, shown: Sequence[Ran], colours: Mapping[str, Any]) -> None:
+def _first_tokens(axis: Axes, shown: Sequence[FinishedRun], colours: Mapping[str, Any]) -> None:
     for each in shown:
         if not len(each.ttfts):
             continue
@@ -163,8 +163,8 @@ def _first_tokens(axis: Axes, shown: Sequence[Ran], colours: Mapping[str, Any]) 
     _say_setting(axis, shown)
 
 
-def _activations(axis: Axes, shown: Sequence[Ran], colours: Mapping[str, Any]) -> None:
-    """A bar for each policy, the migrations among them hatched."""
+def _activations(axis: Axes, shown: Sequence[FinishedRun], colours: Mapping[str, Any]) -> None:
+    """One bar per policy, with migrations hatched."""
     for place, each in enumerate(shown):
         row = each.row
         axis.barh(place, row.activations, color=colours[row.policy], height=0.6)
@@ -178,13 +178,13 @@ def _activations(axis: Axes, shown: Sequence[Ran], colours: Mapping[str, Any]) -
     _say_setting(axis, shown)
 
 
-def _say_setting(axis: Axes, shown: Sequence[Ran]) -> None:
+def _say_setting(axis: Axes, shown: Sequence[FinishedRun]) -> None:
     settings = {_at(setting_of(each.row)) for each in shown}
     axis.set_title(f"{axis.get_title()}\n{'; '.join(sorted(settings))}")
 
 
-def _memory(axis: Axes, ran: Ran, models: Mapping[str, Any], whole: int, unit: float) -> None:
-    """Weights and KV cache, stacked: the named models, and the others together."""
+def _memory(axis: Axes, ran: FinishedRun, models: Mapping[str, Any], whole: int, unit: float) -> None:
+    """Stacked weights and KV cache of the named models and of all others together."""
     at = np.array([sample.at for sample in ran.memory])
     named = [[sample.held.get(name, 0) for sample in ran.memory] for name in models]
     others = [sum(held for name, held in sample.held.items() if name not in models) for sample in ran.memory]
@@ -201,14 +201,14 @@ def _memory(axis: Axes, ran: Ran, models: Mapping[str, Any], whole: int, unit: f
     )
 
 
-def _unit(shown: Sequence[Ran]) -> float:
-    """Seconds of what time is drawn in."""
+def _unit(shown: Sequence[FinishedRun]) -> float:
+    """Seconds per unit of the time axis."""
     last = max((each.memory[-1].at for each in shown if each.memory), default=0.0)
     return 60.0 if last > LONG else 1.0
 
 
-def _biggest(shown: Sequence[Ran]) -> dict[str, Any]:
-    """The models that hold most over all runs that are shown, with their colours."""
+def _biggest(shown: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The models that hold most memory over all plotted runs, with their colours."""
     held: Counter[str] = Counter()
     for each in shown:
         for sample in each.memory:

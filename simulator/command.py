@@ -1,4 +1,4 @@
-"""`prism simulate`: from its command line to its table."""
+"""The `prism simulate` command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from simulator.objectives import alone
 from simulator.parallel import run_each
 from simulator.progress import say, say_again
 from simulator.report import Setting, table, write_json
-from simulator.series import Order, Ran, Series, set_up, simulate
+from simulator.series import FinishedRun, Order, Series, set_up, simulate
 from simulator.traces.readers import read_trace
 from simulator.traces.synthetic_text import parse_synthetic, written
 from simulator.traces.trace import Trace, map_models
@@ -27,19 +27,19 @@ from simulator.typical import typical
 
 INTERRUPTED = 130
 MEMORY_SAMPLES = 400
-"""Of a run whose memory is drawn; at most one a second."""
+"""Number of memory samples in a run whose memory is plotted; at most one per second."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Simulate every combination of what was asked for; returns the exit status.
+    """Simulate every requested combination of settings; returns the exit status.
 
     Raises:
-        ConfigError: the registry is wrong.
-        UsageError: the command line is.
-        StudyError: a shape, a trace or the calibration is.
+        ConfigError: the registry is invalid.
+        UsageError: the command line is invalid.
+        StudyError: a shape, trace or calibration is invalid.
     """
     if options.ttft_scale and options.tpot_scale and len(options.slo_scale) > 1:
-        raise UsageError("--slo-scale: changes nothing beside --ttft-scale and --tpot-scale")
+        raise UsageError("--slo-scale: has no effect together with both --ttft-scale and --tpot-scale")
     try:
         series, settings = _series(options)
         orders = _orders(settings, series.trace.duration, drawn=options.png is not None)
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def open_trace(options: argparse.Namespace) -> Trace:
-    """The trace that the command line names. Raises: StudyError."""
+    """Open the trace that the command line names. Raises: StudyError."""
     if options.synthetic is None:
         return read_trace(options.trace, duration=options.duration, seed=options.seed or 0)
     synthetic = parse_synthetic(options.synthetic)
@@ -101,13 +101,13 @@ def _with_base(series: Series) -> Series:
 
 
 def _mapped(trace: Trace, registry: Registry) -> Trace:
-    """The trace in memory, with the registry's models for its own."""
+    """Load the trace into memory and map its models to the registry's. Raises: UsageError."""
     trace = trace.stored()
     if not trace.duration:
         raise UsageError("the trace holds no requests")
     mapping = map_models(trace, [model.name for model in registry.models])
     for name, stand_in in mapping.items():
-        say(f"trace: {name} is {stand_in}")
+        say(f"trace: {name} is served by {stand_in}")
     return trace.renamed(mapping).stored()
 
 
@@ -120,22 +120,22 @@ def _say_machine(series: Series, gpus: list[int], registry: Registry) -> None:
 
 
 def _orders(settings: list[Setting], duration: float, *, drawn: bool) -> list[Order]:
-    """Memory is looked at in one run of each policy, if it is to be drawn."""
+    """One order per setting; if the runs are to be plotted, one run per policy samples its memory."""
     looked_at = typical(settings) if drawn else []
     every = max(1.0, duration / MEMORY_SAMPLES)
     return [Order(setting, every if setting in looked_at else None) for setting in settings]
 
 
-def _say_run(ran: Ran) -> None:
+def _say_run(ran: FinishedRun) -> None:
     say_again("")
     say(ran.summary)
 
 
-def _write(options: argparse.Namespace, series: Series, ran: list[Ran]) -> None:
+def _write(options: argparse.Namespace, series: Series, ran: list[FinishedRun]) -> None:
     if options.json is not None:
         write_json([each.row for each in ran], options.json)
     if options.png is not None:
-        # takes a second to import
+        # Imported here because matplotlib takes a second.
         from simulator.chart import draw
 
         draw(options.png, ran, capacity=series.capacity)

@@ -1,4 +1,4 @@
-"""Command lines of the benchmarks: a mistake is one line on stderr and exit code 2."""
+"""Command-line parsing for the simulator and the benchmarks: an error is one line on stderr and exit status 2."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def positive_float(text: str) -> float:
 
 
 def new_file(text: str) -> Path:
-    """To be written later: told now if that cannot be."""
+    """A file to write at the end of a run. Raises: argparse.ArgumentTypeError if it cannot be created there."""
     path = Path(text)
     if not text or path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file, got {text!r}")
@@ -45,6 +45,6 @@ def new_png(text: str) -> Path:
     return path
 
 
-# argparse names the type in its own message for text that is no number at all
+# argparse uses the name of the type in its own message for text that is not a number.
 positive_int.__name__ = "whole number"
 positive_float.__name__ = "number"

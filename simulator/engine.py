@@ -1,8 +1,8 @@
 """The engine of one active model: continuous batching, chunked prefill before decode, paged KV cache under a limit.
 
-It has no clock and no heap: `begin` says when its next run of steps ends, and `complete` what came of it. A run is one
-prefill step, or as many decode steps as there are until something of its own changes. What happens meanwhile cuts it
-short at the end of the step in progress.
+It has no clock and no event queue: `begin` returns when its next run of steps ends, `complete` returns the outcome. A
+run is one prefill step, or all decode steps until a request completes or the KV cache is full. Anything that happens
+during a run cuts it short at the end of the step in progress.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import math
 from dataclasses import dataclass, field
 
 from simulator.costs import Costs
-from simulator.lines import Line
-from simulator.sharing import ALONE, Beside, Load
+from simulator.sharing import ALONE, Contention, StepLoad
+from simulator.step_times import StepTimes
 
 DECODE_AHEAD = 64
-"""Decode steps for which there must be room in the KV cache when a request joins those that run: else it would soon
-have to leave again."""
+"""Decode steps for which the KV cache must have room when a request is admitted, so that it is not soon retracted."""
 SLACK = 1e-9
-"""Seconds by which two times may differ and still be the same."""
+"""Two times that differ by less than this many seconds are considered equal."""
 
 
 @dataclass(slots=True)
-class Job:
+class VirtualRequest:
     """A request in an engine."""
 
     id: int
@@ -32,23 +31,23 @@ class Job:
     output_tokens: int
     generated: int = 0
     prefilled: int = 0
-    """Tokens that the present prefill has brought into the KV cache."""
+    """Tokens that the prefill in progress has brought into the KV cache."""
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and answer so far; after a retraction all of them are to be prefilled."""
+        """Tokens of prompt and answer so far; after a retraction all of them must be prefilled again."""
         return self.prompt_tokens + self.generated
 
 
 @dataclass(slots=True)
-class Run:
-    """Steps under way: one of prefill, or decode steps each of which is longer than the one before by `growth`."""
+class StepRun:
+    """A run in progress: one prefill step, or decode steps each of which takes `growth` longer than the one before."""
 
     began: float
     first: float
-    """Seconds of the first step."""
-    pieces: list[tuple[Job, int]] = field(default_factory=list)
-    """What a prefill step takes of which prompt; empty in a decode run."""
+    """Duration of the first step, in seconds."""
+    pieces: list[tuple[VirtualRequest, int]] = field(default_factory=list)
+    """The prompts in a prefill step, with the tokens taken of each; empty in a decode run."""
     growth: float = 0.0
     steps: int = 1
 
@@ -56,55 +55,57 @@ class Run:
         return self.began + self._after(self.steps)
 
     def steps_done(self, now: float) -> int:
-        """Steps that end at `now` or before."""
+        """Number of steps that have ended by `now`."""
         elapsed = now - self.began + SLACK
         done = int(elapsed / self.first)
         if self.growth:
+            # The positive n that solves elapsed = first * n + growth * n * (n - 1) / 2: the inverse of `_after`.
             middle = self.first - self.growth / 2
             done = int((math.sqrt(middle * middle + 2 * self.growth * elapsed) - middle) / self.growth)
         return min(self.steps, done)
 
     def cut(self, now: float) -> None:
-        """Let it end with the step that is in progress at `now`."""
+        """End the run with the step that is in progress at `now`."""
         done = self.steps_done(now)
+        # Exactly between two steps, the next one has not begun and is not run.
         between = done > 0 and self.began + self._after(done) >= now - SLACK
         self.steps = min(self.steps, done if between else done + 1)
 
     def _after(self, steps: int) -> float:
-        """Seconds that so many steps take."""
+        """Seconds that `steps` steps take."""
         return self.first * steps + self.growth * steps * (steps - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run brought: requests that have their first token, and requests that are complete."""
+class StepOutcome:
+    """The outcome of a run: requests that got their first token, and requests that finished."""
 
     first_tokens: list[int] = field(default_factory=list)
     finished: list[int] = field(default_factory=list)
 
 
-class Engine:
-    """`max_running` bounds the batch, `kv_limit` (bytes) the KV cache; `first_use`: its process is new to its model."""
+class VirtualEngine:
+    """`max_running` bounds the batch, `kv_limit` the KV cache in bytes; `first_use`: the process is new to it."""
 
     def __init__(self, costs: Costs, max_running: int, kv_limit: int, *, first_use: bool = False) -> None:
-        self.run: Run | None = None
-        self.load: Load | None = None
-        """What the run's steps ask of the GPU."""
+        self.run: StepRun | None = None
+        self.load: StepLoad | None = None
+        """The load that the run's steps put on the GPU."""
         self.first_use = first_use
-        """Whether it is still to come."""
+        """Whether the process has yet to prefill this model for the first time."""
         self._costs = costs
         self._max_running = max_running
         self._room = costs.tokens_in(kv_limit)
-        self._jobs: dict[int, Job] = {}
-        """All that are wanted, wherever they are."""
-        self._waiting: list[tuple[float, int, Job]] = []
+        self._jobs: dict[int, VirtualRequest] = {}
+        """All requests that were not aborted, wherever they are."""
+        self._waiting: list[tuple[float, int, VirtualRequest]] = []
         """A heap by deadline."""
-        self._prefilling: Job | None = None
-        """Has begun, and more of its prompt is to come."""
-        self._running: dict[int, Job] = {}
-        """Those whose prompts are in the KV cache, in the order in which they joined."""
+        self._prefilling: VirtualRequest | None = None
+        """The request whose prompt is partly prefilled."""
+        self._running: dict[int, VirtualRequest] = {}
+        """Requests that decode, in the order in which they joined the batch."""
         self._tokens = 0
-        """Of the KV cache: taken, or promised to a prompt that is being prefilled."""
+        """Tokens in the KV cache, including those reserved for the prompt being prefilled."""
         self._aborted = False
         self._prefilled = self._decoded = 0
 
@@ -121,18 +122,18 @@ class Engine:
         return self._costs.mapped(self._tokens + self._under_way(now))
 
     def served(self, now: float) -> tuple[int, int]:
-        """Tokens of prompts that were prefilled and of answers that were decoded so far."""
+        """Tokens prefilled and tokens decoded so far."""
         return self._prefilled, self._decoded + self._under_way(now)
 
     def _under_way(self, now: float) -> int:
-        """Tokens that the run has decoded by now."""
+        """Tokens that the run in progress has decoded by `now`."""
         if self.run is None or self.run.pieces:
             return 0
         return self.run.steps_done(now) * len(self._running)
 
-    # from outside: it counts from the next run on, hence the cut
+    # Calls from outside. They take effect with the next run, so the caller cuts the one in progress.
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: VirtualRequest) -> None:
         self._jobs[job.id] = job
         heapq.heappush(self._waiting, (job.deadline, job.id, job))
 
@@ -146,7 +147,7 @@ class Engine:
         self._room = self._costs.tokens_in(nbytes)
 
     def cut(self, now: float) -> float | None:
-        """Let the run end with the step that is in progress; returns when that is, or None without a run."""
+        """End the run with the step in progress; returns when that step ends, or None without a run."""
         if self.run is None:
             return None
         self.run.cut(now)
@@ -154,40 +155,40 @@ class Engine:
 
     # steps
 
-    def begin(self, now: float, beside: Beside = ALONE) -> float | None:
-        """Begin the next run among what is around it; returns its end, None with nothing to do."""
+    def begin(self, now: float, contention: Contention = ALONE) -> float | None:
+        """Begin the next run under `contention`; returns when it ends, or None if there is nothing to do."""
         if self._aborted:
             self._drop_aborted()
         self._retract()
         if pieces := self._admit():
-            self.run = Run(now, self._prefill(pieces, beside), pieces)
+            self.run = StepRun(now, self._prefill(pieces, contention), pieces)
         elif self._running:
-            step = self._decode(beside)
+            step = self._decode(contention)
             steps = min(self._steps_ahead(), step.steps)
-            self.run = Run(now, step.first, growth=step.growth, steps=int(steps))
+            self.run = StepRun(now, step.first, growth=step.growth, steps=int(steps))
         else:
             return None
         return self.run.end()
 
-    def _prefill(self, pieces: list[tuple[Job, int]], beside: Beside) -> float:
-        """Seconds of a step."""
+    def _prefill(self, pieces: list[tuple[VirtualRequest, int]], contention: Contention) -> float:
+        """Seconds of a prefill step."""
         costs = self._costs
         work = sum(costs.prefill_work(tokens, job.prefilled) for job, tokens in pieces)
         self.load = costs.prefill_load(work)
         first_use, self.first_use = self.first_use, False
-        return costs.prefill_beside(work, beside) + costs.prefill_host + first_use * costs.first_use
+        return costs.contended_prefill(work, contention) + costs.prefill_host + first_use * costs.first_use
 
-    def _decode(self, beside: Beside) -> Line:
-        """Seconds of steps."""
+    def _decode(self, contention: Contention) -> StepTimes:
+        """Durations of the next decode steps."""
         longest = max(job.context for job in self._running.values())
-        step, self.load = self._costs.decode_beside(len(self._running), self._tokens, longest, beside)
+        step, self.load = self._costs.contended_decode(len(self._running), self._tokens, longest, contention)
         return step
 
-    def complete(self) -> Outcome:
-        """End the run; returns what it brought to those that are still wanted."""
+    def complete(self) -> StepOutcome:
+        """End the run; returns its outcome for the requests that were not aborted."""
         run, self.run = self.run, None
         assert run is not None
-        outcome = Outcome()
+        outcome = StepOutcome()
         if run.pieces:
             for job, tokens in run.pieces:
                 self._end_piece(job, tokens, outcome)
@@ -200,8 +201,8 @@ class Engine:
                 self._end_if_complete(job, outcome)
         return outcome
 
-    def _end_piece(self, job: Job, tokens: int, outcome: Outcome) -> None:
-        """A prompt that is whole has its next token at once."""
+    def _end_piece(self, job: VirtualRequest, tokens: int, outcome: StepOutcome) -> None:
+        """Account for a prefilled piece; completing a prompt yields a token in the same step."""
         job.prefilled += tokens
         self._prefilled += tokens
         if job.prefilled < job.context:
@@ -214,14 +215,14 @@ class Engine:
             outcome.first_tokens.append(job.id)
         self._end_if_complete(job, outcome)
 
-    def _end_if_complete(self, job: Job, outcome: Outcome) -> None:
+    def _end_if_complete(self, job: VirtualRequest, outcome: StepOutcome) -> None:
         if job.generated < job.output_tokens:
             return
         self._leave(job)
         if self._jobs.pop(job.id, None) is not None:
             outcome.finished.append(job.id)
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: VirtualRequest) -> None:
         del self._running[job.id]
         self._tokens -= job.context
 
@@ -238,7 +239,7 @@ class Engine:
     # room in the KV cache
 
     def _retract(self) -> None:
-        """Who joined last waits again, until there is room for a step of the others."""
+        """Move the requests that joined last back to the queue until the others have room for another step."""
         while self._running and self._tokens + len(self._running) > self._room:
             job = next(reversed(self._running.values()))
             self._leave(job)
@@ -248,13 +249,13 @@ class Engine:
             self._wait_again(self._prefilling)
             self._prefilling = None
 
-    def _wait_again(self, job: Job) -> None:
+    def _wait_again(self, job: VirtualRequest) -> None:
         job.prefilled = 0
         heapq.heappush(self._waiting, (job.deadline, job.id, job))
 
-    def _admit(self) -> list[tuple[Job, int]]:
-        """The next prefill step: earliest deadlines first, as far as the chunk and the KV cache go."""
-        pieces: list[tuple[Job, int]] = []
+    def _admit(self) -> list[tuple[VirtualRequest, int]]:
+        """Choose the next prefill step: earliest deadlines first, within the chunk size and the KV cache."""
+        pieces: list[tuple[VirtualRequest, int]] = []
         left = self._costs.chunk
         while left > 0 and (job := self._prefilling or self._next(len(pieces))) is not None:
             tokens = min(left, job.context - job.prefilled)
@@ -263,12 +264,13 @@ class Engine:
             self._prefilling = job if job.prefilled + tokens < job.context else None
         return pieces
 
-    def _next(self, joining: int) -> Job | None:
-        """Take the first of the waiting into the KV cache, if it has room for it."""
+    def _next(self, joining: int) -> VirtualRequest | None:
+        """Take the waiting request with the earliest deadline, if the KV cache has room for it."""
         others = len(self._running) + joining
         if not self._waiting or others >= self._max_running:
             return None
         job = self._waiting[0][2]
+        # All requests grow at the same rate, so reserve the newcomer's decode steps for each of them.
         ahead = min(DECODE_AHEAD, job.output_tokens - job.generated)
         if self._tokens + job.context + (others + 1) * ahead > self._room:
             return None
@@ -277,6 +279,6 @@ class Engine:
         return job
 
     def _steps_ahead(self) -> int:
-        """Decode steps until a request is complete or the KV cache is full."""
+        """Decode steps until the first request completes or the KV cache is full."""
         shortest = min(job.output_tokens - job.generated for job in self._running.values())
         return min(shortest, (self._room - self._tokens) // len(self._running))

@@ -1,4 +1,4 @@
-"""What can go wrong in a simulation, or in a measurement of `bench`."""
+"""Errors of simulations and of the measurements in `bench`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from config.errors import PrismError
 
 
 class StudyError(PrismError):
-    """A simulation or a measurement cannot be made, or what it would say is not to be trusted."""
+    """A simulation or measurement cannot be made, or its result could not be trusted."""
 
 
 class UsageError(StudyError):
-    """A command line asks for what cannot be."""
+    """A command line asks for something impossible."""

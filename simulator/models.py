@@ -1,4 +1,4 @@
-"""What a registry is in the simulator: GPUs in place of its devices, and each model's costs."""
+"""Adapts a registry to the simulator: replaces its devices with GPUs and computes each model's costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from config.errors import ShapeError
 from config.model_files import config_file, weight_bytes
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from config.shape import read_shape
 from simulator.calibration import Calibration
 from simulator.costs import Costs
@@ -16,10 +16,10 @@ from simulator.errors import StudyError, UsageError
 
 
 def on_gpus(registry: Registry, gpus: int | None, workers: int | None) -> Registry:
-    """The registry with its pool on that many GPUs, with that many workers on each; None leaves it as it is.
+    """The registry with its pool on `gpus` GPUs with `workers` workers each; None keeps the registry's number.
 
     Raises:
-        UsageError: no worker would be left beside the reserve.
+        UsageError: the blank reserve would take all workers.
     """
     pool = registry.pool
     names = tuple(f"cuda:{index}" for index in range(gpus or len(pool.devices)))
@@ -31,12 +31,12 @@ def on_gpus(registry: Registry, gpus: int | None, workers: int | None) -> Regist
 
 
 def has_mps(registry: Registry) -> bool:
-    """Whether its workers are taken to be clients of MPS."""
+    """Whether the simulated workers share their GPU through MPS."""
     return registry.pool.mps != "off"
 
 
 def with_objectives(registry: Registry, *, ttft: float, tpot: float) -> Registry:
-    """The registry with every objective so many times as long."""
+    """The registry with all TTFT and TPOT objectives multiplied by `ttft` and `tpot`."""
     models = tuple(
         replace(model, slo=replace(model.slo, ttft=model.slo.ttft * ttft, tpot=model.slo.tpot * tpot))
         for model in registry.models
@@ -44,10 +44,11 @@ def with_objectives(registry: Registry, *, ttft: float, tpot: float) -> Registry
     return replace(registry, models=models)
 
 
-def costs_of(models: Iterable[Model], calibration: Calibration) -> dict[str, Costs]:
-    """
+def costs_of(models: Iterable[ModelConfig], calibration: Calibration) -> dict[str, Costs]:
+    """The costs of each model, by name.
+
     Raises:
-        StudyError: naming every model that cannot be simulated, and why.
+        StudyError: models cannot be simulated; the message names each and says why.
     """
     costs, faults = {}, []
     for model in models:
@@ -60,10 +61,10 @@ def costs_of(models: Iterable[Model], calibration: Calibration) -> dict[str, Cos
     return costs
 
 
-def _costs(model: Model, calibration: Calibration) -> Costs:
+def _costs(model: ModelConfig, calibration: Calibration) -> Costs:
     file = config_file(model)
     if file is None:
-        raise StudyError("it has no shape and no path, so that its size is not known")
+        raise StudyError("its size is unknown: it has neither a shape nor a path")
     try:
         shape = read_shape(file)
     except ShapeError as error:

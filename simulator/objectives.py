@@ -1,6 +1,6 @@
-"""Objectives that are not the registry's: how fast each model is when it has a GPU to itself.
+"""SLOs derived from each model's speed on a GPU of its own, as in the Prism paper.
 
-The paper's base: the 95th percentile of a model's own requests, served alone by a model that is always active.
+The base is the 95th percentile over a model's own requests, served alone by a model that is always active.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from config.registry import Model, Registry, SchedulerConfig, Slo
+from config.registry import ModelConfig, Registry, SchedulerConfig, Slo
 from simulator.calibration import Calibration
 from simulator.costs import Costs
 from simulator.models import on_gpus
 from simulator.percentiles import percentile
 from simulator.simulation import Simulation
-from simulator.traces.trace import Request, Trace
+from simulator.traces.trace import Trace, TraceRequest
 
 RANK = 95
 
@@ -29,14 +29,14 @@ def alone(
     capacity: int,
     report: Callable[[str], None] = lambda text: None,
 ) -> Registry:
-    """The registry with the p95 of each model alone on a GPU of `capacity` bytes, at the trace's own rate, as its SLOs.
+    """The registry with new SLOs: each model's p95 alone on a GPU of `capacity` bytes, at the trace's own rate.
 
-    A model of which the trace cannot say (no request, or answers of one token) keeps what it has.
+    A model keeps its SLOs where the trace yields no measurement (no requests, or answers of one token).
     """
-    asked: dict[str, list[Request]] = {model.name: [] for model in registry.models}
+    asked: dict[str, list[TraceRequest]] = {model.name: [] for model in registry.models}
     for request in trace:
         asked[request.model].append(request)
-    models: list[Model] = []
+    models: list[ModelConfig] = []
     for model in registry.models:
         report(f"{model.name} alone on a GPU")
         own = Trace.of(asked[model.name], duration=trace.duration)
@@ -47,7 +47,7 @@ def alone(
     return replace(registry, models=tuple(models))
 
 
-def _of_one(registry: Registry, model: Model) -> Registry:
+def _of_one(registry: Registry, model: ModelConfig) -> Registry:
     only = replace(registry, models=(replace(model, pinned=True),), scheduler=SchedulerConfig(policy="lru"))
     return on_gpus(replace(only, pool=replace(only.pool, blank_reserve=0)), model.tensor_parallel, 1)
 

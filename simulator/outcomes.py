@@ -1,17 +1,17 @@
-"""What became of each request of a simulated run. Times are seconds."""
+"""The results of a simulated run, request by request. Times are in seconds from the trace's start."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulator.traces.trace import Request
+from simulator.traces.trace import TraceRequest
 
 
 @dataclass(slots=True)
-class Answer:
-    """One request of the trace. `ended` says how: `finished`, or why it was not; empty while it is under way."""
+class SimulatedAnswer:
+    """The outcome of one request. `ended` is `finished` or why it did not finish; empty while it is in progress."""
 
-    asked: Request
+    asked: TraceRequest
     first_token_at: float | None = None
     finished_at: float | None = None
     ended: str = ""
@@ -22,7 +22,7 @@ class Answer:
 
     @property
     def tpot(self) -> float | None:
-        """Per token after the first; 0 of an answer that is one token long."""
+        """Seconds per token after the first; 0 for an answer of one token."""
         if self.first_token_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.first_token_at) / max(1, self.asked.output_tokens - 1)
@@ -30,20 +30,20 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """What active models hold of all devices together at one time, by model: weights and mapped KV cache, bytes."""
+    """Bytes of weights and mapped KV cache of each active model at one time, summed over all devices."""
 
     at: float
     held: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A whole run; `seconds` is the trace's length."""
+class SimulationResult:
+    """The result of a run; `seconds` is the trace's length."""
 
-    answers: list[Answer]
+    answers: list[SimulatedAnswer]
     seconds: float
     activations: int
     migrations: int
-    """Activations of a model that another worker served already."""
+    """Activations of a model that another worker was already serving."""
     memory: list[MemorySample] = field(default_factory=list)
-    """Empty unless it was asked for."""
+    """Empty unless memory was sampled."""

@@ -1,4 +1,4 @@
-"""The same work on many inputs, here or in several processes; its results come in the order of the inputs."""
+"""Runs one function over many inputs, in this process or several; results are in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Report = Callable[[str], None]
 Work = Callable[[S, T, Report], R]
 
 REFRESH = 0.2
-"""Seconds between two lines of progress."""
+"""Seconds between progress updates."""
 LINE = 150
-"""Characters of a line of progress."""
+"""Maximum length of a progress line, in characters."""
 
 
 def run_each(
@@ -39,14 +39,14 @@ def run_each(
     jobs: int = 1,
     done: Callable[[R], None] = lambda result: None,
 ) -> list[R]:
-    """`work(shared, task, report)` for every task, in `jobs` processes; `work` is a function of a module.
+    """Call `work(shared, task, report)` for every task, in `jobs` processes; `work` must be picklable.
 
-    Each process gets `shared` once. `report` shows what a task is at; `done` is called here with each result as it
-    comes. An interrupt ends all at once.
+    `shared` is sent to each process once. `report` shows the progress of a task; `done` is called in this process with
+    each result as it arrives. An interrupt stops everything.
 
     Raises:
         StudyError: a process died.
-        Exception: what `work` raises; the other tasks are given up.
+        Exception: whatever `work` raises; the other tasks are abandoned.
     """
     if min(jobs, len(tasks)) <= 1:
         return [_here(work, shared, task, done) for task in tasks]
@@ -55,7 +55,7 @@ def run_each(
             _follow(futures, reports, done)
             return [future.result() for future in futures]
     except BrokenProcessPool as error:
-        raise StudyError("a process died before its work was done; was there memory enough?") from error
+        raise StudyError("a process died before its work was done; did it run out of memory?") from error
 
 
 def _here(work: Work[S, T, R], shared: S, task: T, done: Callable[[R], None]) -> R:
@@ -68,8 +68,8 @@ def _here(work: Work[S, T, R], shared: S, task: T, done: Callable[[R], None]) ->
 def _crew(
     work: Work[S, T, R], shared: S, tasks: Sequence[T], jobs: int
 ) -> Iterator[tuple[list[Future[R]], SimpleQueue[tuple[int, str]]]]:
-    """Processes that have begun with the tasks. Those that still run at the end are ended."""
-    # spawned, not forked: nothing of this process's threads and event loops is to be in them
+    """Start processes that work on the tasks; those still running on exit are terminated."""
+    # Spawned, not forked, so that they inherit neither threads nor event loops of this process.
     context = multiprocessing.get_context("spawn")
     reports: SimpleQueue[tuple[int, str]] = context.SimpleQueue()
     desk = _Desk(work, shared, reports)
@@ -88,7 +88,7 @@ def _crew(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started meanwhile are deaf to Ctrl-C, which a terminal sends to all: it is for the first to act."""
+    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: only this process is to act on it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -97,7 +97,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _follow(futures: Sequence[Future[R]], reports: SimpleQueue[tuple[int, str]], done: Callable[[R], None]) -> None:
-    """Show progress until all have ended, or one has failed."""
+    """Show progress until all tasks are done. Raises: what the first failed task raised."""
     numbers = {future: number for number, future in enumerate(futures)}
     pending, at = set(futures), dict[int, str]()
     while pending:
@@ -111,7 +111,7 @@ def _follow(futures: Sequence[Future[R]], reports: SimpleQueue[tuple[int, str]],
         say_again(f"{len(futures) - len(pending)} of {len(futures)} done; {'; '.join(at.values())}"[:LINE])
 
 
-# in a process of the crew
+# In a process of the crew.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the charts share: the backend, a few colours, and how a figure becomes a file."""
+"""Shared by all charts: the matplotlib backend, a few colours, and saving a figure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LATE = "#e0a458"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a chart and forget it. Raises: StudyError."""
+    """Write a figure to `path` and close it. Raises: StudyError."""
     try:
         figure.savefig(path)
     except OSError as error:

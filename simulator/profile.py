@@ -1,4 +1,4 @@
-"""What a scheduler is told of speeds before the first request: what the calibration says."""
+"""Derives the speeds that the scheduler starts with from a calibration."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from statistics import fmean
 from scheduler.learned.profile import Fit, ModelProfile, Profile
 from simulator.calibration import Calibration, Transfer
 from simulator.costs import Costs
-from simulator.sharing import ALONE, Beside, Load, Sharing, sharing_of
+from simulator.sharing import ALONE, Contention, Sharing, StepLoad, sharing_of
 
 SHORT, LONG = 256, 4096
-"""Tokens of two prompts: a prefill's seconds are stated as a line through both, though they are none."""
+"""Prompt lengths (tokens) through which the linear model of prefill times is drawn; the real times are not linear."""
 CONTEXT, BATCH = 1024, 4
-"""Tokens and requests for which seconds per output token are stated. What differs is learned."""
+"""Context tokens and batch size for which seconds per output token are stated; the scheduler learns deviations."""
 
 
 def profile_of(costs: Mapping[str, Costs], calibration: Calibration, *, mps: bool = False) -> Profile:
@@ -31,19 +31,19 @@ def _fit(transfer: Transfer) -> Fit:
 
 
 def _slowdown(models: Mapping[str, Costs], sharing: Sharing) -> float:
-    """By which share a decode step is longer beside another's than alone: the mean over all pairs of sizes."""
+    """Relative slowdown of a decode step next to one other decoding engine, averaged over all pairs of model sizes."""
     sizes = list({costs.shard_bytes: costs for costs in models.values()}.values())
-    pairs = [(one, Beside(sharing, [[_load(other)]], resident=True)) for one in sizes for other in sizes]
-    return fmean(_decode(one, beside) / _decode(one, ALONE) - 1 for one, beside in pairs) if pairs else 0.0
+    pairs = [(one, Contention(sharing, [[_load(other)]], resident=True)) for one in sizes for other in sizes]
+    return fmean(_decode(one, contention) / _decode(one, ALONE) - 1 for one, contention in pairs) if pairs else 0.0
 
 
-def _load(costs: Costs) -> Load:
+def _load(costs: Costs) -> StepLoad:
     return costs.decode_load(costs.decode(BATCH, BATCH * CONTEXT), BATCH, BATCH * CONTEXT, resident=True)
 
 
-def _decode(costs: Costs, beside: Beside) -> float:
+def _decode(costs: Costs, contention: Contention) -> float:
     """Seconds per output token."""
-    step, _ = costs.decode_beside(BATCH, BATCH * CONTEXT, CONTEXT, beside)
+    step, _ = costs.contended_decode(BATCH, BATCH * CONTEXT, CONTEXT, contention)
     return step.first
 
 
@@ -55,6 +55,6 @@ def _model(costs: Costs) -> ModelProfile:
 
 
 def _first_token(costs: Costs, tokens: int) -> float:
-    """Seconds from a request's dispatch, alone on its device."""
+    """Seconds from dispatch to first token of a request alone on its device."""
     step = costs.prefill(costs.prefill_work(tokens, 0)) + costs.prefill_host
     return costs.front(tokens) + step

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a measurement runs."""
+"""Progress messages on stderr."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ def say(line: str) -> None:
 
 
 def say_again(line: str) -> None:
-    """Progress within a step: one line that is written over where there is a terminal, nothing elsewhere."""
+    """Show a progress line that overwrites the previous one; prints nothing if stderr is not a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}\r", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is told of simulated runs: a line of a table, and an entry of a JSON list."""
+"""Reports simulated runs as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from config.registry import Slo
 from simulator.errors import StudyError
-from simulator.outcomes import Result
+from simulator.outcomes import SimulationResult
 from simulator.percentiles import percentile
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What tells one run of a series from another."""
+    """The settings that distinguish the runs of a series."""
 
     policy: str
     gpus: int
@@ -26,8 +26,8 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One run. Attainment is a share of all requests: one that was not answered has missed both objectives."""
+class RunRow:
+    """The figures of one run. Attainment is a share of all requests; an unanswered one misses both objectives."""
 
     policy: str
     gpus: int
@@ -36,10 +36,10 @@ class Row:
     seed: int
     requests: int
     ttft_attainment: float | None
-    """None without requests."""
+    """None if there were no requests."""
     tpot_attainment: float | None
     goodput_rps: float
-    """Requests a second that met both objectives."""
+    """Requests per second that met both objectives."""
     activations: int
     migrations: int
 
@@ -47,12 +47,12 @@ class Row:
 HEADER = ("policy", "GPUs", "rate", "SLO", "requests", "TTFT", "TPOT", "goodput/s", "activations", "migrations")
 
 
-def row(setting: Setting, result: Result, slos: Mapping[str, Slo]) -> Row:
-    """`slos` are the objectives of the run, scaled already."""
+def row(setting: Setting, result: SimulationResult, slos: Mapping[str, Slo]) -> RunRow:
+    """Compute a run's figures; `slos` are its scaled objectives."""
     ttft = [_within(answer.ttft, slos[answer.asked.model].ttft) for answer in result.answers]
     tpot = [_within(answer.tpot, slos[answer.asked.model].tpot) for answer in result.answers]
     good = sum(first and rest for first, rest in zip(ttft, tpot, strict=True))
-    return Row(
+    return RunRow(
         **asdict(setting),
         requests=len(result.answers),
         ttft_attainment=_share(ttft),
@@ -63,8 +63,8 @@ def row(setting: Setting, result: Result, slos: Mapping[str, Slo]) -> Row:
     )
 
 
-def describe(result: Result) -> str:
-    """How the requests ended, and how long those that were answered waited for it."""
+def describe(result: SimulationResult) -> str:
+    """Summarises how requests ended, and the TTFT of those that were answered."""
     ends = Counter(answer.ended for answer in result.answers)
     waits = [answer.ttft for answer in result.answers if answer.ttft is not None]
     found = [f"{how}: {number}" for how, number in ends.most_common()]
@@ -74,22 +74,22 @@ def describe(result: Result) -> str:
     return ", ".join(found)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """For people, with a line for each run."""
+def table(rows: Sequence[RunRow]) -> str:
+    """A text table with one line per run."""
     cells = [HEADER, *(_cells(entry) for entry in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
 
-def write_json(rows: Sequence[Row], path: Path) -> None:
-    """Raises: StudyError."""
+def write_json(rows: Sequence[RunRow], path: Path) -> None:
+    """Write the runs as a JSON list. Raises: StudyError."""
     try:
         path.write_text(json.dumps([asdict(entry) for entry in rows], indent=2) + "\n")
     except OSError as error:
         raise StudyError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _cells(entry: Row) -> tuple[str, ...]:
+def _cells(entry: RunRow) -> tuple[str, ...]:
     return (
         entry.policy,
         str(entry.gpus),

@@ -1,4 +1,4 @@
-"""One run after another on the same models, machine and trace: what they share, and what each of them brings."""
+"""A series of runs on the same models, machine and trace."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from config.registry import Registry
 from simulator.calibration import Calibration
 from simulator.costs import Costs
 from simulator.models import on_gpus, with_objectives
-from simulator.outcomes import MemorySample, Result
-from simulator.report import Row, Setting, describe, row
+from simulator.outcomes import MemorySample, SimulationResult
+from simulator.report import RunRow, Setting, describe, row
 from simulator.simulation import Simulation
 from simulator.traces.trace import Trace
 
@@ -27,38 +27,39 @@ class Series:
     costs: Mapping[str, Costs]
     calibration: Calibration
     capacity: int
-    """Bytes of each GPU for Prism."""
+    """Bytes of each GPU that Prism may use."""
     workers: int | None = None
-    """On each GPU, if not as many as the registry has."""
+    """Workers per GPU; None for the registry's number."""
     ttft_scale: float | None = None
-    """In place of a setting's `slo_scale`, for this objective; likewise:"""
+    """Scale of the TTFT objectives, overriding a setting's `slo_scale`."""
     tpot_scale: float | None = None
+    """Scale of the TPOT objectives, overriding a setting's `slo_scale`."""
     validate: bool = False
     mps: bool = False
     warmed: bool = False
-    """Whether every process has served every model before."""
+    """Whether every worker process has served every model before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A run that is wanted. `memory_every` are seconds between two looks at the memory; None is never."""
+    """A run to simulate. `memory_every` is the number of seconds between memory samples; None takes none."""
 
     setting: Setting
     memory_every: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """A run that is over. `ttfts` are seconds, sorted, of those requests that had a first token."""
+class FinishedRun:
+    """A finished run. `ttfts` are the TTFTs of all requests that got a first token, in seconds, sorted."""
 
-    row: Row
+    row: RunRow
     ttfts: NDArray[np.float32]
     memory: list[MemorySample]
     summary: str
 
 
-def simulate(series: Series, order: Order, report: Callable[[str], None]) -> Ran:
-    """Work for `run_each`."""
+def simulate(series: Series, order: Order, report: Callable[[str], None]) -> FinishedRun:
+    """Simulate one run; the work function for `run_each`."""
     setting = order.setting
     registry = set_up(series, setting)
     name = title(setting)
@@ -75,7 +76,7 @@ def simulate(series: Series, order: Order, report: Callable[[str], None]) -> Ran
         progress=lambda seconds: report(f"{name}: {seconds:.0f} of {series.trace.duration:.0f} s"),
     )
     result = simulation.run(series.trace.scaled(setting.rate_scale, setting.seed))
-    return Ran(
+    return FinishedRun(
         row(setting, result, {model.name: model.slo for model in registry.models}),
         _ttfts(result),
         result.memory,
@@ -96,5 +97,5 @@ def title(setting: Setting) -> str:
     return f"{setting.policy}, {setting.gpus} GPUs, rate x{setting.rate_scale:g}, SLO x{setting.slo_scale:g}"
 
 
-def _ttfts(result: Result) -> NDArray[np.float32]:
+def _ttfts(result: SimulationResult) -> NDArray[np.float32]:
     return np.sort(np.array([answer.ttft for answer in result.answers if answer.ttft is not None], np.float32))

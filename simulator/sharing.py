@@ -1,9 +1,9 @@
-"""How engines share a GPU: each waits in turn for every other one that has something for it.
+"""Models how engines share a GPU: each takes turns with every other engine that has work for it.
 
-Without MPS the GPU is given to one process at a time, for a slice of time. With MPS the kernels of all run at once, and
-what they take turns at is the GPU's memory and arithmetic, a kernel at a time: a small model's kernels wait longer for
-a large model's than those do for them. While an engine does not need the GPU, because its host is not ready with the
-next step, nobody waits for it, either way.
+Without MPS, the GPU runs one process at a time, for a time slice each. With MPS, the kernels of all processes run
+concurrently but take turns at memory bandwidth and arithmetic, one kernel at a time, so a small model's kernels wait
+longer for a large model's than the other way round. Either way, nobody waits for an engine while it leaves the GPU idle
+because its host is still preparing the next step.
 """
 
 from __future__ import annotations
@@ -12,47 +12,49 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.calibration import Calibration, Mps, TimeSlices
-from simulator.lines import Line, longer
+from simulator.calibration import Calibration, MpsSharing, TimeSlicing
+from simulator.step_times import StepTimes, longer
 
 ROUNDS = 6
-"""In which it is worked out how often each wants the GPU: it depends on how long it waits, and that on the others."""
+"""Iterations of the fixed point in `Sharing.waiting`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What an engine's steps ask for. Seconds of a step, as if it were alone."""
+class StepLoad:
+    """What one step of an engine needs, in seconds, when it runs alone."""
 
     gpu: float
-    """In which its kernels run;"""
+    """Time its kernels run."""
     busy: float
-    """those in which they use all of the GPU's memory bandwidth or arithmetic: the rest is latency."""
+    """The part of `gpu` that saturates the GPU's memory bandwidth or arithmetic; the rest is latency."""
     host: float
-    """The step takes no less."""
+    """Time its host needs: a lower bound for the step."""
     layers: int
 
 
 class Sharing(ABC):
-    """`launch_per_neighbour`: launching a prefill's kernels takes 1 + this times as long for each busy neighbour."""
+    """A way of sharing. `launch_per_neighbour` is the relative slowdown of kernel launches per other busy engine."""
 
     launch_per_neighbour: float
 
     @abstractmethod
-    def turn(self, load: Load) -> float:
-        """Seconds for which the others wait when it is this one's turn."""
+    def turn(self, load: StepLoad) -> float:
+        """Seconds for which the other engines wait when it is this one's turn."""
 
     @abstractmethod
-    def stretched(self, gpu: Line, load: Load, waiting: float) -> Line:
-        """Steps of which `gpu` are the kernels alone, if each of an engine's turns waits for so many seconds."""
+    def stretched(self, gpu: StepTimes, load: StepLoad, waiting: float) -> StepTimes:
+        """Durations of steps whose kernels alone take `gpu`, if each of the engine's turns waits `waiting` seconds."""
 
     @abstractmethod
-    def latency(self, load: Load) -> float:
-        """Seconds of a step in which its kernels run, but nobody waits for them."""
+    def latency(self, load: StepLoad) -> float:
+        """Seconds of a step in which its kernels run without making others wait."""
 
-    def waiting(self, own: Load, others: Sequence[Load]) -> float:
-        """Seconds for which each turn of `own` waits for `others`."""
+    def waiting(self, own: StepLoad, others: Sequence[StepLoad]) -> float:
+        """Seconds that each turn of `own` waits for the turns of `others`."""
         if not others:
             return 0.0
+        # How often an engine wants the GPU depends on how long it waits, which depends on how often the others want it:
+        # hence a fixed point, approached from everybody always wanting it.
         loads = [own, *others]
         turns = [self.turn(load) for load in loads]
         wanted = [1.0] * len(loads)
@@ -64,44 +66,45 @@ class Sharing(ABC):
             ]
         return sum(turn * share for turn, share in zip(turns[1:], wanted[1:], strict=True))
 
-    def _wanted(self, load: Load, waiting: float) -> float:
-        """The share of its time in which an engine waits for the GPU or has it."""
-        seconds = self.stretched(Line(load.gpu), load, waiting).first
+    def _wanted(self, load: StepLoad, waiting: float) -> float:
+        """The share of time in which an engine has the GPU or waits for it."""
+        seconds = self.stretched(StepTimes(load.gpu), load, waiting).first
         return (seconds - self.latency(load)) / max(load.host, seconds)
 
 
 @dataclass(frozen=True)
-class InSlices(Sharing):
-    """A step shorter than a slice gives up the rest of it."""
+class TimeSlicedSharing(Sharing):
+    """Sharing without MPS. A step shorter than a time slice gives up the rest of its slice."""
 
     slice_seconds: float
     switch_seconds: float
     launch_per_neighbour: float
 
-    def turn(self, load: Load) -> float:
+    def turn(self, load: StepLoad) -> float:
         return min(self.slice_seconds, load.gpu) + self.switch_seconds
 
-    def stretched(self, gpu: Line, load: Load, waiting: float) -> Line:
+    def stretched(self, gpu: StepTimes, load: StepLoad, waiting: float) -> StepTimes:
+        # A step shorter than a slice waits once; a longer one waits once per slice.
         return longer(gpu.plus(waiting), gpu.times(1 + waiting / self.slice_seconds))
 
-    def latency(self, load: Load) -> float:
+    def latency(self, load: StepLoad) -> float:
         return 0.0
 
 
 @dataclass(frozen=True)
-class ByMps(Sharing):
-    """A turn is what one layer needs of the GPU: layers have about as many kernels in every model."""
+class MpsKernelSharing(Sharing):
+    """Sharing with MPS. A turn is one layer's use of the GPU, as layers have about as many kernels in every model."""
 
     wait_share: float
     launch_per_neighbour: float
 
-    def turn(self, load: Load) -> float:
+    def turn(self, load: StepLoad) -> float:
         return self.wait_share * load.busy / load.layers
 
-    def stretched(self, gpu: Line, load: Load, waiting: float) -> Line:
+    def stretched(self, gpu: StepTimes, load: StepLoad, waiting: float) -> StepTimes:
         return gpu.plus(load.layers * waiting)
 
-    def latency(self, load: Load) -> float:
+    def latency(self, load: StepLoad) -> float:
         return max(0.0, load.gpu - load.busy)
 
 
@@ -109,35 +112,35 @@ def sharing_of(calibration: Calibration, *, mps: bool) -> Sharing:
     return _by_mps(calibration.mps) if mps else _in_slices(calibration.time_slices)
 
 
-def _by_mps(entry: Mps) -> Sharing:
-    return ByMps(entry.wait_share, entry.launch_per_neighbour)
+def _by_mps(entry: MpsSharing) -> Sharing:
+    return MpsKernelSharing(entry.wait_share, entry.launch_per_neighbour)
 
 
-def _in_slices(entry: TimeSlices) -> Sharing:
-    return InSlices(entry.slice_seconds, entry.switch_seconds, entry.launch_per_neighbour)
+def _in_slices(entry: TimeSlicing) -> Sharing:
+    return TimeSlicedSharing(entry.slice_seconds, entry.switch_seconds, entry.launch_per_neighbour)
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What is around an engine: on each of its devices, what its busy neighbours ask for."""
+class Contention:
+    """What an engine competes with: on each of its devices, the loads of the other busy engines."""
 
     sharing: Sharing | None
-    devices: Sequence[Sequence[Load]]
+    devices: Sequence[Sequence[StepLoad]]
     resident: bool
-    """Whether other workers of its devices have a model, busy or not."""
+    """Whether other workers of its devices have an active model, busy or not."""
 
-    def stretched(self, gpu: Line, load: Load) -> Line:
-        """An engine is as slow as on the device where it waits longest."""
+    def stretched(self, gpu: StepTimes, load: StepLoad) -> StepTimes:
+        """Durations of steps under contention; on several devices, the one with the longest waits determines them."""
         if self.sharing is None:
             return gpu
         waiting = max(self.sharing.waiting(load, others) for others in self.devices)
         return self.sharing.stretched(gpu, load, waiting)
 
     def launched(self, seconds: float) -> float:
-        """Seconds of launching kernels that take so many without neighbours."""
+        """Seconds to launch kernels under contention that take `seconds` without it."""
         if self.sharing is None:
             return seconds
         return seconds * (1 + self.sharing.launch_per_neighbour * max(map(len, self.devices)))
 
 
-ALONE = Beside(None, (), resident=False)
+ALONE = Contention(None, (), resident=False)

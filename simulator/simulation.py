@@ -1,6 +1,6 @@
-"""A trace in virtual time: the gateway's scheduler decides, workers, engines and links are modelled.
+"""Runs a trace in virtual time: the gateway's scheduler makes the decisions; workers, engines and links are modelled.
 
-Before the trace begins, whatever the registry pins or preloads is brought to its place.
+Before the trace begins, pinned models are activated and preloaded ones brought into host memory.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from scheduler.driver import Driver
 from scheduler.scheduler import Scheduler
 from simulator.calibration import Calibration
 from simulator.costs import Costs
-from simulator.engine import Engine, Job
-from simulator.outcomes import Answer, MemorySample, Result
-from simulator.places import IDLE, Place
+from simulator.engine import VirtualEngine, VirtualRequest
+from simulator.outcomes import MemorySample, SimulatedAnswer, SimulationResult
 from simulator.profile import profile_of
-from simulator.sharing import Beside, sharing_of
-from simulator.traces.trace import Request, Trace
+from simulator.sharing import Contention, sharing_of
+from simulator.traces.trace import Trace, TraceRequest
+from simulator.workers import IDLE, VirtualWorker
 
 TICK = 0.1
-"""Seconds between two ticks, as in the gateway."""
+"""Seconds between ticks, as in the gateway."""
 STATS_INTERVAL = 1.0
-"""Seconds between two reports of a worker."""
+"""Seconds between a worker's reports."""
 PATIENCE = 600.0
-"""Seconds after the trace's end for which unfinished requests are waited for; before it, for the pool to be ready."""
+"""Seconds to wait for the pool to become ready before the trace, and for unfinished requests after it."""
 
 
 class Simulation:
-    """`capacity` is the bytes of each device that the scheduler shares out, `costs` has every model's.
+    """One simulation.
 
-    The registry's objectives are the deadlines. `mps` is whether the GPUs' workers are clients of MPS, `warmed` whether
-    every process has served every model before. With `validate`, the scheduler's invariants are checked at every step.
-    `memory_every` are the seconds between two samples of the memory, at least 1; None takes none.
+    `costs` has an entry per model; `capacity` is the number of bytes of each device that the scheduler manages. The
+    registry's SLOs are the deadlines. `mps` says whether workers share a GPU through MPS, `warmed` whether every
+    process has served every model before. `validate` checks the scheduler's invariants after every event.
+    `memory_every` is the number of seconds between memory samples, at least 1; None takes none.
     """
 
     def __init__(
@@ -70,16 +71,16 @@ class Simulation:
         self._memory_every = memory_every
         self._memory: list[MemorySample] = []
         self._progress = progress
-        self._places = [Place(worker.number, worker.device) for worker in self.scheduler.state.workers]
+        self._workers = [VirtualWorker(worker.number, worker.device) for worker in self.scheduler.state.workers]
         self._neighbours = {
-            device: [place for place in self._places if place.device == device] for device in pool.devices
+            device: [worker for worker in self._workers if worker.device == device] for device in pool.devices
         }
         self.now = 0.0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
         self._changes = 0
         """Activations, loads, KV limits and the like that are under way."""
-        self._answers: list[Answer] = []
+        self._answers: list[SimulatedAnswer] = []
         self._open = 0
         self._preparing = True
         self._began = 0.0
@@ -87,8 +88,8 @@ class Simulation:
         self._migrations = 0
         self._driver = Driver(self.scheduler.handle, self._carry_out)
 
-    def run(self, trace: Trace) -> Result:
-        """Simulate the whole trace; to be called once."""
+    def run(self, trace: Trace) -> SimulationResult:
+        """Simulate the whole trace; may be called once."""
         self._prepare()
         self._began = self.now
         requests = iter(trace)
@@ -106,14 +107,14 @@ class Simulation:
                 self._step()
         for answer in self._answers:
             answer.ended = answer.ended or "unfinished"
-        return Result(self._answers, trace.duration, self._activations, self._migrations, self._memory)
+        return SimulationResult(self._answers, trace.duration, self._activations, self._migrations, self._memory)
 
     # time
 
     def _prepare(self) -> None:
-        """All workers are blank at the start; the trace may begin once nothing is under way."""
-        for place in self._places:
-            self._feed(events.WorkerBlank(place.worker, self._calibration.held.blank_bytes))
+        """Start all workers as blank, then run until nothing is in progress."""
+        for worker in self._workers:
+            self._feed(events.WorkerBlank(worker.number, self._calibration.held.blank_bytes))
         self._at(TICK, self._tick)
         self._at(STATS_INTERVAL, self._report)
         while self._changes and self.now < PATIENCE:
@@ -126,13 +127,13 @@ class Simulation:
         happen()
 
     def _at(self, when: float, happen: Callable[[], None]) -> int:
-        """Note what is to happen, no earlier than now; returns its number."""
+        """Schedule `happen` for `when`, but not before now; returns the event's number."""
         self._numbers += 1
         heapq.heappush(self._heap, (max(when, self.now), self._numbers, happen))
         return self._numbers
 
     def _change(self, seconds: float, happen: Callable[[], None]) -> None:
-        """Something that the scheduler has ordered takes so long."""
+        """Schedule the completion of something that the scheduler ordered, `seconds` from now."""
         self._changes += 1
         self._at(self.now + seconds, partial(self._changed, happen))
 
@@ -147,10 +148,10 @@ class Simulation:
     def _report(self) -> None:
         self._at(self.now + STATS_INTERVAL, self._report)
         self._progress(self.now - self._began)
-        for place in self._places:
-            if (engine := place.engine) and place.leader is place:
+        for worker in self._workers:
+            if (engine := worker.engine) and worker.leader is worker:
                 load = (engine.running, engine.waiting, engine.mapped(self.now))
-                self._feed(events.Stats(place.worker, *load, *place.served(self.now)))
+                self._feed(events.Stats(worker.number, *load, *worker.served(self.now)))
         if self._memory_every is not None and not self._preparing:
             self._sample(self._memory_every)
 
@@ -159,9 +160,9 @@ class Simulation:
         if at < len(self._memory) * every:
             return
         held: dict[str, int] = {}
-        for place in self._places:
-            if place.engine is not None and (model := place.skeleton) is not None:
-                nbytes = self._costs[model].shard_bytes + place.engine.mapped(self.now)
+        for worker in self._workers:
+            if worker.engine is not None and (model := worker.skeleton) is not None:
+                nbytes = self._costs[model].shard_bytes + worker.engine.mapped(self.now)
                 held[model] = held.get(model, 0) + nbytes
         self._memory.append(MemorySample(at, held))
 
@@ -197,9 +198,9 @@ class Simulation:
 
     # requests
 
-    def _arrive(self, request: Request) -> None:
+    def _arrive(self, request: TraceRequest) -> None:
         number = len(self._answers)
-        self._answers.append(Answer(request))
+        self._answers.append(SimulatedAnswer(request))
         self._open += 1
         deadline = self.now + self._ttft[request.model]
         self._feed(events.Arrived(number, request.model, request.prompt_tokens, deadline))
@@ -211,26 +212,26 @@ class Simulation:
         self._open -= 1
 
     def _dispatch(self, action: actions.Dispatch) -> None:
-        place, asked = self._places[action.worker], self._answers[action.request].asked
-        assert place.engine is not None
+        worker, asked = self._workers[action.worker], self._answers[action.request].asked
+        assert worker.engine is not None
         self._feed(events.Counted(action.request, asked.prompt_tokens))
         if asked.prompt_tokens + asked.output_tokens > self._most_tokens(asked.model):
             self._end(action.request, "larger than any KV cache")
             self._feed(events.Finished(action.request, 0))
             return
         deadline = self.scheduler.state.requests[action.request].deadline
-        job = Job(action.request, deadline, asked.prompt_tokens, asked.output_tokens)
+        job = VirtualRequest(action.request, deadline, asked.prompt_tokens, asked.output_tokens)
         arrives = self.now + self._costs[asked.model].front(asked.prompt_tokens)
-        self._at(arrives, partial(self._submit, place, place.engine, job))
+        self._at(arrives, partial(self._submit, worker, worker.engine, job))
 
-    def _submit(self, place: Place, engine: Engine, job: Job) -> None:
-        """What was on its way to an engine that is gone by now is lost with what that had under way."""
-        if place.engine is engine and not self._answers[job.id].ended:
+    def _submit(self, worker: VirtualWorker, engine: VirtualEngine, job: VirtualRequest) -> None:
+        """Deliver a request to its engine; if the engine is gone by now, the request is lost with it."""
+        if worker.engine is engine and not self._answers[job.id].ended:
             engine.submit(job)
-            self._interrupt(place)
+            self._interrupt(worker)
 
     def _most_tokens(self, model: str) -> int:
-        """Tokens for which its devices have room beside the model alone."""
+        """Tokens of KV cache that fit on the model's devices when it is alone there."""
         costs = self._costs[model]
         return costs.tokens_in(self._capacity - costs.shard_bytes - costs.held)
 
@@ -239,47 +240,47 @@ class Simulation:
 
     def _abort(self, action: actions.Abort) -> None:
         self._end(action.request, "aborted")
-        for place in self._places:
-            if place.engine is not None and place.engine.abort(action.request):
-                self._interrupt(place.leader)
+        for worker in self._workers:
+            if worker.engine is not None and worker.engine.abort(action.request):
+                self._interrupt(worker.leader)
 
     # engines
 
-    def _interrupt(self, place: Place) -> None:
-        """Something has changed for an engine: from the end of its step on it counts."""
-        assert place.engine is not None
-        end = place.engine.cut(self.now)
+    def _interrupt(self, worker: VirtualWorker) -> None:
+        """Something changed for an engine: cut its run short, so that the change counts from the next step on."""
+        assert worker.engine is not None
+        end = worker.engine.cut(self.now)
         if end is None:
-            self._begin(place, before=IDLE)
+            self._begin(worker, before=IDLE)
         else:
-            place.planned = self._at(end, partial(self._run_ended, place, self._numbers + 1))
+            worker.run_event = self._at(end, partial(self._run_ended, worker, self._numbers + 1))
 
-    def _begin(self, place: Place, *, before: str) -> None:
-        """Begin an engine's next run. `before` is what it did: its neighbours' steps depend on that."""
-        assert place.engine is not None
-        end = place.engine.begin(self.now, self._beside(place))
+    def _begin(self, worker: VirtualWorker, *, before: str) -> None:
+        """Begin an engine's next run. `before` is what it was doing, which determined the speed of its neighbours."""
+        assert worker.engine is not None
+        end = worker.engine.begin(self.now, self._contention(worker))
         if end is not None:
-            place.planned = self._at(end, partial(self._run_ended, place, self._numbers + 1))
-        if before != place.doing:
-            for member in place.group:
+            worker.run_event = self._at(end, partial(self._run_ended, worker, self._numbers + 1))
+        if before != worker.doing:
+            for member in worker.group:
                 for other in self._neighbours[member.device]:
                     if other is not member and other.busy:
                         self._interrupt(other.leader)
 
-    def _beside(self, place: Place) -> Beside:
+    def _contention(self, worker: VirtualWorker) -> Contention:
         devices, resident = [], False
-        for member in place.group:
+        for member in worker.group:
             others = [it.engine for it in self._neighbours[member.device] if it is not member and it.engine is not None]
             devices.append([other.load for other in others if other.run is not None and other.load is not None])
             resident = resident or bool(others)
-        return Beside(self._sharing, devices, resident)
+        return Contention(self._sharing, devices, resident)
 
-    def _run_ended(self, place: Place, number: int) -> None:
-        if number != place.planned or place.engine is None:
+    def _run_ended(self, worker: VirtualWorker, number: int) -> None:
+        if number != worker.run_event or worker.engine is None:
             return
-        doing = place.doing
-        outcome = place.engine.complete()
-        self._begin(place, before=doing)
+        doing = worker.doing
+        outcome = worker.engine.complete()
+        self._begin(worker, before=doing)
         at = self.now - self._began
         for request in outcome.first_tokens:
             self._answers[request].first_token_at = at
@@ -291,71 +292,73 @@ class Simulation:
             self._feed(events.Finished(request, answer.asked.output_tokens))
 
     def _set_kv_limit(self, action: actions.SetKvLimit) -> None:
-        place = self._places[action.worker]
-        if place.engine is None:
+        worker = self._workers[action.worker]
+        if worker.engine is None:
             return
-        place.kv_limit = action.nbytes
-        place.engine.set_limit(min(member.kv_limit for member in place.leader.group))
-        end = place.engine.cut(self.now)
-        self._interrupt(place.leader)
-        happen = partial(self._limit_applied, place, place.engine, action.revision)
+        worker.kv_limit = action.nbytes
+        worker.engine.set_limit(min(member.kv_limit for member in worker.leader.group))
+        end = worker.engine.cut(self.now)
+        self._interrupt(worker.leader)
+        happen = partial(self._limit_applied, worker, worker.engine, action.revision)
         wait = 0.0 if end is None else end - self.now
         self._change(wait + self._calibration.limit.seconds, happen)
 
-    def _limit_applied(self, place: Place, engine: Engine, revision: int) -> None:
-        if place.engine is engine:
-            self._feed(events.LimitApplied(place.worker, revision, engine.mapped(self.now)))
+    def _limit_applied(self, worker: VirtualWorker, engine: VirtualEngine, revision: int) -> None:
+        if worker.engine is engine:
+            self._feed(events.LimitApplied(worker.number, revision, engine.mapped(self.now)))
 
     # workers
 
     def _activate(self, action: actions.Activate) -> None:
-        place, costs = self._places[action.worker], self._costs[action.model]
-        place.join(tuple(self._places[worker] for worker in action.followers))
-        seconds = costs.parked_activation if place.skeleton == action.model else costs.blank_activation
-        copied = costs.parked_activation  # it is little more than a copy
-        if any(member.skeleton not in (None, action.model) for member in place.group):
+        worker, costs = self._workers[action.worker], self._costs[action.model]
+        worker.join(tuple(self._workers[number] for number in action.followers))
+        seconds = costs.parked_activation if worker.skeleton == action.model else costs.blank_activation
+        copied = costs.parked_activation  # activating a parked model is little more than the copy
+        if any(member.skeleton not in (None, action.model) for member in worker.group):
             seconds += self._calibration.teardown.seconds
             copied += self._calibration.teardown.seconds
-        for member in place.group:
+        for member in worker.group:
             member.skeleton = action.model
         if copied < seconds:
-            self._at(self.now + copied, partial(self._feed, events.Copied(place.worker)))
+            self._at(self.now + copied, partial(self._feed, events.Copied(worker.number)))
         self._activations += 1
-        self._migrations += any(p.engine is not None and p.skeleton == action.model for p in self._places)
-        self._change(seconds, partial(self._activated, place, action, seconds))
+        self._migrations += any(it.engine is not None and it.skeleton == action.model for it in self._workers)
+        self._change(seconds, partial(self._activated, worker, action, seconds))
 
-    def _activated(self, place: Place, action: actions.Activate, seconds: float) -> None:
+    def _activated(self, worker: VirtualWorker, action: actions.Activate, seconds: float) -> None:
         costs = self._costs[action.model]
-        first_use = not self._warmed and action.model not in place.used
-        place.put_engine(Engine(costs, self._max_running, action.kv_limit, first_use=first_use), action.kv_limit)
-        self._feed(events.Activated(place.worker, action.model, seconds, costs.held))
+        first_use = not self._warmed and action.model not in worker.used
+        worker.put_engine(
+            VirtualEngine(costs, self._max_running, action.kv_limit, first_use=first_use), action.kv_limit
+        )
+        self._feed(events.Activated(worker.number, action.model, seconds, costs.held))
 
     def _park(self, action: actions.Park) -> None:
-        place = self._places[action.worker]
-        assert place.skeleton is not None
-        place.drop_engine(self.now)
-        self._change(self._costs[place.skeleton].park, partial(self._parked, place, place.skeleton))
+        worker = self._workers[action.worker]
+        assert worker.skeleton is not None
+        worker.drop_engine(self.now)
+        self._change(self._costs[worker.skeleton].park, partial(self._parked, worker, worker.skeleton))
 
-    def _parked(self, place: Place, model: str) -> None:
-        self._feed(events.Parked(place.worker, model, self._costs[model].held_parked))
+    def _parked(self, worker: VirtualWorker, model: str) -> None:
+        self._feed(events.Parked(worker.number, model, self._costs[model].held_parked))
 
     def _blank(self, action: actions.Blank) -> None:
-        self._change(self._calibration.teardown.seconds, partial(self._blanked, self._places[action.worker]))
+        self._change(self._calibration.teardown.seconds, partial(self._blanked, self._workers[action.worker]))
 
     def _recycle(self, action: actions.Recycle) -> None:
-        place = self._places[action.worker]
-        place.prefilled = place.decoded = 0
-        place.used.clear()
-        self._change(self._calibration.start.seconds, partial(self._blanked, place))
+        worker = self._workers[action.worker]
+        worker.prefilled = worker.decoded = 0
+        worker.used.clear()
+        self._change(self._calibration.start.seconds, partial(self._blanked, worker))
 
-    def _blanked(self, place: Place) -> None:
-        for member in place.group:
+    def _blanked(self, worker: VirtualWorker) -> None:
+        for member in worker.group:
             member.skeleton = None
-        place.part()
-        self._feed(events.WorkerBlank(place.worker, self._calibration.held.blank_bytes))
+        worker.part()
+        self._feed(events.WorkerBlank(worker.number, self._calibration.held.blank_bytes))
 
     def _stage(self, action: actions.Stage) -> None:
-        """From disk; before the trace begins it does not matter how long that takes."""
+        """Load a model from disk; before the trace begins, this takes no time."""
         costs = self._costs[action.model]
         self._change(
             0.0 if self._preparing else costs.load, partial(self._feed, events.Staged(action.model, costs.weight_bytes))

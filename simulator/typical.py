@@ -1,4 +1,4 @@
-"""The runs of a series that stand for it where only one of each policy can be shown."""
+"""Chooses the runs to show where there is room for only one per policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simulator.report import Setting
 
 
 def typical(settings: Iterable[Setting]) -> list[Setting]:
-    """One of each policy: the fewest GPUs, and the rate and SLO scales nearest to 1, the higher rate of two equals."""
+    """One setting per policy: the fewest GPUs, then rate and SLO scales closest to 1; of two such rates, the higher."""
     chosen: dict[str, Setting] = {}
     for setting in sorted(settings, key=_distance):
         chosen.setdefault(setting.policy, setting)

@@ -103,7 +103,7 @@ def fit(measured: Measurements) -> Fits:
 
 
 def fit_prefill(points: Sequence[PrefillPoint], shapes: Mapping[str, Shape], chunk: int) -> Fit:
-    """The terms of `simulator.calibration.Prefill`. Raises: StudyError."""
+    """The terms of `simulator.calibration.PrefillCost`. Raises: StudyError."""
     samples = [
         Sample(
             f"{point.model}, {point.tokens} tokens",
@@ -136,7 +136,7 @@ def _prefill_step(shape: Shape, tokens: int, before: int) -> Either:
 
 
 def fit_decode(points: Sequence[DecodePoint], shapes: Mapping[str, Shape], uneven: Sequence[Steps] = ()) -> Fit:
-    """The terms of `simulator.calibration.Decode`; `uneven` are steps of contexts of different lengths.
+    """The terms of `simulator.calibration.DecodeCost`; `uneven` are steps of contexts of different lengths.
 
     Raises:
         StudyError: too few, or they contradict the formula.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bench.calibration.worker_rows import Busy, FirstTokens, Group, WorkerRows
 from simulator.calibration import Calibration
 from simulator.costs import Costs
-from simulator.sharing import Beside, ByMps, InSlices, Load, Sharing
+from simulator.sharing import Contention, MpsKernelSharing, Sharing, StepLoad, TimeSlicedSharing
 
 SLICES = np.arange(0.5e-3, 4.01e-3, 0.25e-3)
 SWITCHES = np.arange(0.0, 0.61e-3, 0.05e-3)
@@ -41,11 +41,11 @@ def fit_slices(rows: WorkerRows, calibration: Calibration, models: Models) -> Fo
     launch, known = _launch(groups, rows.firsts, models, calibration.time_slices.launch_per_neighbour)
 
     def off(slice_seconds: float, switch_seconds: float) -> float:
-        return _off(groups, models, InSlices(slice_seconds, switch_seconds, launch))
+        return _off(groups, models, TimeSlicedSharing(slice_seconds, switch_seconds, launch))
 
     coarse = _best(off, SLICES, SWITCHES)
     fine = _best(off, *(_around(*it) for it in zip(coarse, (SLICES, SWITCHES), strict=True)))
-    found = InSlices(*fine, launch)
+    found = TimeSlicedSharing(*fine, launch)
     terms = {"slice_seconds": fine[0], "switch_seconds": fine[1], "launch_per_neighbour": launch}
     return Found(terms, _words(groups, models, found) + known)
 
@@ -55,8 +55,8 @@ def fit_mps(rows: WorkerRows, calibration: Calibration, models: Models) -> Found
     if not _decoding(groups):
         return None
     launch, known = _launch(groups, rows.firsts, models, calibration.mps.launch_per_neighbour)
-    share = min(SHARES, key=lambda it: _off(groups, models, ByMps(it, launch)))
-    found = ByMps(float(share), launch)
+    share = min(SHARES, key=lambda it: _off(groups, models, MpsKernelSharing(it, launch)))
+    found = MpsKernelSharing(float(share), launch)
     return Found({"wait_share": float(share), "launch_per_neighbour": launch}, _words(groups, models, found) + known)
 
 
@@ -73,15 +73,15 @@ def _around(value: float, tried: Array) -> Array:
 def predicted(member: Busy, group: Group, models: Models, sharing: Sharing) -> float:
     """Seconds of its step, or of its first token, among the others."""
     others = [_load(other, models) for other in group.members if other is not member]
-    beside, costs = Beside(sharing, [others], resident=True), models[member.model]
+    beside, costs = Contention(sharing, [others], resident=True), models[member.model]
     if member.batch:
-        step, _ = costs.decode_beside(member.batch, round(member.batch * _context(member)), _context(member), beside)
+        step, _ = costs.contended_decode(member.batch, round(member.batch * _context(member)), _context(member), beside)
         return step.first
-    step_seconds = costs.prefill_beside(costs.prefill_work(member.prompt, 0), beside)
+    step_seconds = costs.contended_prefill(costs.prefill_work(member.prompt, 0), beside)
     return costs.front(member.prompt) + step_seconds + costs.prefill_host
 
 
-def _load(member: Busy, models: Models) -> Load:
+def _load(member: Busy, models: Models) -> StepLoad:
     costs = models[member.model]
     if not member.batch:
         return costs.prefill_load(costs.prefill_work(member.prompt, 0))

@@ -10,7 +10,7 @@ from bench.calibration.sharing_fit import predicted
 from bench.calibration.tables import ms, percent, table
 from bench.calibration.worker_fit import WorkerFits, costs_of
 from bench.calibration.worker_rows import SPLITS, Busy, Group, Steps
-from simulator.sharing import ALONE, Beside, sharing_of
+from simulator.sharing import ALONE, Contention, sharing_of
 
 Row = list[str]
 
@@ -53,8 +53,8 @@ class WorkerPage:
         return [row.model, _mps(row.mps), str(row.beside), *given, *told]
 
     def _simulated(self, row: Steps) -> float:
-        beside = Beside(None, (), resident=row.beside > 0)
-        step, _ = self._costs[row.model].decode_beside(row.batch, round(row.context), row.longest, beside)
+        beside = Contention(None, (), resident=row.beside > 0)
+        step, _ = self._costs[row.model].contended_decode(row.batch, round(row.context), row.longest, beside)
         return step.first
 
     def _firsts(self) -> list[str]:
@@ -75,7 +75,7 @@ class WorkerPage:
         rows = []
         for row in self._rows.stalls:
             costs = self._costs[row.model]
-            made = costs.prefill_beside(costs.prefill_work(row.tokens, 0), ALONE) + costs.prefill_host
+            made = costs.contended_prefill(costs.prefill_work(row.tokens, 0), ALONE) + costs.prefill_host
             rows.append(
                 [
                     *(row.model, _mps(row.mps), str(row.beside), str(row.tokens), ms(row.plain), ms(row.median)),

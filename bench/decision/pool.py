@@ -14,7 +14,7 @@ from functools import partial
 from random import Random
 
 from bench.evaluation.sizes import SIZES
-from config.registry import Model, PolicyName, Pool, Registry, SchedulerConfig, WeightStore
+from config.registry import ModelConfig, PolicyName, PoolConfig, Registry, SchedulerConfig, WeightStoreConfig
 from config.shape import shape_of
 from scheduler.actions import Activate, AnyAction, Blank, Decision, Dispatch, Park, Recycle, SetKvLimit, Stage
 from scheduler.events import (
@@ -138,10 +138,10 @@ class CrowdedPool:
 
     def _registry(self, policy: PolicyName, gpus: int, workers_per_gpu: int) -> Registry:
         devices = tuple(f"cuda:{index}" for index in range(gpus))
-        models = (Model(name=name, preload=True, tensor_parallel=k) for name, (_, k) in self._costs.items())
+        models = (ModelConfig(name=name, preload=True, tensor_parallel=k) for name, (_, k) in self._costs.items())
         return Registry(
-            pool=Pool(engine="sglang", devices=devices, workers_per_device=workers_per_gpu, max_running=64),
-            weight_store=WeightStore(host_memory=2**50),
+            pool=PoolConfig(engine="sglang", devices=devices, workers_per_device=workers_per_gpu, max_running=64),
+            weight_store=WeightStoreConfig(host_memory=2**50),
             scheduler=SchedulerConfig(policy=policy),
             models=tuple(models),
         )

@@ -16,9 +16,9 @@ from config.device_memory import SHARE
 from simulator.calibration import Calibration
 from simulator.errors import StudyError
 from simulator.models import costs_of
-from simulator.outcomes import Result
+from simulator.outcomes import SimulationResult
 from simulator.parallel import Report
-from simulator.report import Row, Setting, row
+from simulator.report import RunRow, Setting, row
 from simulator.series import Series, set_up
 from simulator.simulation import Simulation
 
@@ -93,7 +93,7 @@ def open_case(
     return Case(scenario, workload, seed, series, words, left_out)
 
 
-def attempt(case: Case, wanted: Attempt, report: Report) -> Row:
+def attempt(case: Case, wanted: Attempt, report: Report) -> RunRow:
     """What is judged are the requests that arrive after the warm-up; of a shorter trace, all."""
     models = case.series.registry.models
     series = dataclasses.replace(case.series, workers=workers_on(wanted.gpus, len(models)))
@@ -119,12 +119,12 @@ def attempt(case: Case, wanted: Attempt, report: Report) -> Row:
     return row(setting, result, {model.name: model.slo for model in registry.models})
 
 
-def judged(result: Result, warm_up: float) -> Result:
+def judged(result: SimulationResult, warm_up: float) -> SimulationResult:
     """Without the requests that arrived before `warm_up` seconds."""
     answers = [answer for answer in result.answers if answer.asked.at >= warm_up]
     return dataclasses.replace(result, answers=answers, seconds=result.seconds - warm_up)
 
 
-def holds(row: Row) -> bool:
+def holds(row: RunRow) -> bool:
     """Whether 99% of the requests met each objective; those that nobody asked for count as met."""
     return all(share is None or share >= GOAL for share in (row.ttft_attainment, row.tpot_attainment))

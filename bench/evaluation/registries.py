@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from bench.evaluation.scenarios import Scenario
 from bench.evaluation.sizes import write_sizes
-from config.registry import Model, Pool, Registry, WeightStore
+from config.registry import ModelConfig, PoolConfig, Registry, WeightStoreConfig
 from simulator.calibration import Calibration
 from simulator.errors import StudyError
 from simulator.models import costs_of
@@ -26,14 +26,14 @@ def registry_of(scenario: Scenario, folder: Path) -> Registry:
         OSError: they cannot be.
     """
     write_sizes(folder)
-    pool = Pool(
+    pool = PoolConfig(
         engine="sglang",
         devices=tuple(f"cuda:{index}" for index in range(scenario.gpus)),
         workers_per_device=workers_on(scenario.gpus, scenario.number_of_models),
         max_running=MAX_RUNNING,
     )
     models = tuple(
-        Model(
+        ModelConfig(
             name=f"{group.size}-{chr(ord('a') + place)}{index}",
             shape=folder / f"{group.size}.json",
             tensor_parallel=group.tensor_parallel,
@@ -42,7 +42,7 @@ def registry_of(scenario: Scenario, folder: Path) -> Registry:
         for place, group in enumerate(scenario.models)
         for index in range(group.number)
     )
-    return Registry(pool=pool, weight_store=WeightStore(host_memory=HOST_MEMORY), models=models)
+    return Registry(pool=pool, weight_store=WeightStoreConfig(host_memory=HOST_MEMORY), models=models)
 
 
 def workers_on(gpus: int, models: int) -> int:

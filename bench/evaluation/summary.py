@@ -11,7 +11,7 @@ import numpy as np
 from bench.evaluation.run import Outcome
 from bench.evaluation.scenarios import HEADLINE
 from bench.evaluation.trials import Found
-from simulator.report import Row
+from simulator.report import RunRow
 
 Quantity = Callable[[Outcome, Found], float]
 
@@ -67,7 +67,7 @@ def of_policy(outcomes: Sequence[Outcome], policy: str, quantity: Quantity) -> S
     return Spread.of([quantity(outcome, reached) for outcome, reached in found])
 
 
-def at_fixed_rate(outcomes: Sequence[Outcome], policy: str) -> list[Row]:
+def at_fixed_rate(outcomes: Sequence[Outcome], policy: str) -> list[RunRow]:
     """The runs at the fixed rates on the scenario's own number of GPUs."""
     found = []
     for outcome in outcomes:

@@ -10,7 +10,7 @@ from bench.evaluation.placements import PLACEMENTS, SCREENED_AT, SCREENED_FOR, b
 from bench.evaluation.scenarios import GOODPUT_AT, HEADLINE
 from bench.evaluation.search import fewest, highest
 from simulator.parallel import Report
-from simulator.report import Row
+from simulator.report import RunRow
 
 STATIC = "static"
 LEAST, MOST = 1 / 32, 32.0
@@ -38,7 +38,7 @@ class Effort:
 class Run:
     """One simulated run that counted. `placement` is the seed of `static`'s."""
 
-    row: Row
+    row: RunRow
     placement: int | None = None
 
 
@@ -73,7 +73,7 @@ class Trials:
     def runs(self) -> tuple[Run, ...]:
         return tuple(self._runs.values())
 
-    def run(self, gpus: int, scale: float) -> Row:
+    def run(self, gpus: int, scale: float) -> RunRow:
         if (gpus, scale) not in self._runs:
             placement = self._placement(gpus) if self._policy == STATIC else None
             made = self._attempt(gpus, scale, placement)
@@ -98,7 +98,7 @@ class Trials:
         gpus, scale = self._case.scenario.gpus, self._case.scale
         return {times: self.run(gpus, times * scale).goodput_rps for times in GOODPUT_AT}
 
-    def _attempt(self, gpus: int, scale: float, placement: int | None, seconds: float | None = None) -> Row:
+    def _attempt(self, gpus: int, scale: float, placement: int | None, seconds: float | None = None) -> RunRow:
         return attempt(self._case, Attempt(self._policy, gpus, scale, placement, seconds), self._report)
 
     def _placement(self, gpus: int) -> int:

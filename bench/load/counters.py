@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.load.tokens import CountEach, counter_of, simulated_counter
 from config.errors import ConfigError
 from config.reader import read_registry
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from simulator.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def of_registry(registry: Registry, models: Iterable[str]) -> dict[str, CountEac
     return _of_folders({model.name: folder for model in ours if (folder := _folder(model)) is not None})
 
 
-def _folder(model: Model) -> Path | None:
+def _folder(model: ModelConfig) -> Path | None:
     """Where its tokenizer is; a shape's lies beside it."""
     return model.path or (model.shape.parent if model.shape is not None else None)
 

@@ -18,10 +18,10 @@ from enginepool.engines.simulated import BYTES_PER_TOKEN, DEFAULT_TOKENS, WORDS
 from enginepool.openai.answers import (
     EVENT_STREAM,
     JSON,
-    Answer,
     ChatAnswer,
     Choice,
     CompletionAnswer,
+    OpenAIAnswer,
     Usage,
 )
 from simulator.command_line import Parser
@@ -91,14 +91,14 @@ async def complete(request: web.Request) -> web.StreamResponse:
     return await answer(request, body, CompletionAnswer(body.model, body.include_usage))
 
 
-async def answer(request: web.Request, body: Body, formatter: Answer) -> web.StreamResponse:
+async def answer(request: web.Request, body: Body, formatter: OpenAIAnswer) -> web.StreamResponse:
     if body.stream:
         return await stream(request, body, formatter)
     text = "".join(WORDS[position % len(WORDS)] for position in range(body.tokens))
     return web.Response(body=formatter.whole([Choice(0, text, "length")], body.usage), content_type=JSON)
 
 
-async def stream(request: web.Request, body: Body, formatter: Answer) -> web.StreamResponse:
+async def stream(request: web.Request, body: Body, formatter: OpenAIAnswer) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
     await response.prepare(request)
     await response.write(formatter.begin(0) or b"")

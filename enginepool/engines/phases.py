@@ -1,4 +1,4 @@
-"""What an activation took, phase by phase."""
+"""Measures an activation phase by phase."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 class Phases:
-    """`seconds` by phase, in order."""
+    """Collects `seconds` by phase, in order."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -19,8 +19,9 @@ class Phases:
         self._last = now
 
     def took(self, others: Mapping[str, float]) -> None:
-        """These came next, in another process; what is left until the next `end` is that phase's. They may have begun
-        before this process heard of it: then the last phase was as much shorter.
+        """Insert phases that another process measured; the time left until the next `end` belongs to that phase.
+
+        The other process may have begun before this one recorded its last phase, which is then shortened accordingly.
         """
         end = self._last + sum(others.values())
         early = max(0.0, end - time.perf_counter())

@@ -1,12 +1,12 @@
-"""An engine without a model: it answers by a timing model, to load the gateway and nothing else.
+"""An engine without a model: a timing model answers, so that only the gateway is under load.
 
-Prefill takes `ttft` seconds. Decoding goes in steps of `tpot` seconds, each of which gives every running request one
-token, as continuous batching does. With `tpot` 0 a request is answered as soon as it is prefilled.
+Prefill takes `ttft` seconds. Decode steps take `tpot` seconds each and yield one token for every running request, as in
+continuous batching. With `tpot` 0, a request is answered as soon as it is prefilled.
 
-It can also pretend to hold a device's memory: `held_*` bytes by its state, and `kv_per_token` bytes for every token of
-the requests in it. A lower KV limit holds after `limit_delay` seconds, if those requests have no more than that then.
+The engine can also pretend to use device memory: `held_*` bytes depending on its state, and `kv_per_token` bytes per
+token of its requests. A lower KV limit takes effect after `limit_delay` seconds, provided that the requests fit then.
 
-A request with the text `faulty` in its body ends the worker, once it is prefilled, as a fault of its GPU would.
+A request whose body contains the text `faulty` kills the worker after its prefill, the way a GPU fault would.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from enginepool.messages import (
     SegmentRef,
     Submit,
 )
-from enginepool.openai.answers import EVENT_STREAM, JSON, Answer, Choice, Usage, answer_to
+from enginepool.openai.answers import EVENT_STREAM, JSON, Choice, OpenAIAnswer, Usage, answer_to
 from enginepool.openai.errors import error_body
 from enginepool.openai.requests import ChatRequest, GenerationRequest, parse
 from enginepool.process import DEVICE_FAULT_EXIT
@@ -38,7 +38,7 @@ from enginepool.process import DEVICE_FAULT_EXIT
 BYTES_PER_TOKEN = 4
 DEFAULT_TOKENS = 16
 MAX_LAG = 0.1
-"""Seconds of steps that a late one may have to catch up with."""
+"""Maximum seconds of decode steps to catch up with after a late one."""
 TEXT = "the gate opens and a warm model answers while the others sleep in host memory"
 WORDS = tuple(f" {word}" for word in TEXT.split())
 
@@ -47,7 +47,7 @@ WORDS = tuple(f" {word}" for word in TEXT.split())
 class _Sequence:
     submit: Submit
     stream: bool
-    answer: Answer
+    answer: OpenAIAnswer
     choices: int
     prompt_tokens: int
     max_tokens: int
@@ -113,7 +113,7 @@ class SimulatedEngine:
     # the model
 
     async def start(self) -> None:
-        """Nothing to wait for."""
+        """There is nothing to wait for."""
 
     async def activate(
         self,
@@ -141,10 +141,10 @@ class SimulatedEngine:
         return {}
 
     def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
-        """Nothing can be done in advance."""
+        """There is nothing to prepare."""
 
     def withdraw(self, model: str) -> None:
-        """Nothing is held of a model that is not active."""
+        """There is nothing to release."""
 
     def set_kv_limit(self, revision: int, nbytes: int) -> None:
         lower = nbytes < self._kv_limit
@@ -191,7 +191,7 @@ class SimulatedEngine:
             self._lowering.cancel()
 
     def _admit(self) -> None:
-        """Start prefills while there is room, the earliest deadline first."""
+        """Start prefills while there is room, earliest deadline first."""
         while self._waiting and self.load.running < self._max_running and self._kv_fits(self._waiting[0].sequence):
             sequence = heapq.heappop(self._waiting).sequence
             if sequence.submit.request in self._sequences:
@@ -201,11 +201,11 @@ class SimulatedEngine:
         self.load.waiting = len(self._sequences) - self.load.running
 
     def _kv_of(self, sequence: _Sequence) -> int:
-        """Bytes that a request takes at its end; they are its own from the beginning."""
+        """Bytes of KV cache that a request needs at its end, reserved from the start."""
         return self._kv_per_token * (sequence.prompt_tokens + sequence.max_tokens * sequence.choices)
 
     def _kv_fits(self, sequence: _Sequence) -> bool:
-        """One alone runs in any case: there is nobody whose end it could wait for."""
+        """Whether a request may start. A request alone always may, since it could wait for nobody to finish."""
         alone, needed = self.load.running == 0, self.load.kv_bytes + self._kv_of(sequence)
         return alone or self._kv_limit == 0 or needed <= self._kv_limit
 
@@ -216,7 +216,7 @@ class SimulatedEngine:
             sequence.prefill = self._loop.call_soon(self._begin, sequence)  # type: ignore[assignment]
 
     def _begin(self, sequence: _Sequence) -> None:
-        """The prefill is done: the first token is out."""
+        """Finish the prefill with the first token."""
         if self._faulty and self._faulty in sequence.submit.body:
             os._exit(DEVICE_FAULT_EXIT)
         self.load.prompt_tokens += sequence.prompt_tokens
@@ -242,7 +242,8 @@ class SimulatedEngine:
             self._step_timer = self._loop.call_at(self._due, self._step)
 
     def _step(self) -> None:
-        """One token for every running request; the next step is due `tpot` after this one was, however late it ran."""
+        """Decode one token of every running request; the next step is due `tpot` after this one was due, even if it ran
+        late."""
         self._step_timer = None
         for sequence in list(self._decoding.values()):
             if sequence.finished:

@@ -1,4 +1,4 @@
-"""The environment variables of the processes that serve on GPUs; they must be set before those start."""
+"""Environment variables for processes that serve on GPUs, to be set before these processes start."""
 
 from __future__ import annotations
 
@@ -16,45 +16,43 @@ _SAVER = "torch_memory_saver"
 
 
 def gpu_environment(current: Mapping[str, str]) -> dict[str, str]:
-    """What the template needs beside `current` so that its children can serve on a GPU.
+    """Variables that the template needs in addition to `current` so that its children can serve on a GPU.
 
-    Imports neither torch nor SGLang, since the gateway calls it.
-
-    Raises:
-        PoolError: a package that the engine needs on a GPU is missing.
+    Imports neither torch nor SGLang, because it is called in the gateway.
     """
     if importlib.util.find_spec("kvcached") is None:
         raise PoolError("the engine sglang needs the package kvcached on a GPU; run `make gpu`")
     preload = [str(saver_library()), *_cuda_runtime(), *filter(None, [current.get("LD_PRELOAD")])]
     return {
-        # torch_memory_saver takes over cudaMalloc, which it can only from a process's start, and ahead of who has it.
+        # torch_memory_saver overrides cudaMalloc, so it must be preloaded, ahead of the library that defines it.
         "LD_PRELOAD": ":".join(preload),
-        # kvcached patches SGLang while it is imported, if told so.
+        # Makes kvcached patch SGLang on import.
         "ENABLE_KVCACHED": "true",
         "KVCACHED_AUTOPATCH": "1",
-        # It would keep up to ten pages mapped ahead: 1.3 GB of an 8B model, in each worker.
+        # Otherwise kvcached keeps up to ten pages mapped in advance: 1.3 GB for an 8B model, in each worker.
         "KVCACHED_PAGE_PREALLOC_ENABLED": current.get("KVCACHED_PAGE_PREALLOC_ENABLED", "false"),
-        # The worker's KV limit bounds the prefix cache, which shrinks when the limit does.
+        # No limit of its own: the worker's KV limit bounds the prefix cache, which shrinks with it.
         "KVCACHED_MAX_CACHED_TOKENS": current.get("KVCACHED_MAX_CACHED_TOKENS", "-1"),
         "KVCACHED_LOG_LEVEL": current.get("KVCACHED_LOG_LEVEL", "WARNING"),
-        # Left out, torch.compile would set it in the middle of a process's life, to where no kernel is compiled yet.
+        # If unset, torch.compile would set it in mid-process, to a folder without any compiled kernels.
         "TRITON_CACHE_DIR": str(kernel_folder(current)),
-        # Where kernels' compilers are; a toolkit of the user's own comes first.
+        # The tools that compile kernels; a toolkit set by the user takes precedence.
         **kernel_tools(current),
-        # A rank says itself whose client it is. Nobody else is anybody's, and not by chance another's.
+        # A rank chooses its MPS daemon itself; all other processes must not become clients of any daemon by accident.
         PIPES: NO_DAEMON,
-        # As NVML counts.
+        # The order in which NVML numbers GPUs.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        # The template forks, and a fork copies no thread.
+        # No threads in the template: it forks, and a fork does not copy threads.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        # pyarrow, which pandas imports where it is installed, starts one for its allocator.
+        # pandas imports pyarrow if installed, whose allocator would start a thread.
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
     }
 
 
 def kernel_tools(current: Mapping[str, str]) -> dict[str, str]:
-    """The CUDA toolkit that `make gpu` made, and ninja beside this Python, which need not be on PATH."""
+    """Variables for the CUDA toolkit built by `make gpu`, and for ninja next to this Python, which may not be on
+    PATH."""
     scripts, toolkit = str(Path(sys.executable).parent), Path(sys.prefix, "cuda")
     found = {"PATH": f"{current.get('PATH', os.defpath)}:{scripts}"}
     if toolkit.exists() and not (current.get("CUDA_HOME") or current.get("CUDA_PATH")):
@@ -63,14 +61,14 @@ def kernel_tools(current: Mapping[str, str]) -> dict[str, str]:
 
 
 def kernel_folder(current: Mapping[str, str]) -> Path:
-    """Where Triton keeps what it compiles: its own default, unless the user says otherwise."""
+    """The folder of Triton's compiled kernels: Triton's default, unless the user set another."""
     if folder := current.get("TRITON_CACHE_DIR"):
         return Path(folder)
     return Path(current.get("TRITON_HOME") or Path.home(), ".triton", "cache")
 
 
 def saver_library() -> Path:
-    """The build of torch_memory_saver for torch's CUDA. Raises: PoolError."""
+    """The torch_memory_saver library built for torch's CUDA version. Raises: PoolError."""
     found = importlib.util.find_spec(_SAVER)
     if found is None or found.origin is None:
         raise PoolError(f"the engine sglang needs the package {_SAVER} on a GPU; run `make gpu`")
@@ -82,7 +80,8 @@ def saver_library() -> Path:
 
 
 def _cuda_runtime() -> list[str]:
-    """Torch's libcudart, which the memory saver wants before torch comes; in site-packages no loader finds it."""
+    """Torch's libcudart, which the memory saver needs before torch is loaded; in site-packages the dynamic loader does
+    not find it."""
     found, major = importlib.util.find_spec("nvidia"), torch_cuda().partition(".")[0]
     folders = found.submodule_search_locations if found and found.submodule_search_locations else ()
     libraries = (Path(folder, f"cu{major}", "lib", f"libcudart.so.{major}") for folder in folders)
@@ -90,7 +89,11 @@ def _cuda_runtime() -> list[str]:
 
 
 def torch_cuda() -> str:
-    """Such as `13.0`: as torch/version.py has it, since importing torch would take seconds. Raises: PoolError."""
+    """Torch's CUDA version, such as `13.0`, read from torch/version.py because importing torch takes seconds.
+
+    Raises:
+        PoolError: torch is missing or was built without CUDA.
+    """
     found = importlib.util.find_spec("torch")
     if found is None or not found.submodule_search_locations:
         raise PoolError("torch is not installed")

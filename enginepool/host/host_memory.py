@@ -1,4 +1,4 @@
-"""How much memory this process and its children may use: the machine's, or less by the limits of its cgroups."""
+"""How much memory this process and its children may use, within the machine's memory and its cgroups' limits."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 import psutil
 
 RESERVE = 64 * 2**20
-"""Bytes of a cgroup's limit that no weights may take: at its limit the kernel kills, and workers grow a little."""
+"""Bytes below a cgroup's limit that weights must leave free: workers grow a little, and the kernel kills at the
+limit."""
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 _VERSIONS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of cgroups 2 and 1: limit, use, and the part of that which is files read long ago, given back to whoever needs it."""
+"""For cgroups v2 and v1: the files with limit and usage, and the statistic of reclaimable page cache in that usage."""
 
 
 def machine() -> int:
-    """Bytes of the whole machine."""
+    """Bytes of the machine's memory."""
     return int(psutil.virtual_memory().total)
 
 
@@ -29,24 +30,24 @@ def total() -> int:
 
 
 def available() -> int:
-    """Bytes that this process and its children may still use, by the kernel and by its cgroups."""
+    """Bytes that this process and its children may use in addition now."""
     left = [limit - used for limit, used in _limits()]
     return max(0, min([int(psutil.virtual_memory().available), *left]))
 
 
 def room() -> int:
-    """Bytes that weights may take now."""
+    """Bytes available for weights now."""
     left = [limit - used - RESERVE for limit, used in _limits()]
     return max(0, min([int(psutil.virtual_memory().available), *left]))
 
 
 def most() -> int:
-    """Bytes that weights may take if nothing else needs any."""
+    """Bytes that weights could take if nothing else used memory."""
     return max(0, min([machine(), *(limit - RESERVE for limit, _ in _limits())]))
 
 
 def _limits() -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of each cgroup above this process that has a limit."""
+    """Yields limit and usage, in bytes, of each limited cgroup this process is in."""
     for folder in _cgroups():
         for limit, used, reclaimable in _VERSIONS:
             found = _number(folder / limit)
@@ -55,7 +56,8 @@ def _limits() -> Iterator[tuple[int, int]]:
 
 
 def _cgroups() -> set[Path]:
-    """Of this process and above, versions 2 and 1. A container may have its own as the root, whatever it is called."""
+    """Folders of this process's cgroups and their parents, v2 and v1. The roots are always included, because a
+    container may see its own cgroup as the root under any name."""
     roots = {"": CGROUPS, "memory": CGROUPS / "memory"}
     found = set(roots.values())
     for line in _membership():
@@ -75,7 +77,7 @@ def _membership() -> list[str]:
 
 
 def _statistic(folder: Path, name: str) -> int:
-    """One of memory.stat; 0 where there is none."""
+    """A value of memory.stat; 0 if missing."""
     try:
         lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
@@ -86,5 +88,5 @@ def _statistic(folder: Path, name: str) -> int:
 def _number(file: Path) -> int | None:
     try:
         return int(file.read_text())
-    except (OSError, ValueError):  # no such cgroup, or `max`
+    except (OSError, ValueError):  # no such cgroup, or the limit is `max`
         return None

@@ -1,4 +1,4 @@
-"""What libraries log goes through Prism's log, at the level that it has for its users, and each message once."""
+"""Routes libraries' log messages through Prism's log, with adjusted levels, and each message only once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def take_over(name: str, expected: Sequence[str] = ()) -> None:
-    """Have the library's logger `name` write to Prism's log instead of its own, to be called once it is imported.
+    """Make the library's logger `name` write to Prism's log. To be called after importing the library.
 
-    A message that begins with one of `expected` says what Prism itself brings about: it is for debugging.
+    Messages that begin with one of `expected` report what Prism causes deliberately, and are logged as debug.
     """
     logger = logging.getLogger(name)
     logger.handlers.clear()
@@ -21,7 +21,7 @@ def take_over(name: str, expected: Sequence[str] = ()) -> None:
 
 
 class _Once(logging.Filter):
-    """Lets a message pass once, whatever numbers are in it."""
+    """Lets each message pass once; messages that differ only in numbers are the same."""
 
     def __init__(self, expected: tuple[str, ...]) -> None:
         super().__init__()

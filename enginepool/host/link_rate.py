@@ -1,6 +1,6 @@
-"""What the link to a device can do: `python -m enginepool.host.link_rate DEVICE...` prints it as JSON, by device.
+"""Measures the link to devices: `python -m enginepool.host.link_rate DEVICE...` prints JSON by device.
 
-A process of its own, so that no CUDA context of the measurement stays on a device.
+It is a separate process, so that no CUDA context remains on a device.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 SIZE = 2**30
-"""Bytes of one copy."""
+"""Bytes per copy."""
 TRIES = 5
 
 
 def measure(device: str) -> dict[str, Any]:
-    """GB/s (10^9 bytes) from pinned host memory to `device`, the best of some copies; on a CPU, of memcpy."""
+    """Best rate of several copies from pinned host memory to `device`, in GB/s (10^9 bytes); on a CPU, of memcpy."""
     on_gpu = device != "cpu"
     source = torch.ones(SIZE, dtype=torch.uint8, pin_memory=on_gpu)
     target = torch.empty(SIZE, dtype=torch.uint8, device=device)
@@ -34,12 +34,12 @@ def measure(device: str) -> dict[str, Any]:
 
 
 def measure_all(devices: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """One after another; a device that cannot be used, or has no room for one copy, has an `error` instead."""
+    """Measure devices one after another; one that is unusable or has no room for a copy gets an `error` instead."""
     measured: dict[str, dict[str, Any]] = {}
     for device in devices:
         try:
             measured[device] = measure(device)
-        except RuntimeError as error:  # torch's, with CUDA's own and its OutOfMemoryError
+        except RuntimeError as error:  # includes CUDA errors and torch's OutOfMemoryError
             measured[device] = {"error": str(error).strip().partition("\n")[0]}
     return measured
 

@@ -22,7 +22,7 @@ from config.devices import is_gpu, is_used_gpu
 from config.engines import facts_of
 from config.errors import PoolError
 from config.gpus import VISIBLE, uuid_of, visible_name
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.messages import MpsClient
 from enginepool.mps.control import CONTROL, LOGS, PIPES, ask, control_environment, servers
 
@@ -162,13 +162,13 @@ class MpsDaemon:
             log.log(logging.WARNING if _TROUBLE.search(text) else logging.DEBUG, "%s: %s", self.device, text)
 
 
-class Mps:
+class MpsDaemons:
     """The MPS daemons of a pool; none, where its workers compute in turns.
 
     `on_fault` is told of a daemon that has ended with its clients, which are of no use any more.
     """
 
-    def __init__(self, pool: Pool, run_dir: Path, on_fault: Callable[[str, str], None]) -> None:
+    def __init__(self, pool: PoolConfig, run_dir: Path, on_fault: Callable[[str, str], None]) -> None:
         self._pool = pool
         self._run_dir = run_dir
         self._on_fault = on_fault
@@ -244,7 +244,7 @@ class Mps:
                 self._restarts[device].set()
 
 
-def _is_wanted(pool: Pool) -> bool:
+def _is_wanted(pool: PoolConfig) -> bool:
     """By what the registry says; whether it can be had is another matter."""
     if pool.mps != "auto":
         return pool.mps == "on"

@@ -45,7 +45,7 @@ class Usage(Struct, frozen=True):
         }
 
 
-class Answer:
+class OpenAIAnswer:
     """Formats the answer to one request; made when the request arrives, for its id and time."""
 
     id_prefix: str
@@ -91,7 +91,7 @@ class Answer:
         raise NotImplementedError
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(OpenAIAnswer):
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
@@ -111,7 +111,7 @@ class ChatAnswer(Answer):
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
 
-class CompletionAnswer(Answer):
+class CompletionAnswer(OpenAIAnswer):
     id_prefix = "cmpl-"
     whole_object = "text_completion"
     chunk_object = "text_completion"
@@ -129,7 +129,7 @@ class CompletionAnswer(Answer):
         return {"text": text}
 
 
-def answer_to(request: GenerationRequest) -> Answer:
+def answer_to(request: GenerationRequest) -> OpenAIAnswer:
     """The formatter that fits `request`."""
     kind = ChatAnswer if isinstance(request, ChatRequest) else CompletionAnswer
     return kind(request.model, request.include_usage)

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from config.errors import ChannelClosed, PoolError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.channel import Channel
 from enginepool.engines.kinds import kind_of
@@ -112,7 +112,7 @@ class Child(Generic[In]):
 
 
 class ForkServer:
-    def __init__(self, pool: Pool, run_dir: Path) -> None:
+    def __init__(self, pool: PoolConfig, run_dir: Path) -> None:
         self._pool = pool
         self._run_dir = run_dir
         self._serials = itertools.count(1)
@@ -232,7 +232,7 @@ class _TemplateProcess:
         self._burial = asyncio.get_running_loop().create_task(self._bury())
 
     @classmethod
-    async def start(cls, pool: Pool, run_dir: Path) -> _TemplateProcess:
+    async def start(cls, pool: PoolConfig, run_dir: Path) -> _TemplateProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX)
         with contextlib.ExitStack() as on_failure, theirs:
             on_failure.callback(ours.close)

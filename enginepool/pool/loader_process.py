@@ -9,7 +9,7 @@ import socket
 import time
 
 from config.errors import ChannelClosed, StoreError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.channel import BlockingChannel
 from enginepool.engines.kinds import kind_of
 from enginepool.messages import Exit, Load, Loaded, LoadFailed, LoadProgress, Spawn, ToLoader
@@ -19,7 +19,7 @@ PROGRESS_INTERVAL = 0.1
 """Seconds between two reports."""
 
 
-def run_loader(spawn: Spawn, pool: Pool) -> None:
+def run_loader(spawn: Spawn, pool: PoolConfig) -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(spawn.socket)
     channel: BlockingChannel[ToLoader] = BlockingChannel(connection, ToLoader)

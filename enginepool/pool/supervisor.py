@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from config.errors import ChannelError, PoolError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.channel import Channel
 from enginepool.messages import Exit, FromWorker, Message, MpsClient, Ping, WorkerReady
 from enginepool.mps import control
-from enginepool.mps.daemon import Mps
+from enginepool.mps.daemon import MpsDaemons
 from enginepool.pool.forks import Child, ForkServer
 
 log = logging.getLogger("prism.pool")
@@ -48,7 +48,7 @@ class PoolEvents(Protocol):
 
 
 class WorkerHandle:
-    """One place of the pool: its number stays, its process may be replaced."""
+    """One handle of the pool: its number stays, its process may be replaced."""
 
     def __init__(self, number: int, device: str) -> None:
         self.number = number
@@ -80,13 +80,13 @@ class WorkerHandle:
 class Supervisor:
     """Tells of nothing before `start`, which names who is told."""
 
-    def __init__(self, config: Pool, run_dir: Path) -> None:
+    def __init__(self, config: PoolConfig, run_dir: Path) -> None:
         self._config = config
         self._events: PoolEvents
         self.forks = ForkServer(config, run_dir)
-        self._mps = Mps(config, run_dir, self._daemon_ended)
-        places = [device for device in config.devices for _ in range(config.workers_per_device)]
-        self.workers = [WorkerHandle(number, device) for number, device in enumerate(places)]
+        self._mps = MpsDaemons(config, run_dir, self._daemon_ended)
+        handles = [device for device in config.devices for _ in range(config.workers_per_device)]
+        self.workers = [WorkerHandle(number, device) for number, device in enumerate(handles)]
         self._failed: dict[str, list[Child[FromWorker]]] = {}
         """The clients that each device had when it failed last."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,7 +102,7 @@ class Supervisor:
         await self._mps.start()
         await self.forks.start()
         for worker in self.workers:
-            self._spawn_task(self._run_place(worker))
+            self._spawn_task(self._keep_running(worker))
         self._spawn_task(self._heartbeat())
 
     async def stop(self) -> None:
@@ -130,110 +130,110 @@ class Supervisor:
 
     def kill(self, worker: int, reason: str) -> None:
         """End a worker's process now; it is replaced."""
-        place = self.workers[worker]
-        if place.child is not None:
-            self._end(place, place.child, reason)
+        handle = self.workers[worker]
+        if handle.child is not None:
+            self._end(handle, handle.child, reason)
 
     def recycle(self, worker: int, *, isolated: bool = False) -> None:
-        """Let a worker's process end, and start another in its place; `worker_dead` is not told of it."""
-        place = self.workers[worker]
-        place.isolated = isolated
-        child = place.recycled = place.child
+        """Let a worker's process end, and start another in its handle; `worker_dead` is not told of it."""
+        handle = self.workers[worker]
+        handle.isolated = isolated
+        child = handle.recycled = handle.child
         if child is not None:
-            place.ready = False
+            handle.ready = False
             _send_quietly(child.channel, Exit())
-            asyncio.get_running_loop().call_later(STOP_TIMEOUT, self._end, place, child)
+            asyncio.get_running_loop().call_later(STOP_TIMEOUT, self._end, handle, child)
 
-    def _end(self, place: WorkerHandle, child: Child[FromWorker], reason: str = "") -> None:
-        """Kill a process of a place, at once or after a moment."""
-        if place.mps is None:
+    def _end(self, handle: WorkerHandle, child: Child[FromWorker], reason: str = "") -> None:
+        """Kill a process of a handle, at once or after a moment."""
+        if handle.mps is None:
             child.end(reason)
-        elif place.ending is not child:
-            place.ending = child
-            self._spawn_task(_end_client(place, child, reason))
+        elif handle.ending is not child:
+            handle.ending = child
+            self._spawn_task(_end_client(handle, child, reason))
 
     def _daemon_ended(self, device: str, reason: str) -> None:
         self._device_failed(device, reason, self._clients(device), suspected=False)
 
     def _clients(self, device: str) -> list[WorkerHandle]:
         """Places whose processes share the device by MPS, and are not about to make room for others."""
-        here = (place for place in self.workers if place.device == device and place.mps is not None)
-        return [place for place in here if place.child is not None and place.child is not place.recycled]
+        here = (handle for handle in self.workers if handle.device == device and handle.mps is not None)
+        return [handle for handle in here if handle.child is not None and handle.child is not handle.recycled]
 
-    def _device_failed(self, device: str, reason: str, places: Sequence[WorkerHandle], *, suspected: bool) -> None:
+    def _device_failed(self, device: str, reason: str, handles: Sequence[WorkerHandle], *, suspected: bool) -> None:
         """Have all of them replaced at once: nobody can use the device again before all its clients have ended."""
-        self._failed[device] = [child for place in places if (child := place.child or place.leaving) is not None]
-        for place in places:
-            place.restarts += 1
-            if place.child is not None:
-                place.ready, place.recycled = False, place.child
-                place.child.end(reason)
-        if places:
-            log.warning("%s: %s; all of its %d workers are replaced", device, reason, len(places))
-            self._events.device_fault(device, [place.number for place in places], reason, suspected)
+        self._failed[device] = [child for handle in handles if (child := handle.child or handle.leaving) is not None]
+        for handle in handles:
+            handle.restarts += 1
+            if handle.child is not None:
+                handle.ready, handle.recycled = False, handle.child
+                handle.child.end(reason)
+        if handles:
+            log.warning("%s: %s; all of its %d workers are replaced", device, reason, len(handles))
+            self._events.device_fault(device, [handle.number for handle in handles], reason, suspected)
 
-    # one place of the pool
+    # one handle of the pool
 
-    async def _run_place(self, place: WorkerHandle) -> None:
-        """Root of the task that keeps one place filled."""
+    async def _keep_running(self, handle: WorkerHandle) -> None:
+        """Root of the task that keeps one handle filled."""
         early_deaths = 0
         while True:
             began = time.monotonic()
             try:
-                reason = await self._run_worker(place)
+                reason = await self._run_worker(handle)
             except (PoolError, ChannelError) as error:
                 reason = str(error)
-            if place.child is not None and place.child is place.recycled:
-                place.child = place.recycled = None
-                log.info("%s has made room for a new process", place.name)
+            if handle.child is not None and handle.child is handle.recycled:
+                handle.child = handle.recycled = None
+                log.info("%s has made room for a new process", handle.name)
                 continue
             early_deaths = 0 if time.monotonic() - began >= STABLE else early_deaths + 1
             delay = _restart_delay(early_deaths)
-            self._bury(place, reason, delay)
+            self._bury(handle, reason, delay)
             await asyncio.sleep(delay)
 
-    async def _run_worker(self, place: WorkerHandle) -> str:
+    async def _run_worker(self, handle: WorkerHandle) -> str:
         """Start one process and wait for its end; returns why it ended."""
-        place.unanswered = 0
-        place.ready = False
-        isolated = place.isolated
+        handle.unanswered = 0
+        handle.ready = False
+        isolated = handle.isolated
         if not isolated:
-            await _until_gone(self._failed.get(place.device, ()))
-        place.mps = None if isolated else await self._mps.client(place.device)
-        child: Child[FromWorker] = await self.forks.fork("worker", place.name, place.device, FromWorker, place.mps)
-        place.child = child
-        if place.isolated is not isolated:  # told so while this one was on its way
-            place.recycled = child
+            await _until_gone(self._failed.get(handle.device, ()))
+        handle.mps = None if isolated else await self._mps.client(handle.device)
+        child: Child[FromWorker] = await self.forks.fork("worker", handle.name, handle.device, FromWorker, handle.mps)
+        handle.child = child
+        if handle.isolated is not isolated:  # told so while this one was on its way
+            handle.recycled = child
             child.end()
-        asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, place, child)
-        if place.leaving is not None:  # what it has of the device's memory is not free before
-            await asyncio.wait((place.leaving.gone, child.exited), return_when=asyncio.FIRST_COMPLETED)
-        child.receive(lambda message: self._on_message(place, message))
+        asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, handle, child)
+        if handle.leaving is not None:  # what it has of the device's memory is not free before
+            await asyncio.wait((handle.leaving.gone, child.exited), return_when=asyncio.FIRST_COMPLETED)
+        child.receive(lambda message: self._on_message(handle, message))
         reason = await asyncio.shield(child.exited)
-        place.leaving = child
+        handle.leaving = child
         return reason
 
-    def _check_started(self, place: WorkerHandle, child: Child[FromWorker]) -> None:
-        if place.child is child and not place.ready:
-            self.kill(place.number, f"not ready after {START_TIMEOUT:g} s")
+    def _check_started(self, handle: WorkerHandle, child: Child[FromWorker]) -> None:
+        if handle.child is child and not handle.ready:
+            self.kill(handle.number, f"not ready after {START_TIMEOUT:g} s")
 
-    def _bury(self, place: WorkerHandle, reason: str, delay: float) -> None:
-        place.child = None
-        log.warning("%s is gone: %s; starting another%s", place.name, reason, f" in {delay:g} s" if delay else "")
-        if reason == process.DEVICE_FAULT and place.mps is not None:
-            places = sorted([place, *self._clients(place.device)], key=lambda place: place.number)
-            self._device_failed(place.device, reason, places, suspected=True)
+    def _bury(self, handle: WorkerHandle, reason: str, delay: float) -> None:
+        handle.child = None
+        log.warning("%s is gone: %s; starting another%s", handle.name, reason, f" in {delay:g} s" if delay else "")
+        if reason == process.DEVICE_FAULT and handle.mps is not None:
+            handles = sorted([handle, *self._clients(handle.device)], key=lambda handle: handle.number)
+            self._device_failed(handle.device, reason, handles, suspected=True)
         else:
-            place.restarts += 1
-            self._events.worker_dead(place.number, reason)
+            handle.restarts += 1
+            self._events.worker_dead(handle.number, reason)
 
-    def _on_message(self, place: WorkerHandle, message: FromWorker) -> None:
-        if place.recycled is not None and place.child is place.recycled:
+    def _on_message(self, handle: WorkerHandle, message: FromWorker) -> None:
+        if handle.recycled is not None and handle.child is handle.recycled:
             return  # What it still says is about work that others have by now.
-        place.unanswered = 0
+        handle.unanswered = 0
         if isinstance(message, WorkerReady):
-            place.ready = True
-        self._events.worker_message(place.number, message)
+            handle.ready = True
+        self._events.worker_message(handle.number, message)
 
     # heartbeat
 
@@ -243,15 +243,15 @@ class Supervisor:
         while True:
             await asyncio.sleep(self._config.heartbeat)
             serial += 1
-            for place in self.workers:
-                if place.ready and place.child is not None:
-                    self._ping(place, place.child, serial)
+            for handle in self.workers:
+                if handle.ready and handle.child is not None:
+                    self._ping(handle, handle.child, serial)
 
-    def _ping(self, place: WorkerHandle, child: Child[FromWorker], serial: int) -> None:
-        if place.unanswered * self._config.heartbeat >= self._config.silence:
-            self.kill(place.number, f"silent for {self._config.silence:g} s")
+    def _ping(self, handle: WorkerHandle, child: Child[FromWorker], serial: int) -> None:
+        if handle.unanswered * self._config.heartbeat >= self._config.silence:
+            self.kill(handle.number, f"silent for {self._config.silence:g} s")
             return
-        place.unanswered += 1
+        handle.unanswered += 1
         _send_quietly(child.channel, Ping(serial))
 
     def _spawn_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -266,15 +266,15 @@ async def _until_gone(children: Sequence[Child[FromWorker]]) -> None:
         await asyncio.wait(left, timeout=START_TIMEOUT)
 
 
-async def _end_client(place: WorkerHandle, child: Child[FromWorker], reason: str) -> None:
-    await _leave_gpu(place)
+async def _end_client(handle: WorkerHandle, child: Child[FromWorker], reason: str) -> None:
+    await _leave_gpu(handle)
     child.end(reason)
 
 
-async def _leave_gpu(place: WorkerHandle) -> None:
+async def _leave_gpu(handle: WorkerHandle) -> None:
     """Before its process is killed."""
-    if place.mps is not None and place.child is not None and not place.child.exited.done():
-        await control.terminate(place.mps.pipes, place.child.pid)
+    if handle.mps is not None and handle.child is not None and not handle.child.exited.done():
+        await control.terminate(handle.mps.pipes, handle.child.pid)
 
 
 def _restart_delay(early_deaths: int) -> float:

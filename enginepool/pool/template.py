@@ -18,7 +18,7 @@ from typing import NoReturn
 import msgspec
 
 from config.errors import ChannelClosed, EngineError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.channel import BlockingChannel
 from enginepool.engines.kinds import kind_of
@@ -29,7 +29,7 @@ log = logging.getLogger("prism.template")
 
 
 class Template:
-    def __init__(self, connection: socket.socket, pool: Pool, gateway: int) -> None:
+    def __init__(self, connection: socket.socket, pool: PoolConfig, gateway: int) -> None:
         self._connection = connection
         self._channel: BlockingChannel[ToTemplate] = BlockingChannel(connection, ToTemplate)
         self._pool = pool
@@ -108,7 +108,7 @@ def _wait_for_adoption(middle: int) -> None:
         time.sleep(0.0005)
 
 
-def _run_role(spawn: Spawn, pool: Pool) -> None:
+def _run_role(spawn: Spawn, pool: PoolConfig) -> None:
     """Imports here are cheap: `warm` has loaded what they need."""
     if spawn.role == "loader":
         from enginepool.pool.loader_process import run_loader
@@ -126,7 +126,7 @@ def main() -> None:
     process.let_output_wait_for_nobody()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    pool = msgspec.json.decode(pool_json, type=Pool)
+    pool = msgspec.json.decode(pool_json, type=PoolConfig)
     began = time.monotonic()
     try:
         kind_of(pool).warm(pool)

@@ -11,7 +11,7 @@ import psutil
 import uvloop
 
 from config.errors import ChannelClosed, EngineError, StoreError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.channel import Channel
 from enginepool.engine import EngineLoad, Output
 from enginepool.engines.kinds import kind_of
@@ -41,13 +41,13 @@ STATS_INTERVAL = 1.0
 """Seconds between two reports."""
 
 
-def run_worker(spawn: Spawn, pool: Pool) -> None:
+def run_worker(spawn: Spawn, pool: PoolConfig) -> None:
     """Serve until the gateway says Exit or is gone."""
     uvloop.run(_Worker(spawn, pool).run())
 
 
 class _Worker:
-    def __init__(self, spawn: Spawn, pool: Pool) -> None:
+    def __init__(self, spawn: Spawn, pool: PoolConfig) -> None:
         self._log = logging.getLogger(f"prism.{spawn.name}")
         self._spawn = spawn
         self._pool = pool

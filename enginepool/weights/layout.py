@@ -27,7 +27,7 @@ PIECE = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class NamedTensor:
     """One tensor that is to be stored."""
 
     name: str
@@ -54,7 +54,7 @@ class _Range:
 class Layout:
     """Places `entries`; every block begins at a multiple of `alignment` bytes, as its memory did before."""
 
-    def __init__(self, entries: Iterable[Entry], alignment: int) -> None:
+    def __init__(self, entries: Iterable[NamedTensor], alignment: int) -> None:
         """
         Raises:
             StoreError: a tensor is of a kind that has no plain memory.
@@ -83,7 +83,7 @@ class Layout:
     def specs(self) -> tuple[TensorSpec, ...]:
         return tuple(self._spec(entry) for entry in self._entries)
 
-    def _cover(self, entry: Entry) -> None:
+    def _cover(self, entry: NamedTensor) -> None:
         tensor = entry.tensor
         if tensor.layout != torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
             raise StoreError(f"{entry.name} is a {type(tensor).__name__} without plain memory: not supported")
@@ -104,7 +104,7 @@ class Layout:
                 joined.append(it)
         ranges[:] = joined
 
-    def _spec(self, entry: Entry) -> TensorSpec:
+    def _spec(self, entry: NamedTensor) -> TensorSpec:
         tensor = entry.tensor
         return TensorSpec(
             name=entry.name,

@@ -17,7 +17,7 @@ from config.errors import HostMemoryShort, StoreError
 from enginepool.host import host_memory
 from enginepool.messages import Block, Manifest, ModelSpec, TensorSpec
 from enginepool.weights import segment
-from enginepool.weights.layout import Entry, Layout
+from enginepool.weights.layout import Layout, NamedTensor
 from enginepool.weights.segment import HeldSegment
 
 Progress = Callable[[int, int], None]
@@ -97,7 +97,7 @@ def _read(file: int, start: int) -> int:
 
 
 def write(
-    model: ModelSpec, entries: Iterable[Entry], alignment: int, meter: Meter
+    model: ModelSpec, entries: Iterable[NamedTensor], alignment: int, meter: Meter
 ) -> tuple[tuple[TensorSpec, ...], tuple[Block, ...], HeldSegment]:
     """Put all tensors into a new segment of `model`, and seal it.
 

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from config.errors import RequestError
-from config.registry import Gateway
+from config.registry import GatewayConfig
 from gateway.http.routing import DEVICE_HEADER, WORKER_HEADER
 
 ANY = "*"
@@ -27,7 +27,7 @@ _EXPOSED = f"{WORKER_HEADER}, {DEVICE_HEADER}, Retry-After"
 
 
 class Browsers:
-    def __init__(self, config: Gateway) -> None:
+    def __init__(self, config: GatewayConfig) -> None:
         self._origins = frozenset(it.rstrip("/").lower() for it in config.allowed_origins)
         self._hosts = frozenset(it.lower() for it in config.allowed_hosts)
         self._known: set[str] = set()

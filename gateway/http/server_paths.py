@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from config.registry import Model
+from config.registry import ModelConfig
 
 _PATH = re.compile(r"(?<![\w/.:~-])/[\w.+@~-]+(?:/[\w.+@~-]*)*")
 """An absolute path, without the scheme and host of an address before it."""
@@ -13,7 +13,7 @@ _HIDDEN = "(path)"
 
 
 class ServerPaths:
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[ModelConfig]) -> None:
         named = {str(model.path): model.name for model in models if model.path is not None}
         self._names = dict(sorted(named.items(), key=lambda it: -len(it[0])))  # a folder after those in it
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from config.registry import Pool
+from config.registry import PoolConfig
 from scheduler.actions import SetKvLimit
 from scheduler.events import LimitApplied
 from scheduler.learned.kv_pressure import kv_needed
@@ -30,7 +30,7 @@ IDLE_USE = 64 * 2**20
 class KvLimits:
     """Each method returns, one by one, the limits that workers are to be told."""
 
-    def __init__(self, state: State, pool: Pool, *, elastic: bool) -> None:
+    def __init__(self, state: State, pool: PoolConfig, *, elastic: bool) -> None:
         self._state = state
         self._pool = pool
         self._elastic = elastic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from config.devices import blank_reserve
-from config.registry import Pool
+from config.registry import PoolConfig
 from config.units import format_size
 from scheduler.actions import Blank, Decision, Recycle
 from scheduler.memory import budget
@@ -14,7 +14,7 @@ from scheduler.state.state import Device, Phase, State
 
 
 class Upkeep:
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: PoolConfig) -> None:
         self._reserve = {device: blank_reserve(pool, device) for device in pool.devices}
         self._recycle_above = pool.recycle_above
 

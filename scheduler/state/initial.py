@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from config.devices import copies_at_a_time
-from config.registry import Pool, Registry
+from config.registry import PoolConfig, Registry
 from scheduler.learned.estimates import demand_of, estimates_of
 from scheduler.learned.profile import Profile
 from scheduler.state.ledger import Ledger
@@ -52,6 +52,6 @@ def initial_state(
     return state
 
 
-def _device(pool: Pool, name: str, workers: list[Worker], capacity: int | None) -> Device:
+def _device(pool: PoolConfig, name: str, workers: list[Worker], capacity: int | None) -> Device:
     numbers = (worker.number for worker in workers if worker.device == name)
     return Device(name, Ledger(capacity, numbers), pool.kv_minimum, pool.workspace, copies_at_a_time(pool, name))

@@ -1,1 +1,1 @@
-"""Workloads of many models: read from files, or drawn from published parameters."""
+"""Traces of requests to many models, read from files or generated from published parameters."""

@@ -1,9 +1,9 @@
-"""Traces on the command line.
+"""Describes and writes traces.
 
-    python -m bench.traces describe FILE... | --synthetic TEXT     how it compares with what Prism saw
-    python -m bench.traces make --out FILE FILE... | --synthetic TEXT     writes its requests, as CSV(.gz)
+    python -m bench.traces describe FILE... | --synthetic TEXT            compares a trace with the Prism paper's
+    python -m bench.traces make --out FILE FILE... | --synthetic TEXT     writes its requests as CSV(.gz)
 
-Several files are one trace, all from the same start.
+Several files are merged into one trace with a common start.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from simulator.traces.writer import write_requests
 
 
 def parser() -> Parser:
-    made = Parser(prog="bench.traces", description="Workloads of many models: made, read and described.")
+    made = Parser(prog="bench.traces", description="Generates, reads and describes traces of requests to many models.")
     commands = made.add_subparsers(dest="command", required=True)
-    for name, summary in (("describe", "compare with what Prism saw"), ("make", "write the requests as CSV")):
+    for name, summary in (
+        ("describe", "compare a trace with the Prism paper's"),
+        ("make", "write the requests as CSV"),
+    ):
         command = commands.add_parser(name, help=summary, description=summary)
         _add_source(command)
     commands.choices["make"].add_argument("--out", type=Path, required=True, help="CSV, or CSV.gz")
@@ -37,14 +40,16 @@ def parser() -> Parser:
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="requests, or ServeGen's rates, CSV(.gz)")
+    command.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="requests, or ServeGen's client rates, as CSV(.gz)"
+    )
     command.add_argument("--synthetic", type=synthetic, metavar="TEXT", help=FORM)
-    command.add_argument("--start", type=seconds, default=0.0, help="where to begin in it, such as 90s or 26h")
-    command.add_argument("--duration", type=some_time, help="how much of it; of ServeGen's an hour if not said")
-    command.add_argument("--rate", type=positive_float, help="requests a second in the mean, by thinning or copying")
-    command.add_argument("--models", type=positive_int, help="of ServeGen's form: how many clients to draw")
-    command.add_argument("--lengths", type=Path, metavar="FILE", help="of ServeGen's form; else the one beside it")
-    command.add_argument("--seed", type=int, default=0, help="of what is drawn of files; a synthetic trace has its own")
+    command.add_argument("--start", type=seconds, default=0.0, help="offset into the trace, e.g. 90s or 26h")
+    command.add_argument("--duration", type=some_time, help="length to use; default: all, or 1h of ServeGen's")
+    command.add_argument("--rate", type=positive_float, help="mean requests per second, by thinning or copying")
+    command.add_argument("--models", type=positive_int, help="ServeGen only: number of clients to draw")
+    command.add_argument("--lengths", type=Path, metavar="FILE", help="ServeGen only: file of token lengths")
+    command.add_argument("--seed", type=int, default=0, help="random seed for files; synthetic traces have their own")
 
 
 def synthetic(text: str) -> Synthetic:
@@ -69,7 +74,7 @@ def some_time(text: str) -> float:
 
 
 def open_trace(chosen: argparse.Namespace) -> Trace:
-    """What the command line asks for. Raises: StudyError."""
+    """Open the trace that the command line names. Raises: StudyError."""
     if chosen.synthetic is not None:
         say(written(chosen.synthetic))
         whole: Trace = chosen.synthetic.trace()
@@ -95,7 +100,7 @@ def main(given: Sequence[str] | None = None) -> None:
     made = parser()
     chosen = made.parse_args(given)
     if bool(chosen.files) == (chosen.synthetic is not None):
-        made.error("give files, or --synthetic")
+        made.error("expected files or --synthetic, and not both")
     if chosen.seed < 0:
         made.error("--seed: expected at least 0")
     try:

@@ -1,7 +1,7 @@
-"""Random gaps, lengths and requests of one model, in arrays of many at once.
+"""Draws gaps, token lengths and requests of one model, many at a time.
 
-All randomness is PCG64, seeded by what it is for, so that a seed gives the same trace on every machine. NumPy keeps
-that generator's bits for ever and changes how it makes distributions of them rarely, and only in a feature release.
+All randomness comes from PCG64, seeded by its purpose, so that a seed yields the same trace on every machine. NumPy
+guarantees this generator's bit stream; it changes how distributions use it rarely, and only in feature releases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
-from simulator.traces.trace import Request
+from simulator.traces.trace import TraceRequest
 
 Floats = NDArray[np.float64]
 GapKind = Literal["gamma", "weibull"]
@@ -25,13 +25,13 @@ _P99 = NormalDist().inv_cdf(0.99)
 
 
 def generator(*seed: int) -> Generator:
-    """One of its own for each list of numbers of at least 0."""
-    return Generator(PCG64((len(seed), *seed)))  # NumPy takes (1,) and (1, 0) for the same
+    """A random generator for a tuple of non-negative integers; different tuples get independent generators."""
+    return Generator(PCG64((len(seed), *seed)))  # the length, because NumPy treats (1,) and (1, 0) alike
 
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """Times between two arrivals, in the unit of `scale`."""
+    """A distribution of the times between arrivals, in the unit of `scale`."""
 
     kind: GapKind
     shape: float
@@ -39,7 +39,7 @@ class Gaps:
 
     @classmethod
     def with_cv(cls, kind: GapKind, cv: float) -> Gaps:
-        """Gaps of mean 1 with a coefficient of variation above 0; 1 is Poisson."""
+        """Gaps of mean 1 with the coefficient of variation `cv` above 0; 1 makes arrivals a Poisson process."""
         if kind == "gamma":
             return cls(kind, cv**-2, cv**2)
         shape = _weibull_shape(cv)
@@ -52,7 +52,7 @@ class Gaps:
 
 
 def _weibull_shape(cv: float) -> float:
-    """By bisection: the CV falls as the shape grows."""
+    """Solved by bisection, as the CV falls with growing shape."""
     low, high = 0.05, 200.0
     for _ in range(60):
         middle = math.sqrt(low * high)
@@ -62,15 +62,16 @@ def _weibull_shape(cv: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens of a prompt or an answer: lognormal, at least 1."""
+class LengthDistribution:
+    """A lognormal distribution of the tokens of a prompt or an answer, at least 1."""
 
     mu: float
     sigma: float
 
     @classmethod
-    def fit(cls, mean: float, p99: float, p50: float | None = None) -> Lengths:
-        """Keeps the mean, which makes the load, and comes as near to the percentiles (in logarithms) as it can."""
+    def fit(cls, mean: float, p99: float, p50: float | None = None) -> LengthDistribution:
+        """Fit exactly to the mean, which determines the load, and as closely as possible to the logarithms of the
+        percentiles."""
         sigmas = np.linspace(0, _P99, 1000)
         mus = np.log(mean) - sigmas**2 / 2
         errors = (mus + _P99 * sigmas - np.log(p99)) ** 2
@@ -85,10 +86,10 @@ class Lengths:
 
 
 def requests_at(
-    model: str, times: Iterable[Floats], prompts: Lengths, outputs: Lengths, rng: Generator
-) -> Iterator[Request]:
-    """A request at each of the times, which come in pieces (seconds)."""
+    model: str, times: Iterable[Floats], prompts: LengthDistribution, outputs: LengthDistribution, rng: Generator
+) -> Iterator[TraceRequest]:
+    """Yields a request at each of the times, given in seconds, in batches."""
     for piece in times:
         drawn = zip(piece.tolist(), prompts.draw(rng, len(piece)), outputs.draw(rng, len(piece)), strict=True)
         for at, prompt_tokens, output_tokens in drawn:
-            yield Request(at, model, prompt_tokens, output_tokens)
+            yield TraceRequest(at, model, prompt_tokens, output_tokens)

@@ -1,7 +1,7 @@
-"""Reads a trace from a CSV file, gzipped or not, of one of two forms:
+"""Reads a trace from a CSV file, gzipped or not, in one of two formats:
 
 requests    arrival_s, [model,] prompt_tokens, output_tokens
-ServeGen    client, window_start_s, rate_rps, arrival_pattern, param_1, param_2; the lengths in a second file
+ServeGen    client, window_start_s, rate_rps, arrival_pattern, param_1, param_2; token lengths in a second file
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from simulator.errors import StudyError
-from simulator.traces.rows import Row, columns, read_rows
+from simulator.traces.csv_rows import CsvRow, columns, read_rows
 from simulator.traces.servegen import read_servegen
-from simulator.traces.trace import Request, Trace
+from simulator.traces.trace import Trace, TraceRequest
 
 REQUEST_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 
@@ -26,27 +26,28 @@ def read_trace(
     lengths: Path | None = None,
     seed: int = 0,
 ) -> Trace:
-    """The trace of a file: the part of `duration` seconds from `start`, at `rate` requests a second in the mean.
+    """Read `duration` seconds of a trace from `start` on, scaled to a mean of `rate` requests per second.
 
-    Without them: all of it (an hour of ServeGen's), as it is. `models` and `lengths` are for ServeGen's form: how many
-    clients to draw, and the file of lengths if it does not lie beside the rates. `seed` is for all that is drawn.
+    Defaults: the whole file (an hour of ServeGen's), unscaled. `models` and `lengths` apply to ServeGen's format only:
+    how many clients to draw, and the file of token lengths unless it lies next to the rates. `seed` determines
+    everything that is drawn.
 
     Raises:
-        StudyError: with file, line and column where a file is wrong, or it has not what is asked for.
+        StudyError: a file is invalid (with file, line and column), or lacks what was asked for.
     """
     if "rate_rps" in columns(path):
         beside = lengths or lengths_beside(path)
         hour = 3600.0 if duration is None else duration
         return read_servegen(path, beside, models=models, start=start, duration=hour, rate=rate, seed=seed)
     if models is not None or lengths is not None:
-        raise StudyError(f"{path}: holds requests; only for clients' rates can models be drawn or lengths be given")
+        raise StudyError(f"{path}: holds requests; drawing models and giving lengths needs ServeGen's client rates")
     trace = read_requests(path)
     trace = trace.window(start, trace.duration if duration is None else duration)
     return trace if rate is None else trace.at_rate(rate, seed)
 
 
 def names_models(path: Path) -> bool:
-    """Whether a file says whose each request is: by a column of models, or as ServeGen's clients.
+    """Whether a file assigns requests to models, by a column of models or as ServeGen's clients.
 
     Raises:
         StudyError: it cannot be read.
@@ -55,7 +56,7 @@ def names_models(path: Path) -> bool:
 
 
 def read_requests(path: Path) -> Trace:
-    """Requests as they are listed, in time order. Where no model is named, the file's name is the model's.
+    """Read listed requests, in time order. Without a column of models, the file's name is the model's.
 
     Raises:
         StudyError: with file, line and column.
@@ -69,13 +70,13 @@ def read_requests(path: Path) -> Trace:
 
 
 def lengths_beside(rates: Path) -> Path:
-    """The file of lengths that belongs to a file of rates: X_lengths.csv to X_rates.csv.gz, gzipped or not."""
+    """The file of lengths that belongs to a file of rates, such as X_lengths.csv to X_rates.csv.gz, gzipped or not."""
     plain = rates.with_name(rates.name.removesuffix(".gz").replace("_rates", "_lengths"))
     packed = plain.with_name(f"{plain.name}.gz")
     return packed if packed.exists() and not plain.exists() else plain
 
 
-def _request(row: Row, model: str | None) -> Request:
-    return Request(
+def _request(row: CsvRow, model: str | None) -> TraceRequest:
+    return TraceRequest(
         row.seconds("arrival_s"), model or row.text("model"), row.tokens("prompt_tokens"), row.tokens("output_tokens")
     )

@@ -1,7 +1,7 @@
-"""ServeGen's published clients (alibaba/ServeGen) as models: one client, one model.
+"""Turns ServeGen's published clients (alibaba/ServeGen) into traces, one model per client.
 
-A client has a rate and a distribution of gaps for each window of 600 s in which it was seen, and its token lengths over
-the whole trace; the requests themselves are not published and are drawn here.
+For each client, ServeGen publishes the rate and the gap distribution of every 600 s window in which it was seen, and
+token lengths over the whole trace. The requests themselves are not published; they are drawn here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.random import Generator
 
 from simulator.errors import StudyError
-from simulator.traces.drawing import Floats, GapKind, Gaps, Lengths, generator, requests_at
-from simulator.traces.rows import Row, read_rows
-from simulator.traces.trace import Request, Trace, merged
+from simulator.traces.csv_rows import CsvRow, read_rows
+from simulator.traces.drawing import Floats, GapKind, Gaps, LengthDistribution, generator, requests_at
+from simulator.traces.trace import Trace, TraceRequest, merged
 
 RATE_COLUMNS = ("client", "window_start_s", "rate_rps", "arrival_pattern", "param_1", "param_2")
 _PROMPT = ("prompt_mean", "prompt_p99", "prompt_p50")
@@ -25,7 +25,7 @@ _OUTPUT = ("output_mean", "output_p99", "output_p50")
 _PATTERNS: dict[str, GapKind] = {"Gamma": "gamma", "Weibull": "weibull"}
 
 WINDOW = 600.0
-"""Seconds for which a rate holds."""
+"""Length of a window, in seconds."""
 
 
 class Window(NamedTuple):
@@ -35,13 +35,13 @@ class Window(NamedTuple):
 
 
 class TokenLengths(NamedTuple):
-    prompts: Lengths
-    outputs: Lengths
+    prompts: LengthDistribution
+    outputs: LengthDistribution
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
-    """`seed` makes its requests its own; `kept` is the share of them that a lower rate leaves."""
+class ServeGenClient:
+    """One client. `seed` determines its requests; `kept` is the share of them to keep when the rate is reduced."""
 
     name: str
     windows: Sequence[Window]
@@ -54,7 +54,7 @@ class Client:
         whole = Trace((self.name,), start + duration, lambda: self._requests(seen))
         return whole.window(start, duration)
 
-    def _requests(self, seen: Sequence[Window]) -> Iterator[Request]:
+    def _requests(self, seen: Sequence[Window]) -> Iterator[TraceRequest]:
         for window in seen:
             rng = generator(*self.seed, int(window.start))
             times = [_arrivals(window, self.kept, rng)]
@@ -71,14 +71,13 @@ def read_servegen(
     rate: float | None = None,
     seed: int = 0,
 ) -> Trace:
-    """`duration` seconds from `start` of as many clients as `models` says, drawn by `seed`; of all if it says nothing.
+    """Draw `duration` seconds from `start` on of `models` clients, chosen by `seed`; of all clients if None.
 
-    A client that is silent for all that time is still a model. A window's requests are the same wherever `start` is.
-    With a `rate` (requests a second in the mean) each request is kept with the same probability, as in `Trace.scaled`;
-    without one all are kept.
+    A client without requests in that time is still a model. A window's requests do not depend on `start`. With `rate`,
+    a mean in requests per second, each request is kept with the same probability, as in `Trace.scaled`.
 
     Raises:
-        StudyError: a file cannot be read, or has fewer clients, no request then, or a lower rate.
+        StudyError: a file cannot be read, or it has too few clients, no requests in that time, or a lower rate.
     """
     by_client = _read_windows(rates)
     known = _read_lengths(lengths)
@@ -88,12 +87,12 @@ def read_servegen(
     names = [list(by_client)[index] for index in drawn]
     published = sum(_overlap(window, start, duration) for name in names for window in by_client[name]) / duration
     if not published:
-        raise StudyError(f"{rates}: no request of these clients between {start:g} and {start + duration:g} s")
+        raise StudyError(f"{rates}: these clients send no request between {start:g} and {start + duration:g} s")
     if rate is not None and rate > published:
-        raise StudyError(f"{rates}: these clients ask {published:.2f} times a second then, fewer than {rate:g}")
+        raise StudyError(f"{rates}: these clients send {published:.2f} requests per second then, fewer than {rate:g}")
     kept = 1.0 if rate is None else rate / published
     clients = [
-        Client(f"client-{name}", by_client[name], _lengths_of(name, known, seed, index), (seed, index), kept)
+        ServeGenClient(f"client-{name}", by_client[name], _lengths_of(name, known, seed, index), (seed, index), kept)
         for index, name in enumerate(names)
     ]
     return merged([client.trace(start, duration) for client in clients])
@@ -106,40 +105,41 @@ def _read_windows(path: Path) -> dict[str, list[Window]]:
     return {name: sorted(windows, key=lambda window: window.start) for name, windows in found.items()}
 
 
-def _window(row: Row) -> Window:
+def _window(row: CsvRow) -> Window:
     pattern = _PATTERNS.get(row.cells["arrival_pattern"]) or row.wrong("arrival_pattern", "Gamma or Weibull")
     gaps = Gaps(pattern, row.positive("param_1"), row.positive("param_2"))
     return Window(row.seconds("window_start_s"), round(row.positive("rate_rps") * WINDOW), gaps)
 
 
 def _read_lengths(path: Path) -> dict[str, TokenLengths]:
-    """Of the clients for which they are published."""
+    """Token lengths of the clients for which they are published. Raises: StudyError."""
     found = {}
     for row in read_rows(path, ("client", *_PROMPT, *_OUTPUT)):
         if any(row.has(column) for column in (*_PROMPT, *_OUTPUT)):
-            prompts, outputs = (Lengths.fit(*map(row.positive, columns)) for columns in (_PROMPT, _OUTPUT))
+            prompts, outputs = (LengthDistribution.fit(*map(row.positive, columns)) for columns in (_PROMPT, _OUTPUT))
             found[row.text("client")] = TokenLengths(prompts, outputs)
     if not found:
-        raise StudyError(f"{path}: expected the lengths of one client at least")
+        raise StudyError(f"{path}: expected the lengths of at least one client")
     return found
 
 
 def _lengths_of(name: str, known: dict[str, TokenLengths], seed: int, index: int) -> TokenLengths:
-    """Those of another client, drawn, where its own are not published."""
+    """The client's own lengths; where they are not published, those of a randomly drawn client."""
     return known.get(name) or list(known.values())[generator(seed, index).integers(len(known))]
 
 
 def _overlap(window: Window, start: float, duration: float) -> float:
-    """Requests of the window that fall into the time, were they evenly spread."""
+    """Requests of the window that fall into the given time if they are spread evenly."""
     shared = min(window.start + WINDOW, start + duration) - max(window.start, start)
     return window.requests * max(0.0, shared) / WINDOW
 
 
 def _arrivals(window: Window, kept: float, rng: Generator) -> Floats:
-    """Exactly the window's number of requests before any is left out.
+    """Draw exactly the window's number of requests, then keep the share `kept`.
 
-    Where their gaps take less than the window they are one burst at some place of it, which is how the published
-    parameters describe clients whose gaps are far below 1 / rate; where they take more they are compressed to fit.
+    If their gaps add up to less than the window, they form one burst at a random position in it: that is how the
+    published parameters describe clients whose gaps are far below 1 / rate. If they add up to more, they are compressed
+    to fit.
     """
     gaps = np.minimum(window.gaps.draw(rng, window.requests), WINDOW)
     gaps[:1] = 0.0

@@ -1,4 +1,4 @@
-"""What a trace is like, in the terms in which Prism describes production."""
+"""Statistics of a trace, in the terms in which the Prism paper describes production traffic."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from simulator.traces.drawing import Floats
 from simulator.traces.trace import Trace
 
 ACTIVE_FOR = 120.0
-"""Seconds after a request for which its model is active."""
+"""Seconds after a request during which its model counts as active."""
 IDLE_GAP = 10.0
 """Seconds without a request above which a gap counts as idle."""
 _SAMPLES_EVERY = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class TokenDistribution:
     mean: float
     p50: float
     p99: float
@@ -29,7 +29,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """NaN stands where a trace is too short to say."""
+    """NaN where the trace is too short for a statistic."""
 
     models: int
     silent_models: int
@@ -37,32 +37,33 @@ class Statistics:
     duration: float
     """Seconds."""
     active_share: float
-    """Of the models, over time. A trace's first two minutes, when nobody can have been active before, do not count."""
+    """Share of models that are active, averaged over time without the first two minutes, when activity before the start
+    is unknown."""
     active_share_range: tuple[float, float]
-    """Its 5th and 95th percentile."""
+    """5th and 95th percentile of that share."""
     changes_per_hour: float
-    """Models that become active or cease to be."""
+    """How often a model becomes active or inactive."""
     idle_gaps_per_hour: float
     """Mean over the models that have requests."""
     minute_cv: float
-    """Coefficient of variation of the requests a minute: median over the models that have requests."""
+    """Coefficient of variation of the requests per minute: median over the models that have requests."""
     minute_cv_of_all: float
-    """The same of all models' requests together."""
+    """Coefficient of variation of the requests per minute of all models together."""
     gap_cv: float
     """Coefficient of variation of the times between a model's requests: median over models with three or more."""
     top_share: float
-    """Of the requests, the most asked for model's."""
-    prompt_tokens: Spread
-    output_tokens: Spread
+    """Share of the requests that go to the most requested model."""
+    prompt_tokens: TokenDistribution
+    output_tokens: TokenDistribution
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
+        """Requests per second."""
         return self.requests / self.duration if self.duration else math.nan
 
 
 def describe(trace: Trace) -> Statistics:
-    """Reads the trace once."""
+    """Compute the statistics, reading the trace once."""
     times = {name: array("d") for name in trace.models}
     prompts, outputs = array("q"), array("q")
     for request in trace:
@@ -91,7 +92,7 @@ def describe(trace: Trace) -> Statistics:
 
 
 def _settled(duration: float) -> float:
-    """Seconds from which on it is known who was active."""
+    """Seconds from the start after which it is known which models are active."""
     return min(ACTIVE_FOR, duration)
 
 
@@ -116,7 +117,7 @@ def _changes_per_hour(arrivals: Iterable[Floats], duration: float) -> float:
 
 
 def _minute_cv(times: Floats, duration: float) -> float:
-    """Over whole minutes."""
+    """Coefficient of variation of the requests per whole minute."""
     minutes = int(duration // 60)
     return _cv(np.bincount((times // 60).astype(int), minlength=minutes)[:minutes]) if minutes > 1 else math.nan
 
@@ -126,8 +127,8 @@ def _cv(values: Sequence[float] | np.ndarray) -> float:
     return float(np.std(values) / mean) if mean else math.nan
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(_mean(values), _percentile(values, 50), _percentile(values, 99))
+def _spread(values: Sequence[float]) -> TokenDistribution:
+    return TokenDistribution(_mean(values), _percentile(values, 50), _percentile(values, 99))
 
 
 def _mean(values: Sequence[float] | Floats) -> float:
@@ -135,6 +136,6 @@ def _mean(values: Sequence[float] | Floats) -> float:
 
 
 def _percentile(values: Sequence[float] | Floats, rank: float) -> float:
-    """Of those that are known."""
+    """The percentile of the values that are not NaN; NaN without any."""
     found = percentile([value for value in values if not math.isnan(value)], rank)
     return math.nan if found is None else found

@@ -1,4 +1,5 @@
-"""Traces drawn from parameters alone, to be published with a result. Rates are requests a second over all models."""
+"""Synthetic traces, defined by a few parameters that can be published with a result. Rates are requests per second
+over all models."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from msgspec import Meta, Struct
 from numpy.random import Generator
 
 from config.fields import Count, Delay, NonNegative, Seconds
-from simulator.traces.demand import Demand, constant, daily, switched
-from simulator.traces.drawing import Floats, GapKind, Gaps, Lengths, generator, requests_at
-from simulator.traces.trace import Request, Trace, merged
+from simulator.traces.drawing import Floats, GapKind, Gaps, LengthDistribution, generator, requests_at
+from simulator.traces.rate_curves import RateCurve, constant, daily, switched
+from simulator.traces.trace import Trace, TraceRequest, merged
 
 Positive = Annotated[float, Meta(gt=0, lt=1e12, description="a number above 0")]
 Exponent = Annotated[float, Meta(ge=0, le=10, description="a number from 0 to 10")]
@@ -26,18 +27,18 @@ Tokens = Annotated[float, Meta(ge=1, le=1e7, description="a number of tokens of 
 Switching = Literal["exponential", "lognormal", "regular"]
 
 _ARRIVALS, _SWITCHING, _PAUSING, _PHASE = range(4)
-"""What a model's random numbers are for, so that a change of one leaves the others as they are."""
+"""Purposes of a model's random numbers, each with its own generator, so that changing one leaves the others alone."""
 
 
 class Synthetic(Struct, frozen=True, kw_only=True):
-    """What all kinds have in common."""
+    """Parameters common to all kinds of trace."""
 
     models: Count
     rate: Positive
     duration: Seconds = 3600.0
     arrivals: GapKind = "gamma"
     cv: Cv = 1.0
-    """Of the gaps between a model's requests, where its rate is constant; 1 is Poisson."""
+    """Coefficient of variation of the gaps between a model's requests while its rate is constant; 1 is Poisson."""
     prompt_mean: Tokens = 600.0
     prompt_p99: Tokens = 4000.0
     output_mean: Tokens = 200.0
@@ -53,76 +54,78 @@ class Synthetic(Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name}: expected at least the mean, {mean:g}, got {p99:g}")
 
     def trace(self) -> Trace:
-        """Deterministic. All demands are scaled alike, so that `rate` is expected of these very on and off times."""
-        demands = self.demands()
-        expected = sum(demand.expected for demand in demands)
+        """The trace, which is deterministic. All curves are scaled alike, so that given the drawn on and off times
+        `rate` is the expected rate."""
+        curves = self.rate_curves()
+        expected = sum(curve.expected for curve in curves)
         factor = self.rate * self.duration / expected if expected else 0.0
-        return merged([self._model(index, demand.times(factor)) for index, demand in enumerate(demands)])
+        return merged([self._model(index, curve.times(factor)) for index, curve in enumerate(curves)])
 
     @abstractmethod
-    def demands(self) -> list[Demand]:
-        """Of each model; only their proportions count."""
+    def rate_curves(self) -> list[RateCurve]:
+        """The curve of each model; only their proportions matter."""
 
-    def _model(self, index: int, demand: Demand) -> Trace:
+    def _model(self, index: int, curve: RateCurve) -> Trace:
         name = f"model-{index:0{len(str(self.models - 1))}}"
         gaps = Gaps.with_cv(self.arrivals, self.cv)
-        prompts = Lengths.fit(self.prompt_mean, self.prompt_p99)
-        outputs = Lengths.fit(self.output_mean, self.output_p99)
+        prompts = LengthDistribution.fit(self.prompt_mean, self.prompt_p99)
+        outputs = LengthDistribution.fit(self.output_mean, self.output_p99)
 
-        def arrive() -> Iterator[Request]:
+        def arrive() -> Iterator[TraceRequest]:
             rng = generator(self.seed, index, _ARRIVALS)
-            return requests_at(name, demand.arrivals(gaps, rng), prompts, outputs, rng)
+            return requests_at(name, curve.arrivals(gaps, rng), prompts, outputs, rng)
 
         return Trace((name,), self.duration, arrive)
 
 
 class Zipf(Synthetic, frozen=True, kw_only=True):
-    """A provider's models: the popularity a power law of the rank, each model on at times and else silent.
+    """A provider's models: popularity is a power law of the rank, and each model is on at times and silent otherwise.
 
-    The defaults come to lie within what Prism saw in production (`simulator.traces.statistics`).
+    The defaults lie within the ranges the Prism paper reports of production (`simulator.traces.statistics`).
     """
 
     models: Count = 18
     rate: Positive = 6.0
     cv: Cv = 2.0
     exponent: Exponent = 1.0
-    """The model of rank r is asked for in proportion to r ** -exponent."""
+    """The model of rank r gets requests in proportion to r ** -exponent."""
     on: PositiveShare = 0.3
-    """Share of the time for which a model is on; 1 is always."""
+    """Share of the time during which a model is on; 1 is always."""
     on_time: Seconds = 210.0
-    """Seconds for which it is, in the mean."""
+    """Mean seconds a model stays on."""
     switching: Switching = "exponential"
-    """How on and off times are distributed: with a CV of 1, of 2 if lognormal, of 0.5 if regular."""
+    """Distribution of on and off times. Its CV is 1 for exponential, 2 for lognormal, 0.5 for regular."""
     burst: Seconds = 3.0
-    """Seconds for which a model that is on is asked at a stretch, in the mean,"""
+    """While a model is on: mean seconds of a burst of requests."""
     pause: Delay = 13.0
-    """and between two of these; 0 is without pauses."""
+    """Mean seconds between two bursts; 0 for no pauses."""
     diurnal: Share = 0.0
-    """How far rates swing around their mean over a day."""
+    """Amplitude of the daily swing of rates, relative to their mean."""
     day: Seconds = 86400.0
     shift: Share = 0.0
-    """Over which share of a day the models' peaks are spread; 0 lets them all have the same."""
+    """Share of a day over which the models' peaks are spread; with 0 all peak together."""
 
-    def demands(self) -> list[Demand]:
-        return [self._demand(index) for index in range(self.models)]
+    def rate_curves(self) -> list[RateCurve]:
+        return [self._rate_curve(index) for index in range(self.models)]
 
-    def _demand(self, index: int) -> Demand:
+    def _rate_curve(self, index: int) -> RateCurve:
         weight = (index + 1) ** -self.exponent
         phase = self.shift * generator(self.seed, index, _PHASE).random()
         if self.diurnal:
-            demand = daily(weight, self.duration, self.diurnal, self.day, phase)
+            curve = daily(weight, self.duration, self.diurnal, self.day, phase)
         else:
-            demand = constant(weight, self.duration)
+            curve = constant(weight, self.duration)
         if self.on < 1:
             rng = generator(self.seed, index, _SWITCHING)
-            demand = switched(demand, self._turns(self.on_time, self.on_time * (1 / self.on - 1), self.switching, rng))
+            off_time = self.on_time * (1 / self.on - 1)
+            curve = switched(curve, self._on_times(self.on_time, off_time, self.switching, rng))
         if self.pause:
             rng = generator(self.seed, index, _PAUSING)
-            demand = switched(demand, self._turns(self.burst, self.pause, "regular", rng))
-        return demand
+            curve = switched(curve, self._on_times(self.burst, self.pause, "regular", rng))
+        return curve
 
-    def _turns(self, on: float, off: float, switching: Switching, rng: Generator) -> Floats:
-        """Starts and ends in turn. They begin long before the trace, which so begins in the midst of them."""
+    def _on_times(self, on: float, off: float, switching: Switching, rng: Generator) -> Floats:
+        """Alternating starts and ends of the on times, drawn from long before the trace so that it starts amid them."""
         edges, at = [], -10 * (on + off)
         while at < self.duration:
             for mean in (on, off):
@@ -132,7 +135,7 @@ class Zipf(Synthetic, frozen=True, kw_only=True):
 
 
 class Steady(Zipf, frozen=True, kw_only=True):
-    """A few unequal models, all of them always on: nothing to gain by moving one."""
+    """A few unequal models that are always on, so that moving one gains nothing."""
 
     models: Count = 4
     rate: Positive = 8.0
@@ -142,14 +145,14 @@ class Steady(Zipf, frozen=True, kw_only=True):
 
 
 class Rotating(Synthetic, frozen=True, kw_only=True):
-    """A few models are hot at a time, and every period others are. The seed says in which order they take turns."""
+    """A few models are hot at a time; every period, others are. The seed determines the order."""
 
     models: Count = 6
     rate: Positive = 8.0
     hot: Count = 2
-    """Models that are hot at a time."""
+    """Number of models that are hot at a time."""
     hot_share: PositiveShare = 0.8
-    """Their share of the requests; the others divide the rest evenly."""
+    """Share of requests that go to the hot models; the others divide the rest evenly."""
     period: Seconds = 300.0
 
     def __post_init__(self) -> None:
@@ -157,17 +160,17 @@ class Rotating(Synthetic, frozen=True, kw_only=True):
         if self.hot >= self.models:
             raise ValueError(f"hot: expected fewer than the {self.models} models, got {self.hot}")
 
-    def demands(self) -> list[Demand]:
+    def rate_curves(self) -> list[RateCurve]:
         edges = np.append(np.arange(0.0, self.duration, self.period), self.duration)
         turns = generator(self.seed).permutation(self.models)
         rates = np.full((self.models, len(edges) - 1), (1 - self.hot_share) / (self.models - self.hot))
         for number in range(len(edges) - 1):
             rates[np.roll(turns, -number * self.hot)[: self.hot], number] = self.hot_share / self.hot
-        return [Demand(edges, model_rates) for model_rates in rates]
+        return [RateCurve(edges, model_rates) for model_rates in rates]
 
 
 def _unit_time(switching: Switching, rng: Generator) -> float:
-    """Of mean 1."""
+    """A random time of mean 1."""
     if switching == "regular":
         return rng.gamma(4.0, 0.25)
     if switching == "exponential":

@@ -1,4 +1,4 @@
-"""The form in which a command line names a synthetic trace: `zipf:models=58,rate=20,cv=2,duration=1h,on=0.3`."""
+"""The text form of a synthetic trace on a command line: `zipf:models=58,rate=20,cv=2,duration=1h,on=0.3`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FORM = f"KIND[:KEY=VALUE,...] with KIND one of {', '.join(KINDS)}"
 
 
 def parse_synthetic(text: str) -> Synthetic:
-    """What is left out has the kind's default.
+    """Parse the text form; parameters left out take the kind's defaults.
 
     Raises:
-        UsageError: with the key, and what was expected.
+        UsageError: the text is invalid; the message names the key and what was expected.
     """
     name, _, rest = text.partition(":")
     kind = KINDS.get(name)
@@ -38,7 +38,7 @@ def parse_synthetic(text: str) -> Synthetic:
 
 
 def written(synthetic: Synthetic) -> str:
-    """The text that parses to it, with every default in it: what to publish."""
+    """The text form with every parameter, defaults included, to be published with results."""
     kind = next(name for name, kind in KINDS.items() if type(synthetic) is kind)
     return f"{kind}:" + ",".join(f"{key}={value}" for key, value in msgspec.structs.asdict(synthetic).items())
 
@@ -54,6 +54,6 @@ def _setting(name: str, kind: type[Synthetic], key: str, value: str) -> Any:
 
 
 def _parsed(value: str, hint: Any) -> Any:
-    """Text with a unit as a number, for the fields that have one."""
+    """Converts text with a unit to a number, for fields that have units."""
     parse = next((meta.extra["parse"] for meta in getattr(hint, "__metadata__", ()) if meta.extra), None)
     return parse(value) if parse else value

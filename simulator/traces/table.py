@@ -1,15 +1,15 @@
-"""A trace's statistics next to Prism's."""
+"""A table of a trace's statistics next to those published in the Prism paper."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from simulator.traces.statistics import Spread, Statistics
+from simulator.traces.statistics import Statistics, TokenDistribution
 
 
 class Published(NamedTuple):
-    """What Prism reports of production, inclusive."""
+    """A range that the Prism paper reports of production, bounds included."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ MINUTE_CV = Published(1, math.inf, "above 1")
 
 
 def table(statistics: Statistics) -> str:
-    """For people. The last column says how the trace lies to Prism's range."""
+    """The text table. Its last column says whether the trace is below, within or above the paper's range."""
     low, high = statistics.active_share_range
     lines = [
         _line("", "this trace", "Prism"),
@@ -72,5 +72,5 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.0f}%"
 
 
-def _tokens(spread: Spread) -> str:
+def _tokens(spread: TokenDistribution) -> str:
     return f"{_number(spread.mean)} ({spread.p50:.0f}, {spread.p99:.0f})"

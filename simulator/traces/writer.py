@@ -1,4 +1,4 @@
-"""Writes a trace as a CSV file of requests, gzipped where the name ends in .gz: what `readers` reads."""
+"""Writes a trace as a CSV file of requests that `readers` can read, gzipped if its name ends in .gz."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ COLUMNS = ("arrival_s", "model", "prompt_tokens", "output_tokens")
 
 
 def write_requests(trace: Trace, path: Path) -> int:
-    """How many requests it wrote. The same trace makes the same bytes; times are cut to microseconds.
+    """Write all requests; returns their number. The same trace yields the same bytes; times have microseconds.
 
-    Models without a request are not in the file.
+    Models without requests do not appear in the file.
 
     Raises:
-        StudyError: it cannot be written.
+        StudyError: the file cannot be written.
     """
     try:
         with path.open("wb") as raw:
             if path.suffix != ".gz":
                 return _write(trace, TextIOWrapper(raw, newline=""))
-            # neither a name nor a time in its header, which would differ
+            # No name and time in gzip's header, so that the bytes do not depend on them.
             return _write(trace, TextIOWrapper(GzipFile("", "wb", fileobj=raw, mtime=0), newline=""))
     except OSError as error:
         raise StudyError(f"{path}: cannot be written: {error}") from error

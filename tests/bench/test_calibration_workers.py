@@ -35,7 +35,7 @@ from bench.calibration.worker_rows import (
 from bench.subjects.gateway_under_test import serving
 from simulator.calibration import H200, Calibration, read_calibration
 from simulator.costs import Costs
-from simulator.sharing import Beside, sharing_of
+from simulator.sharing import Contention, sharing_of
 from tests.bench.test_calibration import SHAPE
 from tests.bench.test_calibration import predicted as predicted_of_engines
 
@@ -56,8 +56,8 @@ SMALL, LARGE = MODELS
 
 
 def step(model: str, batch: int, beside: int) -> Steps:
-    around = Beside(None, (), resident=beside > 0)
-    line, _ = MODELS[model].decode_beside(batch, 300 * batch, 300, around)
+    around = Contention(None, (), resident=beside > 0)
+    line, _ = MODELS[model].contended_decode(batch, 300 * batch, 300, around)
     return Steps(part="alone", mps=False, model=model, beside=beside, contexts=[300] * batch, seconds=line.first)
 
 

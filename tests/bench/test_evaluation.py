@@ -27,9 +27,9 @@ from bench.evaluation.workloads import AZURE, PRISM_27, make, missing
 from config.shape import shape_of
 from simulator.calibration import read_calibration
 from simulator.errors import StudyError
-from simulator.outcomes import Answer, Result
-from simulator.report import Row
-from simulator.traces.trace import Request
+from simulator.outcomes import SimulatedAnswer, SimulationResult
+from simulator.report import RunRow
+from simulator.traces.trace import TraceRequest
 
 CALIBRATION = read_calibration()
 TINY = Scenario(
@@ -231,9 +231,11 @@ def case(tmp_path: Path) -> Case:
 
 
 def test_requests_of_the_warm_up_are_not_judged() -> None:
-    answers = [Answer(Request(at, "a", 10, 10), at + 1, at + 2, "finished") for at in (0.0, 5.0, 9.9, 10.0, 15.0)]
+    answers = [
+        SimulatedAnswer(TraceRequest(at, "a", 10, 10), at + 1, at + 2, "finished") for at in (0.0, 5.0, 9.9, 10.0, 15.0)
+    ]
 
-    found = judged(Result(answers, 20.0, 3, 1), 10.0)
+    found = judged(SimulationResult(answers, 20.0, 3, 1), 10.0)
 
     assert [answer.asked.at for answer in found.answers] == [10.0, 15.0]
     assert (found.seconds, found.activations) == (10.0, 3)
@@ -253,7 +255,7 @@ def test_an_attempt_is_judged_after_the_warm_up_and_a_shorter_one_from_the_start
     ("ttft", "tpot", "held"), [(0.99, 0.99, True), (1.0, 0.989, False), (0.98, 1.0, False), (None, None, True)]
 )
 def test_a_rate_is_held_when_both_objectives_are(ttft: float | None, tpot: float | None, held: bool) -> None:
-    assert holds(Row("lru", 1, 1.0, 1.0, 0, 100, ttft, tpot, 1.0, 0, 0)) is held
+    assert holds(RunRow("lru", 1, 1.0, 1.0, 0, 100, ttft, tpot, 1.0, 0, 0)) is held
 
 
 # --- figures ----------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from config.registry import Slo
 from gateway.demo_models import NAMES
 from scheduler.replay.recorded import Recording
 from scheduler.replay.replay import replay
-from simulator.outcomes import Answer
-from simulator.traces.trace import Request
+from simulator.outcomes import SimulatedAnswer
+from simulator.traces.trace import TraceRequest
 
 KEYS = {
     "gpus", "models", "device_memory_gib", "mps", "policy", "trace", "rate_scale", "repeat", "requests", "failed",
@@ -175,7 +175,7 @@ def test_measured_and_simulated_requests_are_judged_alike() -> None:
     times = [(0.0, 9.0, 9.0, ""), (10.0, 0.5, 0.05, ""), (11.0, 0.5, 0.3, ""), (12.0, 0.5, 0.05, "aborted")]
     real = [outcome(at=at, ttft=ttft, tpot=tpot, error=error or None) for at, ttft, tpot, error in times]
     virtual = [
-        Answer(Request(at, "m", 5, 3), at + ttft, at + ttft + 2 * tpot, error or "finished")
+        SimulatedAnswer(TraceRequest(at, "m", 5, 3), at + ttft, at + ttft + 2 * tpot, error or "finished")
         for at, ttft, tpot, error in times
     ]
 
@@ -204,9 +204,9 @@ def test_a_trace_is_for_the_models_that_are_served_and_in_their_time(tmp_path: P
     trace = open_trace(str(file), wanted)
 
     assert list(trace) == [
-        Request(0.0, "b", SHORTEST, 100),
-        Request(0.5, "a", 1000, 3),
-        Request(1.0, "a", 50, 3),
+        TraceRequest(0.0, "b", SHORTEST, 100),
+        TraceRequest(0.5, "a", 1000, 3),
+        TraceRequest(1.0, "a", 50, 3),
     ]
     assert trace.duration == 4.0
 

@@ -15,7 +15,16 @@ from config.devices import blank_reserve, copies_at_a_time
 from config.errors import ConfigError
 from config.model_files import config_file, weight_bytes
 from config.reader import read_registry
-from config.registry import Gateway, Limits, Model, Pool, Registry, SchedulerConfig, Slo, WeightStore
+from config.registry import (
+    GatewayConfig,
+    Limits,
+    ModelConfig,
+    PoolConfig,
+    Registry,
+    SchedulerConfig,
+    Slo,
+    WeightStoreConfig,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
 
@@ -103,14 +112,14 @@ def test_a_registry_with_everything(write: Write, tmp_path: Path) -> None:
         """
     )
     assert read_registry(path) == Registry(
-        gateway=Gateway(
+        gateway=GatewayConfig(
             host="0.0.0.0",
             port=0,
             admin_socket=tmp_path / "run/admin.sock",
             grace=0.0,
             limits=Limits(max_body=2 * MIB, queue_per_model=5, stream_buffer=65536),
         ),
-        pool=Pool(
+        pool=PoolConfig(
             workers_per_device=3,
             max_running=4,
             kv_memory=512 * MIB,
@@ -124,12 +133,12 @@ def test_a_registry_with_everything(write: Write, tmp_path: Path) -> None:
             silence=90.0,
             threads=2,
         ),
-        weight_store=WeightStore(host_memory=10**9, verify=True),
+        weight_store=WeightStoreConfig(host_memory=10**9, verify=True),
         scheduler=SchedulerConfig(
             policy="lru", idle_timeout=3600.0, quantum=0.0, drain_after=0.25, late="refuse", backoff=2.0
         ),
         models=(
-            Model(
+            ModelConfig(
                 name="org/llama",
                 path=tmp_path / "llama",
                 dtype="float32",
@@ -144,7 +153,7 @@ def test_a_registry_with_everything(write: Write, tmp_path: Path) -> None:
 
 def test_what_is_left_out_has_a_default(write: Write) -> None:
     registry = read_registry(write("pool: {engine: simulated}\nmodels: [{name: a}]"))
-    assert registry == Registry(pool=Pool(engine="simulated"), models=(Model(name="a"),))
+    assert registry == Registry(pool=PoolConfig(engine="simulated"), models=(ModelConfig(name="a"),))
 
 
 def test_arguments_of_the_simulated_engine_are_durations(write: Write) -> None:
@@ -250,7 +259,7 @@ def test_not_a_mapping(problems: Problems, text: str, got: str) -> None:
         ("models: []\ngateway: a: b", "2: expected YAML, got: mapping values are not allowed here"),
         ("models: *none", "1: expected YAML, got: found undefined alias 'none'"),
         ("models: []\n---\nmodels: []", "2: expected YAML, got: expected a single document in the stream"),
-        ("[" * 5000, " expected YAML, got hundreds of levels in each other"),
+        ("[" * 5000, " expected YAML, got hundreds of nested levels"),
         ("models: \a", " expected YAML in UTF-8, got: special characters are not allowed at 8"),
     ],
 )
@@ -272,8 +281,11 @@ def test_merges_that_would_take_for_ever(problems: Problems) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("engine_args: &a {x: *a}", "pool.engine_args.x: expected a value, got an alias of what it is a part of"),
-        ("engine_args: &a {<<: *a}", "pool.engine_args.<<: expected a mapping, got an alias of what it is a part of"),
+        ("engine_args: &a {x: *a}", "pool.engine_args.x: expected a value, got an alias of a value that contains it"),
+        (
+            "engine_args: &a {<<: *a}",
+            "pool.engine_args.<<: expected a mapping, got an alias of a value that contains it",
+        ),
         ("engine_args: {<<: 5}", "pool.engine_args.<<: expected a mapping, got 5"),
         ("threads: !!python/name:os.system x", "pool.threads: expected a plain YAML value, got x with the tag"),
         (r'threads: "\uD800"', r"pool.threads: expected a plain YAML value, got '\ud800'"),
@@ -573,7 +585,7 @@ def test_the_sglang_engine_takes_no_argument_that_is_prisms(problems: Problems, 
 def test_sglang_runs_on_gpus_too(problems: Problems, write: Write, tmp_path: Path) -> None:
     make_model(tmp_path / "a")
     assert read_registry(write('pool: {engine: sglang, devices: [cpu, "cuda:0"]}\nmodels: [{name: a, path: a}]'))
-    places = {"sglang": "cpu, or a GPU such as cuda:0", "transformers": "cpu, on which alone it runs"}
+    places = {"sglang": "cpu, or a GPU such as cuda:0", "transformers": "cpu, the only device transformers runs on"}
     for engine, expected in places.items():
         assert problems(f"pool: {{engine: {engine}, devices: [cpu, gpu]}}\nmodels: [{{name: a, path: a}}]") == [
             f"1: pool.devices[1]: expected {expected}, got gpu"
@@ -590,13 +602,13 @@ def test_device_memory_that_leaves_nothing_for_a_model(problems: Problems) -> No
 def test_device_memory_of_a_cpu(problems: Problems, tmp_path: Path) -> None:
     make_model(tmp_path / "a")
     assert problems("pool: {device_memory: 8GiB}\nmodels: [{name: a, path: a}]") == [
-        "1: pool.device_memory: expected nothing, as transformers on a CPU takes no device memory, got 8.0 GiB"
+        "1: pool.device_memory: expected nothing, as transformers on a CPU uses no device memory, got 8.0 GiB"
     ]
 
 
 def test_models_that_no_device_is_large_enough_for(problems: Problems, tmp_path: Path) -> None:
     make_model(tmp_path / "a", weights=14 * 1024 * MIB)
-    expected = "weights of at most 13.0 GiB, beside workspace and kv_minimum on a device of 16.0 GiB"
+    expected = "weights of at most 13.0 GiB beside workspace and kv_minimum on a device of 16.0 GiB"
     assert problems(
         """
         pool: {engine: sglang, devices: ["cuda:0"], device_memory: 16GiB}
@@ -623,11 +635,11 @@ def test_pinned_models_that_no_memory_is_large_enough_for(problems: Problems) ->
 
 
 def test_what_is_left_out_depends_on_the_device() -> None:
-    gpus = Pool(engine="sglang", devices=("cuda:0",))
+    gpus = PoolConfig(engine="sglang", devices=("cuda:0",))
     assert (blank_reserve(gpus, "cuda:0"), copies_at_a_time(gpus, "cuda:0")) == (1, 1)
     assert blank_reserve(replace(gpus, workers_per_device=1), "cuda:0") == 0
-    assert (blank_reserve(Pool(), "cpu"), copies_at_a_time(Pool(), "cpu")) == (0, None)
-    given = Pool(blank_reserve=1, activations_per_device=3)
+    assert (blank_reserve(PoolConfig(), "cpu"), copies_at_a_time(PoolConfig(), "cpu")) == (0, None)
+    given = PoolConfig(blank_reserve=1, activations_per_device=3)
     assert (blank_reserve(given, "cpu"), copies_at_a_time(given, "cpu")) == (1, 3)
 
 
@@ -738,7 +750,7 @@ def test_a_shape_is_enough_to_simulate_and_not_to_serve(write: Write, problems: 
     text = "models:\n  - name: a\n    shape: config.json"
     assert read_registry(write(text), serving=False).models[0].shape == tmp_path / "config.json"
     assert problems(text) == [
-        "3: models[0].shape: expected a path, or weights: dummy, as a shape alone is enough to simulate, not to serve, "
+        "3: models[0].shape: expected a path, or weights: dummy, since a shape alone can be simulated but not served, "
         "got a shape alone"
     ]
 
@@ -820,7 +832,7 @@ def test_dummy_weights_must_fit_into_host_memory_too(problems: Problems, shape: 
     assert line.startswith("3: models[0].shape: expected weights of at most weight_store.host_memory (4.0 GiB), got ")
 
 
-@pytest.mark.parametrize(("size", "got"), [(258, "with 258"), (None, "without it")])
+@pytest.mark.parametrize(("size", "got"), [(258, "with vocab_size 258"), (None, "without vocab_size")])
 def test_a_vocabulary_that_no_tokenizer_can_be_made_up_for(
     problems: Problems, shape: Path, size: int | None, got: str
 ) -> None:

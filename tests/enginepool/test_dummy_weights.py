@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from bench.shapes import config_of
 from config.errors import StoreError
-from config.registry import Model, Registry
+from config.registry import ModelConfig, Registry
 from enginepool.weights import dummy
 from gateway.dummy_models import with_folders
 from gateway.dummy_tokenizer import write_tokenizer
@@ -144,7 +144,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = tmp_path_factory.mktemp("forms")
     for form, config in FORMS.items():
         (made / f"{form}.json").write_text(json.dumps(config))
-    listed = tuple(Model(name=form, shape=made / f"{form}.json", weights="dummy") for form in FORMS)
+    listed = tuple(ModelConfig(name=form, shape=made / f"{form}.json", weights="dummy") for form in FORMS)
     folders = [str(it.path) for it in with_folders(Registry(models=listed), made / "models").models]
     command = [sys.executable, "-m", "tests.sglang.programs.inspect_rank", *folders]
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout

@@ -21,12 +21,12 @@ import psutil
 import pytest
 
 from config.errors import PoolError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.messages import FromWorker, MpsClient
 from enginepool.mps import control
 from enginepool.mps.control import mps_environment
-from enginepool.mps.daemon import Mps
+from enginepool.mps.daemon import MpsDaemons
 from enginepool.pool import supervisor
 from enginepool.pool.forks import Child
 from enginepool.pool.supervisor import Supervisor
@@ -60,7 +60,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
 async def running(folder: Path, *, workers: int = 1, **fields: Any) -> AsyncIterator[tuple[Supervisor, Recorder]]:
     recorder = Recorder()
     devices = fields.pop("devices", ("cuda:0",))
-    pool = Supervisor(Pool(engine="simulated", devices=devices, workers_per_device=workers, **fields), folder)
+    pool = Supervisor(PoolConfig(engine="simulated", devices=devices, workers_per_device=workers, **fields), folder)
     try:
         await pool.start(recorder)
         await recorder.until(lambda: len(recorder.ready) == workers * len(devices))
@@ -140,8 +140,8 @@ async def test_the_registry_says_whether_it_is_used(short_path: Path, fields: di
         assert (pool.workers[0].mps is not None) == used
 
 
-async def start_and_stop(pool: Pool, folder: Path) -> MpsClient | None:
-    mps = Mps(pool, folder, lambda device, reason: None)
+async def start_and_stop(pool: PoolConfig, folder: Path) -> MpsClient | None:
+    mps = MpsDaemons(pool, folder, lambda device, reason: None)
     try:
         await mps.start()
         return await mps.client(pool.devices[0])
@@ -154,7 +154,7 @@ async def start_and_stop(pool: Pool, folder: Path) -> MpsClient | None:
 async def test_auto_uses_it_where_several_sglang_workers_share_a_gpu(
     short_path: Path, workers: int, used: bool
 ) -> None:
-    pool = Pool(engine="sglang", devices=("cuda:0",), workers_per_device=workers)
+    pool = PoolConfig(engine="sglang", devices=("cuda:0",), workers_per_device=workers)
     assert (await start_and_stop(pool, short_path) is not None) == used
 
 
@@ -162,7 +162,7 @@ async def test_auto_does_without_and_says_why(
     short_path: Path, fake_mps: FakeMps, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_mps.refuses_to_start("Operation not permitted")
-    assert await start_and_stop(Pool(engine="sglang", devices=("cuda:0",)), short_path) is None
+    assert await start_and_stop(PoolConfig(engine="sglang", devices=("cuda:0",)), short_path) is None
     (told,) = [record.message for record in caplog.records if "in turns" in record.message]
     assert "the MPS daemon of cuda:0 does not start" in told
     assert "Operation not permitted" in told
@@ -171,14 +171,14 @@ async def test_auto_does_without_and_says_why(
 async def test_on_is_an_error_where_it_cannot_be_had(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(short_path))
     with pytest.raises(PoolError, match="there is no nvidia-cuda-mps-control"):
-        await start_and_stop(Pool(engine="sglang", devices=("cuda:0",), mps="on"), short_path)
+        await start_and_stop(PoolConfig(engine="sglang", devices=("cuda:0",), mps="on"), short_path)
 
 
 @pytest.mark.usefixtures("fake_mps")
 async def test_a_folder_whose_sockets_the_kernel_would_not_take_is_told(short_path: Path) -> None:
     folder = short_path / ("long" * 25)
     with pytest.raises(PoolError, match=r"too long for MPS; choose a shorter gateway\.admin_socket"):
-        await start_and_stop(Pool(engine="sglang", devices=("cuda:0",), mps="on"), folder)
+        await start_and_stop(PoolConfig(engine="sglang", devices=("cuda:0",), mps="on"), folder)
 
 
 # its end
@@ -254,18 +254,18 @@ async def test_after_a_fault_nobody_is_a_client_before_all_that_were_have_ended(
 ) -> None:
     left: list[Child[FromWorker]] = []
     asked: list[str] = []
-    client, reap = Mps.client, Child._reap_orphans
+    client, reap = MpsDaemons.client, Child._reap_orphans
 
     def go_on_freeing_memory(child: Child[FromWorker]) -> None:
         left.append(child)
 
-    async def become_client(mps: Mps, device: str) -> MpsClient | None:
+    async def become_client(mps: MpsDaemons, device: str) -> MpsClient | None:
         asked.append(device)
         return await client(mps, device)
 
     async with running(short_path, workers=2, mps="on") as (pool, recorder):
         monkeypatch.setattr(Child, "_reap_orphans", go_on_freeing_memory)
-        monkeypatch.setattr(Mps, "client", become_client)
+        monkeypatch.setattr(MpsDaemons, "client", become_client)
         pool._device_failed("cuda:0", "it failed", pool.workers, suspected=True)
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*(asyncio.shield(child.exited) for child in pool._failed["cuda:0"]))

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from config.errors import StoreError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.pool import store
 from enginepool.pool.forks import ForkServer
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def forks(run_mark: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ForkServer]:
     """One template for all tests: its imports take seconds."""
     process.set_subreaper(True)
-    forks = ForkServer(Pool(engine="transformers"), tmp_path_factory.mktemp("run"))
+    forks = ForkServer(PoolConfig(engine="transformers"), tmp_path_factory.mktemp("run"))
     await forks.start()
     yield forks
     await forks.stop()

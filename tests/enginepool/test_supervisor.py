@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from config.errors import PoolError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.messages import Exit, FromWorker, MpsClient, Ping, Pong, WorkerReady
 from enginepool.pool import forks, supervisor
@@ -70,7 +70,7 @@ def as_a_gateway() -> Iterator[None]:
 async def running(folder: Path, *, workers: int = 1, **fields: Any) -> AsyncIterator[tuple[Supervisor, Recorder]]:
     """A pool whose workers are up."""
     recorder = Recorder()
-    pool = Supervisor(Pool(engine="simulated", workers_per_device=workers, **fields), folder)
+    pool = Supervisor(PoolConfig(engine="simulated", workers_per_device=workers, **fields), folder)
     try:
         await pool.start(recorder)
         await recorder.until(lambda: len(recorder.ready) == workers)
@@ -132,7 +132,7 @@ async def test_stopping_while_a_worker_is_being_forked(tmp_path: Path, monkeypat
 
 
 async def test_a_start_that_is_given_up_leaves_no_template(tmp_path: Path) -> None:
-    pool = Supervisor(Pool(engine="transformers"), tmp_path)
+    pool = Supervisor(PoolConfig(engine="transformers"), tmp_path)
     starting = asyncio.create_task(pool.start(Recorder()))
     await until(lambda: bool(psutil.Process().children()))
     starting.cancel()
@@ -143,7 +143,7 @@ async def test_a_start_that_is_given_up_leaves_no_template(tmp_path: Path) -> No
 
 async def test_a_template_that_ends_at_once_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    pool = Supervisor(Pool(engine="simulated"), tmp_path)
+    pool = Supervisor(PoolConfig(engine="simulated"), tmp_path)
     with pytest.raises(PoolError, match="template process did not start"):
         await pool.start(Recorder())
     await pool.stop()
@@ -299,7 +299,7 @@ async def test_what_stands_in_the_way_of_a_fork_is_told_and_tried_again(tmp_path
 
 
 async def test_nothing_is_forked_after_the_end(tmp_path: Path) -> None:
-    server = ForkServer(Pool(engine="simulated"), tmp_path)
+    server = ForkServer(PoolConfig(engine="simulated"), tmp_path)
     await server.start()
     await server.stop()
     with pytest.raises(PoolError, match="has stopped"):
@@ -367,7 +367,7 @@ def sleeper() -> int:
 @asynccontextmanager
 async def impostors(folder: Path, sends: bytes | None) -> AsyncIterator[Recorder]:
     recorder = Recorder()
-    pool = Supervisor(Pool(engine="simulated", workers_per_device=1), folder)
+    pool = Supervisor(PoolConfig(engine="simulated", workers_per_device=1), folder)
     pool.forks = Impostors(folder, sends)
     try:
         await pool.start(recorder)

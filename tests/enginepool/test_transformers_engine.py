@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from config.errors import EngineError, StoreError
 from enginepool.engine import Output
 from enginepool.engines.transformers import TransformersEngine
-from enginepool.engines.transformers.skeleton import Skeleton
+from enginepool.engines.transformers.skeleton import TransformersSkeleton
 from enginepool.messages import Chunk, Counted, Done, Head, KvLimitApplied, Reply, Submit
 from enginepool.weights.segment import create, open_segment
 from gateway.demo_models import NAMES
@@ -432,14 +432,14 @@ async def test_a_smaller_limit_is_applied_once_it_holds(llama: Driver) -> None:
 
 
 async def test_a_failing_step_ends_its_request_alone(llama: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = Skeleton.forward
+    forward = TransformersSkeleton.forward
 
-    def fail_after_long_prompts(self: Skeleton, tokens: Any, cache: Any) -> torch.Tensor:
+    def fail_after_long_prompts(self: TransformersSkeleton, tokens: Any, cache: Any) -> torch.Tensor:
         if len(tokens) == 1 and cache.get_seq_length() in range(100, 110):
             raise RuntimeError("broken on purpose")
         return forward(self, tokens, cache)
 
-    monkeypatch.setattr(Skeleton, "forward", fail_after_long_prompts)
+    monkeypatch.setattr(TransformersSkeleton, "forward", fail_after_long_prompts)
     fine = llama.submit(max_tokens=20)
     streamed = llama.submit(prompt=[5] * 100, stream=True, max_tokens=9)
     whole = llama.submit(prompt=[5] * 100, max_tokens=9)

@@ -11,8 +11,8 @@ import pytest
 
 from config.errors import RequestError
 from config.registry import Limits
-from enginepool.aside import Ended, TookTooLong, aside
 from enginepool.openai.text_bounds import PIECE, TextBounds
+from enginepool.own_thread import ThreadEnded, TookTooLong, run_in_own_thread
 from gateway.demo_models import CONTEXT, NAMES
 from gateway.http.body_shape import check_shape
 from tests.rig.asking import ask, chat, complete, session, streaming
@@ -36,22 +36,22 @@ def loop_for_ever() -> None:
 async def test_work_aside_ends_when_its_time_is_up() -> None:
     for _ in range(3):
         with pytest.raises(TookTooLong):
-            await aside(loop_for_ever, 0.01, asyncio.Event())
+            await run_in_own_thread(loop_for_ever, 0.01, asyncio.Event())
 
 
 async def test_work_aside_ends_with_its_client() -> None:
     gone = asyncio.Event()
-    work = asyncio.create_task(aside(loop_for_ever, 3600.0, gone))
+    work = asyncio.create_task(run_in_own_thread(loop_for_ever, 3600.0, gone))
     await asyncio.sleep(0)
     gone.set()
-    with pytest.raises(Ended):
+    with pytest.raises(ThreadEnded):
         await work
 
 
 async def test_work_aside_gives_what_it_returns_or_raises() -> None:
-    assert await aside(lambda: 3, 3600.0, asyncio.Event()) == 3
+    assert await run_in_own_thread(lambda: 3, 3600.0, asyncio.Event()) == 3
     with pytest.raises(ZeroDivisionError):
-        await aside(lambda: 1 // 0, 3600.0, asyncio.Event())
+        await run_in_own_thread(lambda: 1 // 0, 3600.0, asyncio.Event())
 
 
 @pytest.mark.parametrize(

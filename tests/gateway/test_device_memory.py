@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from config.errors import PoolError
-from config.registry import Pool
+from config.registry import PoolConfig
 from gateway.cli import tables
 from gateway.device_memory import capacities
 from gateway.report import DeviceStatus, Status
@@ -61,12 +61,12 @@ def test_an_activation_that_waits_too_long_for_memory_fails_and_nobody_else_noti
 
 def test_the_capacity_is_what_the_registry_says() -> None:
     devices = ("cuda:0", "cuda:1")
-    assert capacities(Pool(engine="simulated", devices=devices)) == {}
-    assert capacities(Pool(engine="transformers")) == {}
-    given = Pool(engine="sglang", devices=("cpu", *devices), device_memory=8 * GIB)
+    assert capacities(PoolConfig(engine="simulated", devices=devices)) == {}
+    assert capacities(PoolConfig(engine="transformers")) == {}
+    given = PoolConfig(engine="sglang", devices=("cpu", *devices), device_memory=8 * GIB)
     assert capacities(given) == dict.fromkeys(devices, 8 * GIB)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(PoolError, match=r"the memory of cuda:99 is not known: .*set pool\.device_memory"):
-        capacities(Pool(engine="sglang", devices=("cuda:99",)))
+        capacities(PoolConfig(engine="sglang", devices=("cuda:99",)))

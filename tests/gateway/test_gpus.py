@@ -7,7 +7,7 @@ import pytest
 
 from config.errors import PoolError
 from config.gpus import VISIBLE, nvml_handle, visible_name
-from config.registry import Pool
+from config.registry import PoolConfig
 from gateway.device_memory import capacities
 
 UUIDS = ("GPU-11aa", "GPU-22bb", "GPU-33cc")
@@ -26,7 +26,7 @@ def test_a_gpu_that_is_not_visible_is_an_error_before_anything_starts(
     listed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VISIBLE, listed)
-    pool = Pool(engine="sglang", devices=("cuda:1",), device_memory=2**34)
+    pool = PoolConfig(engine="sglang", devices=("cuda:1",), device_memory=2**34)
     with pytest.raises(PoolError, match=f"there is no cuda:1: CUDA_VISIBLE_DEVICES is '{listed}'"):
         capacities(pool)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.registry import Model, Pool, Registry, SchedulerConfig
+from config.registry import ModelConfig, PoolConfig, Registry, SchedulerConfig
 from gateway.core import Gateway
 from gateway.journal import Journal
 from gateway.report import JournalEntry
@@ -76,8 +76,8 @@ def test_a_refusal_is_entered_once_for_each_reason() -> None:
 
 
 async def test_subscribers_of_a_gateway_follow_an_activation_as_it_goes(short_path: Path) -> None:
-    pool = Pool(engine="simulated", workers_per_device=1, engine_args={"activation": 0.001})
-    registry = Registry(pool=pool, scheduler=SchedulerConfig(policy="lru"), models=(Model(name="a"),))
+    pool = PoolConfig(engine="simulated", workers_per_device=1, engine_args={"activation": 0.001})
+    registry = Registry(pool=pool, scheduler=SchedulerConfig(policy="lru"), models=(ModelConfig(name="a"),))
     gateway = Gateway(registry, short_path, validate=True)
     await gateway.start()
     try:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from config.registry import Model
+from config.registry import ModelConfig
 from gateway.http.server_paths import ServerPaths
 from tests.rig.asking import chat
 from tests.rig.serving import ServePrism
 
 PATHS = ServerPaths(
-    [Model(name="org/llama", path=Path("/models/llama")), Model(name="big", path=Path("/models/llama/big"))]
+    [ModelConfig(name="org/llama", path=Path("/models/llama")), ModelConfig(name="big", path=Path("/models/llama/big"))]
 )
 
 

@@ -14,7 +14,7 @@ from bench.subjects.processes import PROJECT
 from enginepool import tested
 from gateway.doctor.driver import CHECK
 from installation import packages, preflight, toolkit
-from installation.places import KVCACHED, PINS
+from installation.paths import KVCACHED, PINS
 from installation.terminal import InstallationError
 
 RUNTIME = packages.pins(PROJECT / "requirements" / "runtime.txt")
@@ -60,7 +60,7 @@ def test_all_that_is_lacking_is_told_at_once(
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not preflight.passes(without_gpu=False)
     said = capsys.readouterr().out
-    assert f"lacking: {CHECK}, Python, C++ compiler; nothing was installed" in said
+    assert f"missing: {CHECK}, Python, C++ compiler; nothing was installed" in said
     assert "apt-get install build-essential" in said
 
 
@@ -147,5 +147,5 @@ def test_a_linker_finds_the_libraries_by_their_names(nvidia: Path, tmp_path: Pat
 
 def test_packages_that_lie_otherwise_are_named(nvidia: Path, tmp_path: Path) -> None:
     (nvidia / "nvvm").rmdir()
-    with pytest.raises(InstallationError, match=r"there is no .*/nvidia/cu13/nvvm"):
+    with pytest.raises(InstallationError, match=r"/nvidia/cu13/nvvm is missing"):
         toolkit.make(tmp_path / "cuda", nvidia)

@@ -6,7 +6,17 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from config.registry import Gateway, Limits, Model, PolicyName, Pool, Registry, SchedulerConfig, Slo, WeightStore
+from config.registry import (
+    GatewayConfig,
+    Limits,
+    ModelConfig,
+    PolicyName,
+    PoolConfig,
+    Registry,
+    SchedulerConfig,
+    Slo,
+    WeightStoreConfig,
+)
 from scheduler.actions import (
     Abort,
     Activate,
@@ -45,12 +55,12 @@ A = TypeVar("A", bound=AnyAction)
 GIB = 2**30
 
 
-def model(name: str, *, slo: Slo | None = None, **fields: Any) -> Model:
-    return Model(name=name, slo=slo or Slo(), **fields)
+def model(name: str, *, slo: Slo | None = None, **fields: Any) -> ModelConfig:
+    return ModelConfig(name=name, slo=slo or Slo(), **fields)
 
 
 def registry(
-    models: Iterable[Model | str],
+    models: Iterable[ModelConfig | str],
     *,
     workers: int = 1,
     devices: tuple[str, ...] = ("cpu",),
@@ -64,15 +74,15 @@ def registry(
     **scheduler: Any,
 ) -> Registry:
     return Registry(
-        gateway=Gateway(limits=Limits(queue_per_model=queue)),
-        pool=Pool(
+        gateway=GatewayConfig(limits=Limits(queue_per_model=queue)),
+        pool=PoolConfig(
             devices=devices,
             workers_per_device=workers,
             max_running=max_running,
             blank_reserve=blank_reserve,
             activations_per_device=copies,
         ),
-        weight_store=WeightStore(host_memory=host_memory),
+        weight_store=WeightStoreConfig(host_memory=host_memory),
         scheduler=SchedulerConfig(linger=linger, policy=policy, **scheduler),
         models=tuple(model(m) if isinstance(m, str) else m for m in models),
     )
@@ -92,7 +102,7 @@ class Bench:
 
     def __init__(
         self,
-        models: Iterable[Model | str],
+        models: Iterable[ModelConfig | str],
         *,
         weights: Mapping[str, int] | None = None,
         memory: int | None = None,

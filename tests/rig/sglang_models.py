@@ -18,7 +18,7 @@ import pytest_asyncio
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool import process
 from enginepool.messages import (
     Abort,
@@ -173,7 +173,7 @@ def sglang_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def sglang_forks(run_mark: str, sglang_run_dir: Path) -> AsyncIterator[ForkServer]:
     """One template for all tests: its imports take seconds."""
     process.set_subreaper(True)
-    forks = ForkServer(Pool(engine="sglang", max_running=MAX_RUNNING, kv_memory=2**26), sglang_run_dir)
+    forks = ForkServer(PoolConfig(engine="sglang", max_running=MAX_RUNNING, kv_memory=2**26), sglang_run_dir)
     await forks.start()
     yield forks
     await forks.stop()

@@ -160,7 +160,7 @@ def trials(prism: Prism) -> list[int]:
     found = []
     for process in prism.descendants():
         with contextlib.suppress(psutil.Error):  # it ends meanwhile, or has ended and was not waited for
-            if "enginepool.grammar_trial" in process.cmdline():
+            if "enginepool.grammar_check" in process.cmdline():
                 found.append(process.pid)
     return found
 

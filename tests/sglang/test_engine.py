@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from config.errors import EngineError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.engines.sglang import upstream
 from enginepool.messages import (
     Chunk,
@@ -417,7 +417,7 @@ async def test_a_rank_that_is_stopped_ends_with_its_worker(
     sglang_run_dir: Path, sglang_stored: dict[str, Stored], state: str
 ) -> None:
     """The front answers, so that nobody but itself can tell. One that a debugger holds only says nothing any more."""
-    forks = ForkServer(Pool(engine="sglang", silence=0.1, heartbeat=0.05, kv_memory=2**26), sglang_run_dir)
+    forks = ForkServer(PoolConfig(engine="sglang", silence=0.1, heartbeat=0.05, kv_memory=2**26), sglang_run_dir)
     await forks.start()
     try:
         child: Child[FromWorker] = await forks.fork("worker", "worker", "cpu", FromWorker)

@@ -18,11 +18,11 @@ from config.registry import Slo
 from gateway.cli.main import main
 from simulator.models import costs_of
 from simulator.objectives import alone
-from simulator.outcomes import Result
+from simulator.outcomes import SimulationResult
 from simulator.report import Setting
 from simulator.series import Series, set_up
 from simulator.simulation import Simulation
-from simulator.traces.trace import Request, Trace
+from simulator.traces.trace import Trace, TraceRequest
 from simulator.typical import typical
 from tests.simulator.test_simulator import (
     CALIBRATION,
@@ -106,7 +106,7 @@ def test_an_interrupt_ends_every_process_at_once(tmp_path: Path, to_all: bool) -
 
 def test_the_base_of_objectives_is_how_fast_a_model_is_alone(tmp_path: Path) -> None:
     made = registry(tmp_path, {"a": "llama-8b", "b": "llama-1b", "silent": "llama-3b"}, workers=2)
-    trace = Trace.of([Request(1.0, "a", 300, 50), Request(1.0, "b", 100, 20)], duration=10.0)
+    trace = Trace.of([TraceRequest(1.0, "a", 300, 50), TraceRequest(1.0, "b", 100, 20)], duration=10.0)
 
     based = alone(made, trace, costs_of(made.models, CALIBRATION), CALIBRATION, capacity=70 * GIB)
 
@@ -157,7 +157,7 @@ def test_a_scale_that_changes_nothing_is_refused(tmp_path: Path, capsys: pytest.
     scales = ["--slo-scale", "1,2", "--ttft-scale", "5", "--tpot-scale", "2"]
 
     assert simulate("--registry", path, *SYNTHETIC, *scales) == 2
-    assert "--slo-scale: changes nothing" in capsys.readouterr().err
+    assert "--slo-scale: has no effect" in capsys.readouterr().err
 
 
 # --- the page of plots ------------------------------------------------------------------------------------------
@@ -224,12 +224,12 @@ def test_one_run_of_each_policy_stands_for_the_series() -> None:
 # --- memory over time -------------------------------------------------------------------------------------------
 
 
-def run_pinned(folder: Path, memory_every: float | None) -> Result:
+def run_pinned(folder: Path, memory_every: float | None) -> SimulationResult:
     made = pinned(registry(folder, {"a": "llama-8b"}))
     simulation = Simulation(
         made, costs_of(made.models, CALIBRATION), CALIBRATION, capacity=70 * GIB, memory_every=memory_every
     )
-    return simulation.run(Trace.of([Request(1.5, "a", 3000, 2000)], duration=12.0))
+    return simulation.run(Trace.of([TraceRequest(1.5, "a", 3000, 2000)], duration=12.0))
 
 
 def test_memory_is_looked_at_as_often_as_asked_for(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from simulator.engine import Engine, Job
-from simulator.lines import Line, longer
+from simulator.engine import VirtualEngine, VirtualRequest
 from simulator.models import has_mps
 from simulator.profile import profile_of
-from simulator.sharing import ALONE, Beside, Load, Sharing, sharing_of
-from simulator.traces.trace import Request, Trace
+from simulator.sharing import ALONE, Contention, Sharing, StepLoad, sharing_of
+from simulator.step_times import StepTimes, longer
+from simulator.traces.trace import Trace, TraceRequest
 from tests.simulator.test_simulator import (
     CALIBRATION,
     GIB,
@@ -32,7 +32,7 @@ ASKED = 1000
 """Tokens of context of each request."""
 
 
-def load(model: str, batch: int = 1) -> Load:
+def load(model: str, batch: int = 1) -> StepLoad:
     """Of a model that decodes."""
     made = costs(model)
     return made.decode_load(made.decode(batch, batch * ASKED), batch, batch * ASKED, resident=True)
@@ -40,8 +40,8 @@ def load(model: str, batch: int = 1) -> Load:
 
 def step(model: str, *others: str, sharing: Sharing = SLICES, batch: int = 1) -> float:
     """Seconds of a decode step beside others that decode."""
-    beside = Beside(sharing, [[load(other, batch) for other in others]], resident=bool(others))
-    line, _ = costs(model).decode_beside(batch, batch * ASKED, ASKED, beside)
+    beside = Contention(sharing, [[load(other, batch) for other in others]], resident=bool(others))
+    line, _ = costs(model).contended_decode(batch, batch * ASKED, ASKED, beside)
     return line.first
 
 
@@ -49,11 +49,11 @@ def step(model: str, *others: str, sharing: Sharing = SLICES, batch: int = 1) ->
 
 
 def test_the_longer_of_two_lines_holds_until_the_other_one_is() -> None:
-    steep, flat = Line(1.0, 0.5), Line(2.2)
+    steep, flat = StepTimes(1.0, 0.5), StepTimes(2.2)
 
-    assert longer(steep, flat) == longer(flat, steep) == Line(2.2, 0.0, 3)
-    assert longer(Line(2.5, 0.5), flat) == Line(2.5, 0.5)
-    assert longer(Line(2.2, 0.5), flat) == Line(2.2, 0.5)
+    assert longer(steep, flat) == longer(flat, steep) == StepTimes(2.2, 0.0, 3)
+    assert longer(StepTimes(2.5, 0.5), flat) == StepTimes(2.5, 0.5)
+    assert longer(StepTimes(2.2, 0.5), flat) == StepTimes(2.2, 0.5)
 
 
 # --- an engine by itself ----------------------------------------------------------------------------------------
@@ -68,10 +68,10 @@ def test_one_long_context_slows_the_whole_batch() -> None:
 
 
 def test_a_batch_as_long_as_its_longest_gets_shorter_again_when_that_is_complete() -> None:
-    engine = Engine(costs("llama-8b"), 16, 10 * GIB)
-    engine.submit(Job(0, 0.0, 6000, 20))
+    engine = VirtualEngine(costs("llama-8b"), 16, 10 * GIB)
+    engine.submit(VirtualRequest(0, 0.0, 6000, 20))
     for number in range(1, 13):
-        engine.submit(Job(number, 1.0, 600, 200))
+        engine.submit(VirtualRequest(number, 1.0, 600, 200))
     steps, now = [], 0.0
     while (end := engine.begin(now)) is not None and engine.run is not None:
         if not engine.run.pieces:
@@ -94,7 +94,7 @@ def test_a_small_model_decodes_no_faster_than_its_host() -> None:
 def test_workers_that_have_models_cost_a_host_bound_step_time_though_they_are_idle(tmp_path: Path) -> None:
     small = pinned(registry(tmp_path, {"a": "llama-1b"}))
     two = pinned(registry(tmp_path, {"a": "llama-1b", "b": "llama-8b"}, workers=2, pool={"blank_reserve": 0}))
-    asked = Trace.of([Request(0.0, "a", 100, 50)])
+    asked = Trace.of([TraceRequest(0.0, "a", 100, 50)])
 
     (alone,), (beside,) = (simulate(made, asked).answers for made in (small, two))
 
@@ -107,8 +107,8 @@ def test_steps_that_become_longer_than_their_host_are_as_long_as_one_by_one() ->
     made = costs("llama-1b")
     host = replace(CALIBRATION.decode_host, seconds=made.decode(1, 3000), seconds_per_request=0.0, seconds_beside=0.0)
     bound = type(made)(replace(CALIBRATION, decode_host=host), made.shape, made.weight_bytes)
-    engine = Engine(bound, 4, GIB)
-    engine.submit(Job(1, 1.0, 2900, 201))
+    engine = VirtualEngine(bound, 4, GIB)
+    engine.submit(VirtualRequest(1, 1.0, 2900, 201))
 
     prefill = engine.begin(0.0)
     assert prefill is not None
@@ -121,7 +121,7 @@ def test_steps_that_become_longer_than_their_host_are_as_long_as_one_by_one() ->
 
 def test_the_first_prefill_of_a_model_in_a_process_takes_longer_unless_it_is_warm(tmp_path: Path) -> None:
     made = pinned(registry(tmp_path, {"a": "llama-8b"}))
-    asked = Trace.of([Request(float(at), "a", 100, 5) for at in range(2)])
+    asked = Trace.of([TraceRequest(float(at), "a", 100, 5) for at in range(2)])
 
     first, second = simulate(made, asked, warmed=False).answers
     warm, _ = simulate(made, asked, warmed=True).answers
@@ -133,7 +133,7 @@ def test_the_first_prefill_of_a_model_in_a_process_takes_longer_unless_it_is_war
 
 def test_a_process_that_serves_a_model_again_has_used_it(tmp_path: Path) -> None:
     made = registry(tmp_path, {"a": "llama-1b", "b": "llama-8b"}, scheduler={"idle_timeout": "5s"})
-    asked = Trace.of([Request(20.0 * at, model, 100, 5) for at, model in enumerate("abab")])
+    asked = Trace.of([TraceRequest(20.0 * at, model, 100, 5) for at, model in enumerate("abab")])
 
     ttfts = [answer.ttft or 0.0 for answer in simulate(made, asked, warmed=False).answers]
 
@@ -144,7 +144,7 @@ def test_a_process_that_serves_a_model_again_has_used_it(tmp_path: Path) -> None
 def test_what_lies_in_front_of_an_engine_delays_a_request_and_nobody_else(tmp_path: Path) -> None:
     slow = replace(CALIBRATION, front=replace(CALIBRATION.front, seconds=1.0))
     made = pinned(registry(tmp_path, {"a": "llama-8b"}))
-    asked = Trace.of([Request(0.0, "a", 100, 100), Request(0.3, "a", 100, 100)])
+    asked = Trace.of([TraceRequest(0.0, "a", 100, 100), TraceRequest(0.3, "a", 100, 100)])
 
     usual = simulate(made, asked).answers
     delayed = simulate(made, asked, calibration=slow).answers
@@ -196,15 +196,15 @@ def test_a_host_bound_step_hides_a_neighbour() -> None:
     for sharing in (SLICES, MPS):
         waiting = sharing.waiting(load("llama-8b"), [slow])
         assert waiting < 0.05 * sharing.waiting(load("llama-8b"), [load("llama-1b")])
-        beside = sharing.stretched(Line(slow.gpu), slow, sharing.waiting(slow, [load("llama-8b")]))
+        beside = sharing.stretched(StepTimes(slow.gpu), slow, sharing.waiting(slow, [load("llama-8b")]))
         assert beside.first < slow.host
 
 
 def test_launching_a_prefill_is_slower_beside_neighbours_unless_by_mps() -> None:
     made, others = costs("llama-8b"), [load("llama-1b")] * 2
     alone, turns, together = (
-        made.prefill_beside(made.prefill_work(100, 0), beside)
-        for beside in (ALONE, *(Beside(sharing, [others], resident=True) for sharing in (SLICES, MPS)))
+        made.contended_prefill(made.prefill_work(100, 0), beside)
+        for beside in (ALONE, *(Contention(sharing, [others], resident=True) for sharing in (SLICES, MPS)))
     )
 
     assert turns == pytest.approx(alone * (1 + 2 * CALIBRATION.time_slices.launch_per_neighbour))
@@ -213,11 +213,11 @@ def test_launching_a_prefill_is_slower_beside_neighbours_unless_by_mps() -> None
 
 def test_a_decode_step_waits_longer_while_a_neighbour_prefills(tmp_path: Path) -> None:
     made = pinned(registry(tmp_path, {"a": "llama-1b", "b": "llama-8b"}, workers=2, pool={"blank_reserve": 0}))
-    asked = [Request(0.0, "a", 100, 400)]
+    asked = [TraceRequest(0.0, "a", 100, 400)]
 
     for mps in (False, True):
-        quiet, _ = simulate(made, Trace.of([*asked, Request(9.0, "b", 8000, 1)]), mps=mps).answers
-        beside, _ = simulate(made, Trace.of([*asked, Request(0.1, "b", 8000, 1)]), mps=mps).answers
+        quiet, _ = simulate(made, Trace.of([*asked, TraceRequest(9.0, "b", 8000, 1)]), mps=mps).answers
+        beside, _ = simulate(made, Trace.of([*asked, TraceRequest(0.1, "b", 8000, 1)]), mps=mps).answers
         assert quiet.tpot is not None
         assert beside.tpot is not None
         assert beside.tpot > 1.1 * quiet.tpot
@@ -225,7 +225,7 @@ def test_a_decode_step_waits_longer_while_a_neighbour_prefills(tmp_path: Path) -
 
 def test_a_trace_is_served_faster_with_mps(tmp_path: Path) -> None:
     made = pinned(registry(tmp_path, {"a": "llama-1b", "b": "llama-8b"}, workers=2, pool={"blank_reserve": 0}))
-    asked = Trace.of([Request(0.0, "a", 100, 500), Request(0.0, "b", 100, 500)])
+    asked = Trace.of([TraceRequest(0.0, "a", 100, 500), TraceRequest(0.0, "b", 100, 500)])
 
     turns, together = (simulate(made, asked, mps=mps).answers for mps in (False, True))
 

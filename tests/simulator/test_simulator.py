@@ -20,16 +20,16 @@ from config.shape import read_shape, shape_of
 from gateway.cli.main import main
 from simulator.calibration import H200, Calibration, read_calibration
 from simulator.costs import Costs
-from simulator.engine import Engine, Job
+from simulator.engine import VirtualEngine, VirtualRequest
 from simulator.errors import StudyError
 from simulator.models import costs_of, on_gpus
-from simulator.outcomes import Answer, Result
+from simulator.outcomes import SimulatedAnswer, SimulationResult
 from simulator.profile import LONG, SHORT, profile_of
 from simulator.report import Setting, row
 from simulator.sharing import ALONE
 from simulator.simulation import Simulation
 from simulator.traces.synthetic_text import parse_synthetic
-from simulator.traces.trace import Request, Trace
+from simulator.traces.trace import Trace, TraceRequest
 
 CALIBRATION = read_calibration()
 GIB = 2**30
@@ -70,7 +70,7 @@ def simulate(
     calibration: Calibration = CALIBRATION,
     mps: bool = False,
     warmed: bool = True,
-) -> Result:
+) -> SimulationResult:
     simulation = Simulation(
         made, costs_of(made.models, calibration), calibration, capacity=capacity, mps=mps, warmed=warmed, validate=True
     )
@@ -84,7 +84,7 @@ def pinned(made: Registry) -> Registry:
 def alone_tpot(model: str, prompt: int, output: int) -> float:
     """Seconds per token of an answer in a batch of its own: its context is one token longer at each step."""
     made = costs(model)
-    steps = [made.decode_beside(1, prompt + said, prompt + said, ALONE)[0].first for said in range(1, output)]
+    steps = [made.contended_decode(1, prompt + said, prompt + said, ALONE)[0].first for said in range(1, output)]
     return sum(steps) / len(steps)
 
 
@@ -108,7 +108,7 @@ def first_token_alone(model: str, *chunks: int) -> float:
 def test_a_request_alone_takes_what_the_calibration_says(tmp_path: Path) -> None:
     made = pinned(registry(tmp_path, {"a": "llama-8b"}))
 
-    (answer,) = simulate(made, Trace.of([Request(1.0, "a", 300, 50)])).answers
+    (answer,) = simulate(made, Trace.of([TraceRequest(1.0, "a", 300, 50)])).answers
 
     assert answer.ended == "finished"
     assert answer.ttft == pytest.approx(first_token_alone("llama-8b", 300))
@@ -118,7 +118,7 @@ def test_a_request_alone_takes_what_the_calibration_says(tmp_path: Path) -> None
 def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
     made = pinned(registry(tmp_path, {"a": "llama-8b"}))
 
-    (answer,) = simulate(made, Trace.of([Request(0.0, "a", 20_000, 1)])).answers
+    (answer,) = simulate(made, Trace.of([TraceRequest(0.0, "a", 20_000, 1)])).answers
 
     assert answer.ttft == pytest.approx(first_token_alone("llama-8b", 8192, 8192, 20_000 - 2 * 8192))
     assert answer.tpot == 0.0
@@ -127,7 +127,7 @@ def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
 def test_two_models_take_turns_on_one_worker(tmp_path: Path) -> None:
     made = registry(tmp_path, {"a": "llama-1b", "b": "llama-8b"}, scheduler={"idle_timeout": "45s"})
 
-    result = simulate(made, Trace.of([Request(0.0, "a", 100, 10), Request(60.0, "b", 100, 10)]))
+    result = simulate(made, Trace.of([TraceRequest(0.0, "a", 100, 10), TraceRequest(60.0, "b", 100, 10)]))
 
     first, second = result.answers
     assert first.ttft == pytest.approx(costs("llama-1b").blank_activation + first_token_alone("llama-1b", 100))
@@ -139,7 +139,7 @@ def test_two_models_take_turns_on_one_worker(tmp_path: Path) -> None:
 def test_a_parked_model_comes_back_in_the_time_of_its_copy(tmp_path: Path) -> None:
     made = registry(tmp_path, {"a": "llama-8b"}, scheduler={"idle_timeout": "10s"})
 
-    _, second = simulate(made, Trace.of([Request(0.0, "a", 100, 10), Request(30.0, "a", 100, 10)])).answers
+    _, second = simulate(made, Trace.of([TraceRequest(0.0, "a", 100, 10), TraceRequest(30.0, "a", 100, 10)])).answers
 
     assert second.ttft == pytest.approx(costs("llama-8b").parked_activation + first_token_alone("llama-8b", 100))
 
@@ -147,7 +147,7 @@ def test_a_parked_model_comes_back_in_the_time_of_its_copy(tmp_path: Path) -> No
 def test_models_of_one_gpu_slow_each_other_while_both_run(tmp_path: Path) -> None:
     made = pinned(registry(tmp_path, {"a": "llama-8b", "b": "llama-8b"}, workers=2, pool={"blank_reserve": 0}))
 
-    together = simulate(made, Trace.of([Request(0.0, "a", 300, 200), Request(0.0, "b", 300, 200)])).answers
+    together = simulate(made, Trace.of([TraceRequest(0.0, "a", 300, 200), TraceRequest(0.0, "b", 300, 200)])).answers
 
     slices = CALIBRATION.time_slices
     slowdown = 2 + slices.switch_seconds / slices.slice_seconds
@@ -167,7 +167,7 @@ def on_several(made: Registry, **tensor_parallel: int) -> Registry:
 def test_a_model_on_two_gpus_takes_half_as_long_and_the_exchange_between_them(tmp_path: Path) -> None:
     one = registry(tmp_path, {"a": "llama-8b"}, pool={"devices": ["cuda:0", "cuda:1"]})
     two = on_several(one, a=2)
-    asked = Trace.of([Request(0.0, "a", 4000, 100)])
+    asked = Trace.of([TraceRequest(0.0, "a", 4000, 100)])
 
     (alone,), (shared,) = (simulate(pinned(made), asked).answers for made in (one, two))
 
@@ -186,7 +186,7 @@ def test_a_model_on_two_gpus_takes_half_as_long_and_the_exchange_between_them(tm
 
 def test_its_parts_are_copied_at_the_same_time(tmp_path: Path) -> None:
     one = registry(tmp_path, {"a": "llama-8b"}, pool={"devices": ["cuda:0", "cuda:1"]})
-    asked = Trace.of([Request(0.0, "a", 1, 1)])
+    asked = Trace.of([TraceRequest(0.0, "a", 1, 1)])
 
     whole, halves = (costs_of(made.models, CALIBRATION)["a"] for made in (one, on_several(one, a=2)))
     (answer,) = simulate(on_several(one, a=2), asked).answers
@@ -200,7 +200,7 @@ def test_its_parts_are_copied_at_the_same_time(tmp_path: Path) -> None:
 
 def test_a_model_that_is_too_large_for_a_gpu_is_served_on_several(tmp_path: Path) -> None:
     one = registry(tmp_path, {"a": "llama-8b"}, pool={"devices": ["cuda:0", "cuda:1"]})
-    asked = Trace.of([Request(0.0, "a", 100, 10)])
+    asked = Trace.of([TraceRequest(0.0, "a", 100, 10)])
 
     (refused,) = simulate(one, asked, capacity=14 * GIB).answers
     (served,) = simulate(on_several(one, a=2), asked, capacity=14 * GIB).answers
@@ -214,7 +214,7 @@ def test_it_is_as_slow_as_on_its_busiest_gpu_and_slows_both(tmp_path: Path) -> N
     made = pinned(on_several(registry(tmp_path, names, workers=3, pool=pool), a=2))
 
     def tpots(*asked: str) -> dict[str, float | None]:
-        answers = simulate(made, Trace.of([Request(0.0, name, 300, 300) for name in asked])).answers
+        answers = simulate(made, Trace.of([TraceRequest(0.0, name, 300, 300) for name in asked])).answers
         return {answer.asked.model: answer.tpot for answer in answers}
 
     alone, pair = tpots("a")["a"], tpots("a", "b")
@@ -284,7 +284,7 @@ def test_a_request_that_no_gpu_has_the_kv_cache_for_fails_and_holds_up_nobody(tm
     made = pinned(registry(tmp_path, {"a": "llama-8b"}))
 
     large, small = simulate(
-        made, Trace.of([Request(0.0, "a", 200_000, 10), Request(0.1, "a", 100, 10)]), capacity=30 * GIB
+        made, Trace.of([TraceRequest(0.0, "a", 200_000, 10), TraceRequest(0.1, "a", 100, 10)]), capacity=30 * GIB
     ).answers
 
     assert (large.ended, large.ttft) == ("larger than any KV cache", None)
@@ -294,7 +294,7 @@ def test_a_request_that_no_gpu_has_the_kv_cache_for_fails_and_holds_up_nobody(tm
 # --- the engine -------------------------------------------------------------------------------------------------
 
 
-def drain(engine: Engine, now: float = 0.0) -> dict[int, float]:
+def drain(engine: VirtualEngine, now: float = 0.0) -> dict[int, float]:
     """Run until nothing is left; returns when each request was complete."""
     finished = {}
     while (end := engine.begin(now)) is not None:
@@ -304,15 +304,15 @@ def drain(engine: Engine, now: float = 0.0) -> dict[int, float]:
     return finished
 
 
-def fill(engine: Engine, requests: int, rng: random.Random) -> None:
+def fill(engine: VirtualEngine, requests: int, rng: random.Random) -> None:
     for number in range(requests):
-        engine.submit(Job(number, rng.random(), rng.randint(1, 3000), rng.randint(1, 500)))
+        engine.submit(VirtualRequest(number, rng.random(), rng.randint(1, 3000), rng.randint(1, 500)))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_kv_cache_stays_within_its_limit_and_yet_all_are_served(seed: int) -> None:
     made, limit = costs("llama-8b"), GIB
-    engine = Engine(made, 16, limit)
+    engine = VirtualEngine(made, 16, limit)
     fill(engine, 40, random.Random(seed))
     now, finished = 0.0, 0
 
@@ -327,8 +327,8 @@ def test_kv_cache_stays_within_its_limit_and_yet_all_are_served(seed: int) -> No
 
 
 def test_what_was_served_is_counted_while_it_runs() -> None:
-    engine = Engine(costs("llama-8b"), 4, GIB)
-    engine.submit(Job(1, 1.0, 100, 50))
+    engine = VirtualEngine(costs("llama-8b"), 4, GIB)
+    engine.submit(VirtualRequest(1, 1.0, 100, 50))
     engine.begin(0.0)
     now = prefill_alone("llama-8b", 100)
     engine.complete()
@@ -343,9 +343,9 @@ def test_what_was_served_is_counted_while_it_runs() -> None:
 
 
 def test_a_lower_limit_makes_the_newest_wait_again_and_a_higher_one_brings_them_back() -> None:
-    engine = Engine(costs("llama-8b"), 16, 2 * GIB)
+    engine = VirtualEngine(costs("llama-8b"), 16, 2 * GIB)
     for number in range(4):
-        engine.submit(Job(number, float(number), 3000, 200))
+        engine.submit(VirtualRequest(number, float(number), 3000, 200))
     now = 0.0
     while engine.begin(now) is not None and engine.run is not None and engine.run.pieces:
         now = engine.run.end()
@@ -367,7 +367,7 @@ def test_a_lower_limit_makes_the_newest_wait_again_and_a_higher_one_brings_them_
 @pytest.mark.parametrize("seed", range(3))
 def test_a_cut_changes_no_time(seed: int) -> None:
     """Steps that are advanced together take as long as step by step."""
-    whole, stepped = Engine(costs("llama-3b"), 8, 4 * GIB), Engine(costs("llama-3b"), 8, 4 * GIB)
+    whole, stepped = VirtualEngine(costs("llama-3b"), 8, 4 * GIB), VirtualEngine(costs("llama-3b"), 8, 4 * GIB)
     fill(whole, 20, random.Random(seed))
     fill(stepped, 20, random.Random(seed))
     rng, now, finished = random.Random(seed), 0.0, {}
@@ -382,10 +382,10 @@ def test_a_cut_changes_no_time(seed: int) -> None:
 
 
 def test_an_aborted_request_makes_room_wherever_it_is() -> None:
-    engine = Engine(costs("llama-8b"), 1, GIB)
-    engine.submit(Job(1, 1.0, 100, 1000))
-    engine.submit(Job(2, 2.0, 100, 10))
-    engine.submit(Job(3, 3.0, 100, 10))
+    engine = VirtualEngine(costs("llama-8b"), 1, GIB)
+    engine.submit(VirtualRequest(1, 1.0, 100, 1000))
+    engine.submit(VirtualRequest(2, 2.0, 100, 10))
+    engine.submit(VirtualRequest(3, 3.0, 100, 10))
     engine.begin(0.0)
 
     assert [engine.abort(request) for request in (1, 3, 4)] == [True, True, False]
@@ -462,7 +462,7 @@ def test_a_long_context_costs_a_small_batch_latency_and_a_large_one_bandwidth() 
     made, decode = costs("llama-8b"), CALIBRATION.decode
 
     latency, bandwidth = (made.kv_bytes / rate for rate in (decode.longest_kv_bytes_per_s, decode.kv_bytes_per_s))
-    growth = {batch: made.decode_line(batch, batch * 100, 100).growth for batch in (1, 2, 16, 64)}
+    growth = {batch: made.decode_times(batch, batch * 100, 100).growth for batch in (1, 2, 16, 64)}
     assert growth[1] == growth[2] == pytest.approx(latency)
     assert growth[64] == pytest.approx(64 * bandwidth)
     for batch, each in growth.items():
@@ -520,15 +520,15 @@ def test_a_shape_that_is_not_understood_says_so(tmp_path: Path, changed: dict[st
 
 
 def test_attainment_counts_what_was_not_answered_as_missed() -> None:
-    asked = [Request(float(at), "a", 10, 11) for at in range(4)]
+    asked = [TraceRequest(float(at), "a", 10, 11) for at in range(4)]
     answers = [
-        Answer(asked[0], 0.5, 1.5, "finished"),
-        Answer(asked[1], 3.5, 4.5, "finished"),
-        Answer(asked[2], 2.5, 12.5, "finished"),
-        Answer(asked[3], ended="refused: late"),
+        SimulatedAnswer(asked[0], 0.5, 1.5, "finished"),
+        SimulatedAnswer(asked[1], 3.5, 4.5, "finished"),
+        SimulatedAnswer(asked[2], 2.5, 12.5, "finished"),
+        SimulatedAnswer(asked[3], ended="refused: late"),
     ]
 
-    made = row(Setting("lru", 1, 1.0, 1.0, 0), Result(answers, 8.0, 1, 0), {"a": Slo(ttft=1.0, tpot=0.2)})
+    made = row(Setting("lru", 1, 1.0, 1.0, 0), SimulationResult(answers, 8.0, 1, 0), {"a": Slo(ttft=1.0, tpot=0.2)})
 
     assert (made.ttft_attainment, made.tpot_attainment, made.goodput_rps) == (0.5, 0.5, 1 / 8)
 
@@ -557,7 +557,7 @@ def test_prism_simulate_prints_a_table_and_writes_json(tmp_path: Path, capsys: p
     assert written[0]["ttft_attainment"] < written[1]["ttft_attainment"] <= 1.0
     assert written[2]["requests"] > written[0]["requests"] > 0
     assert len(printed.out.splitlines()) == 5
-    assert "trace: model-0 is a" in printed.err or "trace: model-0 is b" in printed.err
+    assert "trace: model-0 is served by a" in printed.err or "trace: model-0 is served by b" in printed.err
     assert "73.6 GiB" in printed.err
 
 
@@ -567,7 +567,7 @@ def test_prism_simulate_prints_a_table_and_writes_json(tmp_path: Path, capsys: p
         (["--synthetic", "zipf:colour=3"], 2, "zipf has no 'colour'"),
         (["--synthetic", "zipf:models=2,rate=1", "--policy", "fifo"], 2, "--policy"),
         (["--synthetic", "zipf:models=2,rate=1", "--gpu-memory", "0"], 2, "--gpu-memory"),
-        (["--synthetic", "zipf:models=2,rate=1", "--rate-scale", "1,x"], 2, "numbers with commas between"),
+        (["--synthetic", "zipf:models=2,rate=1", "--rate-scale", "1,x"], 2, "numbers separated by commas"),
         (["--trace", "/nowhere.csv"], 1, "/nowhere.csv"),
     ],
 )
@@ -585,4 +585,4 @@ def test_a_model_whose_size_is_not_known_is_named(tmp_path: Path, capsys: pytest
     path.write_text("pool: {engine: simulated}\nmodels: [{name: ghost}]\n")
 
     assert command("--registry", path, "--synthetic", "zipf:models=1,rate=1") == 1
-    assert "ghost: it has no shape" in capsys.readouterr().err
+    assert "ghost: its size is unknown" in capsys.readouterr().err

@@ -11,13 +11,13 @@ import pytest
 
 from simulator.errors import StudyError, UsageError
 from simulator.traces.__main__ import main
-from simulator.traces.drawing import Gaps, Lengths, generator
+from simulator.traces.drawing import Gaps, LengthDistribution, generator
 from simulator.traces.readers import read_requests, read_trace
 from simulator.traces.statistics import describe
 from simulator.traces.synthetic import Rotating, Steady, Zipf
 from simulator.traces.synthetic_text import parse_synthetic, written
 from simulator.traces.table import ACTIVE, CHANGES, IDLE_GAPS, MINUTE_CV, table
-from simulator.traces.trace import Request, Trace, map_models, merged
+from simulator.traces.trace import Trace, TraceRequest, map_models, merged
 from simulator.traces.writer import write_requests
 
 REQUESTS = "arrival_s,model,prompt_tokens,output_tokens"
@@ -32,7 +32,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def trace_of(*times: float, model: str = "m", duration: float | None = None) -> Trace:
-    return Trace.of([Request(at, model, 10, 20) for at in times], duration=duration)
+    return Trace.of([TraceRequest(at, model, 10, 20) for at in times], duration=duration)
 
 
 def times(trace: Trace, model: str | None = None) -> list[float]:
@@ -125,7 +125,7 @@ def test_more_models_than_the_registry_has_share_its() -> None:
 def test_requests_are_read_in_time_order(tmp_path: Path, name: str) -> None:
     trace = read_trace(write(tmp_path / name, REQUESTS, "2.5,b,5,6", "0.0,a,0,2", "1,a,3,4"))
 
-    assert list(trace) == [Request(0.0, "a", 1, 2), Request(1.0, "a", 3, 4), Request(2.5, "b", 5, 6)]
+    assert list(trace) == [TraceRequest(0.0, "a", 1, 2), TraceRequest(1.0, "a", 3, 4), TraceRequest(2.5, "b", 5, 6)]
     assert trace.models == ("a", "b")
 
 
@@ -157,7 +157,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["arrival_s,prompt_tokens", "1,2"], r"t\.csv:1: expected the columns .*there is no output_tokens"),
+        (["arrival_s,prompt_tokens", "1,2"], r"t\.csv:1: expected the columns .*output_tokens is missing"),
         (
             [REQUESTS, "0,m,1,1", "1,m,2,many"],
             r"t\.csv:3: output_tokens: expected a whole number of tokens, got 'many'",
@@ -252,7 +252,7 @@ def test_lengths_keep_the_published_mean_and_those_of_others_stand_in(tmp_path: 
         ("0,0,1,1,Pareto,1,1", r"x_rates\.csv\.gz:2: arrival_pattern: expected Gamma or Weibull, got 'Pareto'"),
         ("0,0,0,1,Gamma,1,1", r":2: rate_rps: expected a number above 0, got '0'"),
         ("0,0,1,1,Gamma,-1,1", r":2: param_1: expected a number above 0, got '-1'"),
-        ("0,7200,1,1,Gamma,1,1", "no request of these clients between 0 and 3600 s"),
+        ("0,7200,1,1,Gamma,1,1", "these clients send no request between 0 and 3600 s"),
     ],
 )
 def test_wrong_rates_are_refused(tmp_path: Path, row: str, said: str) -> None:
@@ -266,9 +266,9 @@ def test_what_clients_cannot_give_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(StudyError, match="expected 2 clients to draw, found 1"):
         read_trace(rates, models=2)
-    with pytest.raises(StudyError, match=r"ask 1\.00 times a second then, fewer than 5"):
+    with pytest.raises(StudyError, match=r"send 1\.00 requests per second then, fewer than 5"):
         read_trace(rates, duration=600, rate=5.0)
-    with pytest.raises(StudyError, match="only for clients' rates"):
+    with pytest.raises(StudyError, match="needs ServeGen's client rates"):
         read_trace(requests, models=2)
     servegen(tmp_path, "0,0,1,1,Gamma,1,1", lengths=["0,5,,9,1,1,1"])
     with pytest.raises(StudyError, match=r"x_lengths\.csv:2: prompt_p50: expected a number above 0"):
@@ -382,7 +382,7 @@ def test_a_wrong_text_is_refused_with_its_key(text: str, said: str) -> None:
 
 
 def test_a_fit_keeps_the_mean() -> None:
-    drawn = Lengths.fit(mean=590, p99=3951, p50=120).draw(generator(0), 100_000)
+    drawn = LengthDistribution.fit(mean=590, p99=3951, p50=120).draw(generator(0), 100_000)
 
     assert np.mean(drawn) == pytest.approx(590, rel=0.03)
     assert min(drawn) >= 1
@@ -449,7 +449,7 @@ def test_several_files_are_one_trace(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
-        (["describe"], 2, "give files, or --synthetic"),
+        (["describe"], 2, "expected files or --synthetic"),
         (["describe", "--synthetic", "zipf:x=1"], 2, "zipf has no 'x'"),
         (["describe", "--seed", "-1", "none.csv"], 2, "--seed: expected at least 0"),
         (["describe", "--duration", "0s", "none.csv"], 2, "expected a number above 0"),

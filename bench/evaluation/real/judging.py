@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.load.outcomes import Outcome
 from config.registry import Slo
-from simulator.outcomes import Answer
+from simulator.outcomes import SimulatedAnswer
 from simulator.percentiles import percentile
 
 
@@ -40,7 +40,7 @@ def measured(outcomes: Iterable[Outcome], after: float) -> list[Ended]:
     ]
 
 
-def simulated(answers: Iterable[Answer], after: float) -> list[Ended]:
+def simulated(answers: Iterable[SimulatedAnswer], after: float) -> list[Ended]:
     """Likewise."""
     return [
         Ended(it.asked.model, it.ttft, it.tpot) if it.ended == "finished" else Ended(it.asked.model, None, None)

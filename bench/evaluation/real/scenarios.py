@@ -19,7 +19,7 @@ from msgspec.structs import fields
 
 from bench.subjects.processes import PROJECT
 from config.reader import read_registry
-from config.registry import Pool, Registry
+from config.registry import PoolConfig, Registry
 from simulator.errors import StudyError, UsageError
 
 SHAPES = ("llama-1b", "llama-8b", "llama-3b", "llama-1b", "llama-3b", "llama-8b", "llama-1b", "llama-3b")
@@ -40,7 +40,7 @@ HOST_MEMORY = "80GiB"
 
 def can_share_by_mps() -> bool:
     """Whether registries have a word on NVIDIA's MPS."""
-    return "mps" in {field.name for field in fields(Pool)}
+    return "mps" in {field.name for field in fields(PoolConfig)}
 
 
 def number_of_gpus() -> int:

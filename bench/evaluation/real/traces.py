@@ -11,7 +11,7 @@ from bench.load.workload import Arrival
 from simulator.errors import UsageError
 from simulator.traces.readers import read_trace
 from simulator.traces.synthetic_text import parse_synthetic
-from simulator.traces.trace import Request, Trace, map_models
+from simulator.traces.trace import Trace, TraceRequest, map_models
 
 SHORTEST = 24
 """Tokens of a prompt; shorter ones are made as long, since a chat's template takes as much."""
@@ -62,7 +62,7 @@ def _source(text: str, wanted: Wanted, seconds: float) -> Trace:
     return read_trace(Path(text), duration=seconds)
 
 
-def _changed(request: Request, model: str, wanted: Wanted) -> Request:
+def _changed(request: TraceRequest, model: str, wanted: Wanted) -> TraceRequest:
     prompt = max(SHORTEST, min(request.prompt_tokens, wanted.max_prompt_tokens or request.prompt_tokens))
     answer = min(request.output_tokens, wanted.max_tokens or request.output_tokens)
-    return Request(request.at * wanted.time_scale, model, prompt, answer)
+    return TraceRequest(request.at * wanted.time_scale, model, prompt, answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.registry import EngineName, Pool
+from config.registry import EngineName, PoolConfig
 from enginepool.engines.kinds.base import EngineKind
 from enginepool.engines.kinds.sglang import Sglang
 from enginepool.engines.kinds.simulated import Simulated
@@ -15,5 +15,5 @@ KINDS: dict[EngineName, EngineKind] = {
 }
 
 
-def kind_of(pool: Pool) -> EngineKind:
+def kind_of(pool: PoolConfig) -> EngineKind:
     return KINDS[pool.engine]

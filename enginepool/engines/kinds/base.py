@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from config.errors import EngineError
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.engine import Emit, Engine
 from enginepool.messages import Spawn
 
@@ -21,7 +21,7 @@ class EngineKind(ABC):
     The gateway has it too and must not load torch, so an engine's own packages are imported inside these methods only.
     """
 
-    def environment(self, pool: Pool, current: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, pool: PoolConfig, current: Mapping[str, str]) -> dict[str, str]:
         """Variables that the template and all its children need, beside `current`. Called in the gateway.
 
         Raises:
@@ -30,14 +30,14 @@ class EngineKind(ABC):
         return {}
 
     @abstractmethod
-    def warm(self, pool: Pool) -> None:
+    def warm(self, pool: PoolConfig) -> None:
         """Import what a worker needs, before any fork. Called in the template; must leave no thread behind.
 
         Raises:
             EngineError: the engine is not installed, or in a version that was not tested.
         """
 
-    def weight_loader(self, pool: Pool) -> LoadWeights:
+    def weight_loader(self, pool: PoolConfig) -> LoadWeights:
         """The function that reads a model into host memory. Called in a loader.
 
         Raises:
@@ -46,5 +46,5 @@ class EngineKind(ABC):
         raise EngineError(f"the engine {pool.engine} loads no weights")
 
     @abstractmethod
-    def create(self, pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
+    def create(self, pool: PoolConfig, spawn: Spawn, emit: Emit) -> Engine:
         """The engine of the worker that was spawned. Called on the worker's event loop."""

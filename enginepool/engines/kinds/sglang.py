@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from config.devices import is_gpu
 from config.gpus import visible_name
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.engine import Emit, Engine
 from enginepool.engines.kinds.base import EngineKind
 from enginepool.messages import Spawn
@@ -22,24 +22,24 @@ RANK_SILENCE = 30
 
 
 class Sglang(EngineKind):
-    def environment(self, pool: Pool, current: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, pool: PoolConfig, current: Mapping[str, str]) -> dict[str, str]:
         if not _on_gpus(pool):
             return {}
         from enginepool.host.gpu_environment import gpu_environment
 
         return gpu_environment(current)
 
-    def warm(self, pool: Pool) -> None:
+    def warm(self, pool: PoolConfig) -> None:
         from enginepool.engines.sglang import warm
 
         warm(gpu=_on_gpus(pool))
 
-    def weight_loader(self, pool: Pool) -> LoadWeights:
+    def weight_loader(self, pool: PoolConfig) -> LoadWeights:
         from enginepool.engines.sglang.loading.weights import load
 
         return partial(load, max_running=pool.max_running, device=pool.devices[0])
 
-    def create(self, pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
+    def create(self, pool: PoolConfig, spawn: Spawn, emit: Emit) -> Engine:
         from enginepool.engines.sglang import SglangEngine
         from enginepool.engines.sglang.protocol import StartRank
 
@@ -53,11 +53,11 @@ class Sglang(EngineKind):
         return SglangEngine(emit, start, pool.limits)
 
 
-def _on_gpus(pool: Pool) -> bool:
+def _on_gpus(pool: PoolConfig) -> bool:
     """One template serves all devices, so the first stands for all of them."""
     return pool.devices[0] != "cpu"
 
 
-def _kv_memory(pool: Pool, device: str) -> int:
+def _kv_memory(pool: PoolConfig, device: str) -> int:
     """Bytes that one worker's KV cache may ever grow to; 0 for what the device has, where limits move at run time."""
     return pool.kv_memory // pool.workers_per_device if device == "cpu" else 0

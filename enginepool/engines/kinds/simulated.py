@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.engine import Emit, Engine
 from enginepool.engines.kinds.base import EngineKind
 from enginepool.messages import Spawn
 
 
 class Simulated(EngineKind):
-    def warm(self, pool: Pool) -> None:
+    def warm(self, pool: PoolConfig) -> None:
         import enginepool.engines.simulated  # noqa: F401
 
-    def create(self, pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
+    def create(self, pool: PoolConfig, spawn: Spawn, emit: Emit) -> Engine:
         from enginepool.engines.simulated import SimulatedEngine
 
         return SimulatedEngine(emit, max_running=pool.max_running, **pool.engine_args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from config.registry import Pool
+from config.registry import PoolConfig
 from enginepool.engine import Emit, Engine
 from enginepool.engines.kinds.base import EngineKind
 from enginepool.messages import Spawn
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class Transformers(EngineKind):
-    def warm(self, pool: Pool) -> None:
+    def warm(self, pool: PoolConfig) -> None:
         from enginepool.engines.transformers import warm
 
         warm()
 
-    def weight_loader(self, pool: Pool) -> LoadWeights:
+    def weight_loader(self, pool: PoolConfig) -> LoadWeights:
         from enginepool.engines.transformers.weights import load
 
         return load
 
-    def create(self, pool: Pool, spawn: Spawn, emit: Emit) -> Engine:
+    def create(self, pool: PoolConfig, spawn: Spawn, emit: Emit) -> Engine:
         from enginepool.engines.transformers import TransformersEngine
 
         seconds = pool.limits.preparation

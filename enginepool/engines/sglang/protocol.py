@@ -138,7 +138,7 @@ class LimitKv:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class OfferSegment:
     """These weights may be wanted: make copying them fast."""
 
     model: ModelSpec
@@ -146,13 +146,13 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Withdraw:
+class WithdrawSegment:
     """Let go of a model's segment."""
 
     model: str
 
 
-Command = FillWeights | PauseWeights | LimitKv | Offer | Withdraw
+Command = FillWeights | PauseWeights | LimitKv | OfferSegment | WithdrawSegment
 
 
 @dataclass(frozen=True, slots=True)

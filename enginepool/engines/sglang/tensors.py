@@ -1,4 +1,4 @@
-"""Every tensor and every plain value that a model of SGLang's holds, by dotted path, and putting others in their place.
+"""Finds every tensor and plain value that an SGLang model holds, by dotted path, and replaces them.
 
 SGLang keeps tensors in parameters and buffers, in plain attributes of modules, in lists and dicts, and in helpers that
 are no modules (quantization methods, dispatchers, rotary embeddings). What it does after loading may change any of
@@ -35,7 +35,7 @@ _PLAIN = (type(None), bool, int, float, str)
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType)
 
 
-class Place(Protocol):
+class Location(Protocol):
     """Where a tensor or value is held."""
 
     def get(self) -> Any: ...
@@ -91,9 +91,9 @@ class _Item:
 
 @dataclass(frozen=True, slots=True)
 class _TupleItem:
-    """A tuple cannot be changed: another takes its place."""
+    """Tuples are immutable, so the whole tuple is replaced."""
 
-    parent: Place
+    parent: Location
     index: int
 
     def get(self) -> Any:
@@ -110,10 +110,10 @@ class _TupleItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class LocatedTensor:
     """One tensor."""
 
-    place: Place
+    location: Location
     kind: TensorKind
     tensor: Tensor
 
@@ -122,44 +122,44 @@ class Walk:
     """All that is reachable from `root`, as it is now. Holds on to the model: drop it when done."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.slots: dict[str, Slot] = {}
+        self.tensors: dict[str, LocatedTensor] = {}
         self.values: dict[str, Any] = {}
         """Plain values, as `pack` gives them: later changes of a list or dict do not show."""
         self.others: dict[str, str] = {}
         """What each object, function and container is, by its type: for comparison only."""
         self._holders: dict[str, Any] = {}
-        self._places: dict[str, Place] = {}
+        self._locations: dict[str, Location] = {}
         self._seen: set[int] = set()
         self._enter("", root)
 
-    def place(self, name: str) -> Place:
+    def location(self, name: str) -> Location:
         """Where `name` is or would be.
 
         Raises:
             EngineError: the model has nothing that could hold it.
         """
-        if name in self._places:
-            return self._places[name]
+        if name in self._locations:
+            return self._locations[name]
         parent, _, attribute = name.rpartition(".")
-        holder = self.slots[parent].place.get() if parent in self.slots else self._holders.get(parent)
+        holder = self.tensors[parent].location.get() if parent in self.tensors else self._holders.get(parent)
         if holder is None or not attribute.isidentifier():
-            raise EngineError(f"the model has no place for {name}")
+            raise EngineError(f"the model has no location for {name}")
         return _Attribute(holder, attribute)
 
     def put(self, name: str, tensor: Tensor, kind: TensorKind) -> None:
-        """Have `tensor` in the place `name`, whatever is there now; a parameter keeps what was noted at it.
+        """Have `tensor` in the location `name`, whatever is there now; a parameter keeps what was noted at it.
 
         Raises:
             EngineError: the model has nothing that could hold it.
         """
-        place, old = self.place(name), self.slots.get(name)
+        location, old = self.location(name), self.tensors.get(name)
         if kind == "parameter":
             tensor = nn.Parameter(tensor, requires_grad=False)
         if old is not None:
             vars(tensor).update(vars(old.tensor))
-        place.put(tensor, kind)
-        self._places[name] = place
-        self.slots[name] = Slot(place, kind, tensor)
+        location.put(tensor, kind)
+        self._locations[name] = location
+        self.tensors[name] = LocatedTensor(location, kind, tensor)
 
     def has_holder(self, name: str) -> bool:
         """Whether what holds, or would hold, `name` is a module or object that is there."""
@@ -175,25 +175,25 @@ class Walk:
         for kind, attribute, value in _attributes(holder):
             self._visit(prefix + attribute, value, _Attribute(holder, attribute), kind)
 
-    def _visit(self, name: str, value: Any, place: Place, kind: TensorKind) -> None:
-        self._places[name] = place
+    def _visit(self, name: str, value: Any, location: Location, kind: TensorKind) -> None:
+        self._locations[name] = location
         if isinstance(value, Tensor):
-            self.slots[name] = Slot(place, kind, value)
+            self.tensors[name] = LocatedTensor(location, kind, value)
             self._visit_attributes(name, value)
         elif is_plain(value):
             self.values[name] = pack(value)
         elif isinstance(value, (list, tuple, dict)):
-            self._enter_container(name, value, place)
+            self._enter_container(name, value, location)
         elif _is_the_models(value):
             self._enter(name, value)
         else:
             self.others[name] = _describe(value)
 
-    def _enter_container(self, name: str, container: Any, place: Place) -> None:
+    def _enter_container(self, name: str, container: Any, location: Location) -> None:
         self.others[name] = _type_name(container)
         if isinstance(container, tuple):
             for index, item in enumerate(container):
-                self._visit(f"{name}[{index}]", item, _TupleItem(place, index), "attribute")
+                self._visit(f"{name}[{index}]", item, _TupleItem(location, index), "attribute")
         elif id(container) not in self._seen:
             self._seen.add(id(container))
             for key, item in list(container.items()) if isinstance(container, dict) else enumerate(container):

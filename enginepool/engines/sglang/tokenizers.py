@@ -128,7 +128,7 @@ def _hashable(eos_token: int | list[int] | None) -> int | tuple[int, ...] | None
     return tuple(sorted(eos_token)) if isinstance(eos_token, list) else eos_token
 
 
-def read_ahead(path: str, users: tuple[User, ...]) -> None:
+def preload_tokenizers(path: str, users: tuple[User, ...]) -> None:
     """Read them now, before they are needed. One that cannot be read will be told of by the activation."""
     from sglang.srt.parser.template_manager import TemplateManager
 

@@ -28,9 +28,9 @@ def warm(gpu: bool) -> None:
         import enginepool.engines.sglang.loading.weights
         import enginepool.engines.sglang.rank.main
         import enginepool.engines.sglang.rank.stored  # noqa: F401
-        from enginepool.engines.sglang.rank import grammars, logprobs, penalties, quarantine, scarcity
+        from enginepool.engines.sglang.rank import grammar_errors, kv_reservation, logprobs, penalties, quarantine
 
-        for adaptation in (scarcity, grammars, logprobs, penalties, quarantine):
+        for adaptation in (kv_reservation, grammar_errors, logprobs, penalties, quarantine):
             adaptation.adapt()
 
     # What is alive now stays so: without this, a child's first collection would copy its pages.

@@ -1,13 +1,13 @@
-"""The embedded engine: Hugging Face transformers on the CPU, weights mapped read-only from host shared memory.
+"""The embedded engine: Hugging Face transformers on the CPU, with weights mapped read-only from host shared memory.
 
-`engine` is the worker's side of it, on the event loop; `thread` runs `batch`, which runs one step after another.
+`engine` is the worker's side, on the event loop; `thread` runs `batch`, which executes one step after another.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before numpy's import, which would start OpenBLAS's threads; the template forks, and a fork copies no thread.
+# Before importing numpy, which would start OpenBLAS's threads: the template forks, and a fork does not copy threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

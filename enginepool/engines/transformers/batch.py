@@ -1,6 +1,6 @@
-"""All requests of the engine. A step prefills one prompt and decodes one token of every choice that is under way.
+"""The engine's batch: each step prefills one prompt and decodes one token of every running choice.
 
-Each choice has a cache of its own and is run by itself, so no neighbour can change what a seed gives.
+Each choice has its own KV cache and runs separately, so other requests cannot change the result of a seed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from transformers import DynamicCache
 
 from config.errors import RequestError
 from enginepool.engine import EngineLoad, Output
-from enginepool.engines.transformers.job import Job, Sequence
+from enginepool.engines.transformers.job import GenerationJob, Sequence
 from enginepool.engines.transformers.kv import KvBudget
 from enginepool.engines.transformers.prompts import Tokens, tokenize
 from enginepool.engines.transformers.replies import StreamedAnswer, WholeAnswer, refuse
-from enginepool.engines.transformers.skeleton import Skeleton
+from enginepool.engines.transformers.skeleton import TransformersSkeleton
 from enginepool.engines.transformers.slot import ModelSlot
 from enginepool.messages import Counted, Submit
 from enginepool.openai.answers import answer_to
@@ -32,15 +32,15 @@ _FAILED = "The engine failed on this request."
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a request asks for, and its prompts in tokens."""
+class PreparedRequest:
+    """A parsed request and its tokenized prompts."""
 
     request: GenerationRequest
     prompts: list[Tokens]
 
 
 class Batch:
-    """`send` collects outputs, `flush` delivers what was collected; both are called on the engine's thread only."""
+    """`send` collects outputs and `flush` delivers them; both are called on the engine's thread only."""
 
     def __init__(
         self, slot: ModelSlot, max_running: int, send: Callable[[Output], None], flush: Callable[[], None]
@@ -49,9 +49,9 @@ class Batch:
         self._max_running = max_running
         self._send = send
         self._flush = flush
-        self._jobs: dict[int, Job] = {}
-        self._waiting: list[tuple[float, int, Job]] = []
-        self._running: list[Job] = []
+        self._jobs: dict[int, GenerationJob] = {}
+        self._waiting: list[tuple[float, int, GenerationJob]] = []
+        self._running: list[GenerationJob] = []
         self._budget = KvBudget()
         self.held = False
         self.load = EngineLoad()
@@ -63,8 +63,8 @@ class Batch:
 
     # commands
 
-    def prepare(self, submit: Submit) -> Prepared | RequestError:
-        """Parse and tokenize a request, or say why not: on any thread."""
+    def prepare(self, submit: Submit) -> PreparedRequest | RequestError:
+        """Parse and tokenize a request, or return why it is refused. May be called on any thread."""
         try:
             return self._prepare(submit)
         except RequestError as error:
@@ -73,8 +73,8 @@ class Batch:
             log.exception("request %d failed", submit.request)
             return server_error(_FAILED)
 
-    def add(self, submit: Submit, prepared: Prepared | RequestError | None = None) -> None:
-        """Queue a request, or refuse it; what was not prepared yet is."""
+    def add(self, submit: Submit, prepared: PreparedRequest | RequestError | None = None) -> None:
+        """Queue a request or refuse it, preparing it first unless `prepared` is given."""
         prepared = self.prepare(submit) if prepared is None else prepared
         if isinstance(prepared, RequestError):
             refuse(submit.request, prepared, self._send)
@@ -99,37 +99,37 @@ class Batch:
         starting = next((job for job in self._running if job.prefilled < len(job.prompts)), None)
         if starting is not None:
             self._advance(starting, self._prefill)
-            # A first token does not wait for its neighbours' next ones.
+            # The first token is sent before the other requests decode.
             self._flush()
         for job in decoding:
             if job.id in self._jobs:
                 self._advance(job, self._decode)
         self._flush()
 
-    def _prepare(self, submit: Submit) -> Prepared:
+    def _prepare(self, submit: Submit) -> PreparedRequest:
         request = parse(submit.path, submit.body)
         model = self._model()
         prompts = tokenize(request, model.tokenizer, model.vocabulary, model.context)
         for prompt in prompts:
             output_limit(request, len(prompt), model.context)
-        return Prepared(request, prompts)
+        return PreparedRequest(request, prompts)
 
-    def _queue(self, submit: Submit, prepared: Prepared) -> None:
+    def _queue(self, submit: Submit, prepared: PreparedRequest) -> None:
         request, prompts = prepared.request, prepared.prompts
         answering = StreamedAnswer if request.stream else WholeAnswer
-        job = Job(submit, request, prompts, answering(submit.request, answer_to(request), self._send))
+        job = GenerationJob(submit, request, prompts, answering(submit.request, answer_to(request), self._send))
         self._send(Counted(job.id, job.prompt_tokens))
         self._jobs[job.id] = job
         heapq.heappush(self._waiting, (submit.deadline, job.id, job))
 
-    def _model(self) -> Skeleton:
+    def _model(self) -> TransformersSkeleton:
         model = self._slot.active
         if model is None:
             raise RequestError(503, "No model is active on this worker.", kind="server_error", code="not_active")
         return model
 
     def _admit(self) -> None:
-        """Start requests in deadline order. The first that finds no room makes the rest wait: none is overtaken."""
+        """Start requests in deadline order. The first one without room blocks the rest, so none is overtaken."""
         while self._waiting:
             job = self._waiting[0][2]
             if self._jobs.get(job.id) is job and not self._start(job):
@@ -137,8 +137,8 @@ class Batch:
             heapq.heappop(self._waiting)
         self._measure()
 
-    def _start(self, job: Job) -> bool:
-        """False if the job has to wait; True if it runs, or is refused."""
+    def _start(self, job: GenerationJob) -> bool:
+        """Start or refuse a job; returns False if it has to wait."""
         try:
             self._size(job)
         except RequestError as error:
@@ -151,8 +151,8 @@ class Batch:
         self._running.append(job)
         return True
 
-    def _size(self, job: Job) -> None:
-        """Decide how long the answers may be, and what KV cache that takes."""
+    def _size(self, job: GenerationJob) -> None:
+        """Set the job's maximum answer lengths and the KV cache they need. Raises: RequestError."""
         model = self._model()
         per_token = model.kv_bytes_per_token
         room = model.context
@@ -165,8 +165,8 @@ class Batch:
             message = f"The request may need {job.kv_bytes} bytes of KV cache; there are {self._budget.limit}."
             raise RequestError(400, message, code="context_length_exceeded", param="max_tokens")
 
-    def _advance(self, job: Job, work: Callable[[Job], None]) -> None:
-        """Root of a job's share of a step: whatever goes wrong in it ends this job and no other."""
+    def _advance(self, job: GenerationJob, work: Callable[[GenerationJob], None]) -> None:
+        """Run a job's part of a step; any error ends this job only."""
         try:
             work(job)
             if job.finished:
@@ -181,8 +181,8 @@ class Batch:
             if job.finished:
                 self._drop(job)
 
-    def _prefill(self, job: Job) -> None:
-        """Run the next prompt once; its n choices go on from copies of the cache."""
+    def _prefill(self, job: GenerationJob) -> None:
+        """Prefill the next prompt once; its n choices continue from copies of the KV cache."""
         model = self._model()
         prompt, limit, n = job.prompts[job.prefilled], job.limits[job.prefilled], job.request.sampling.n
         cache = DynamicCache(config=model.config)
@@ -197,17 +197,17 @@ class Batch:
             job.answering.begin(sequence.index)
             self._push(job, sequence, sequence.sampler.choose(logits))
 
-    def _decode(self, job: Job) -> None:
+    def _decode(self, job: GenerationJob) -> None:
         model = self._model()
         for sequence in list(job.sequences):
             logits = model.forward((sequence.last,), sequence.cache)
             self._push(job, sequence, sequence.sampler.choose(logits))
 
-    def _push(self, job: Job, sequence: Sequence, token: int) -> None:
+    def _push(self, job: GenerationJob, sequence: Sequence, token: int) -> None:
         self.load.output_tokens += 1
         job.push(sequence, token)
 
-    def _drop(self, job: Job) -> None:
+    def _drop(self, job: GenerationJob) -> None:
         del self._jobs[job.id]
         if job in self._running:
             self._running.remove(job)

@@ -1,4 +1,4 @@
-"""What transformers is told of a model's folder, and what it raises over one."""
+"""How transformers is told to read a model's folder, and the errors it raises for invalid ones."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FOREIGN_ERRORS = (
     MemoryError,
     SafetensorError,
 )
-"""What transformers raises for a folder that it cannot make a model of."""
+"""What transformers raises for a folder without a usable model."""
 
 
 def torch_dtype(model: ModelSpec) -> str | torch.dtype:
-    """`model.dtype` as from_pretrained takes it."""
+    """`model.dtype` in the form from_pretrained expects."""
     if model.dtype == "auto":
         return "auto"
     dtype: torch.dtype = getattr(torch, model.dtype)

@@ -1,4 +1,4 @@
-"""The transformers engine as the worker sees it: everything here runs on the worker's event loop."""
+"""The worker's side of the transformers engine: everything here runs on the worker's event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from functools import partial
 
 from config.errors import EngineError
-from enginepool.aside import LARGE, Ended, TookTooLong, aside
 from enginepool.engine import Emit, EngineLoad, Output
 from enginepool.engines.phases import Phases
 from enginepool.engines.transformers.batch import Batch
@@ -24,10 +23,11 @@ from enginepool.messages import (
     Submit,
 )
 from enginepool.openai.errors import took_too_long
+from enginepool.own_thread import LARGE, ThreadEnded, TookTooLong, run_in_own_thread
 
 
 class TransformersEngine:
-    """Serves one model at a time, with at most `max_running` requests decoded together, on `threads` CPU threads."""
+    """Serves one model at a time on `threads` CPU threads, with at most `max_running` concurrent requests."""
 
     name = "transformers"
     held = 0
@@ -37,7 +37,7 @@ class TransformersEngine:
         self._emit = emit
         self._preparation = preparation
         self._preparing: dict[int, asyncio.Event] = {}
-        """Requests that are prepared aside, and whether they are gone."""
+        """Requests being prepared in threads of their own, each with the event that its client is gone."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._live: set[int] = set()
@@ -49,7 +49,7 @@ class TransformersEngine:
         self._thread.start()
 
     async def start(self) -> None:
-        """Nothing to wait for."""
+        """There is nothing to wait for."""
 
     async def activate(
         self,
@@ -84,13 +84,13 @@ class TransformersEngine:
         task.add_done_callback(self._tasks.discard)
 
     async def _add_large(self, request: Submit) -> None:
-        """Root of the task of a request whose prompt takes long to become tokens. Steps do not wait for it."""
+        """Root of the task that prepares a request with a large prompt, without delaying decode steps."""
         gone = self._preparing[request.request] = asyncio.Event()
         try:
-            prepared = await aside(partial(self._batch.prepare, request), self._preparation, gone)
+            prepared = await run_in_own_thread(partial(self._batch.prepare, request), self._preparation, gone)
         except TookTooLong:
             prepared = took_too_long(self._preparation)
-        except Ended:
+        except ThreadEnded:
             return
         finally:
             del self._preparing[request.request]
@@ -104,10 +104,10 @@ class TransformersEngine:
         self._thread.post(partial(self._batch.abort, request))
 
     def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
-        """Nothing can be done in advance."""
+        """There is nothing to prepare."""
 
     def withdraw(self, model: str) -> None:
-        """Nothing is held of a model that is not active."""
+        """There is nothing to release."""
 
     def set_kv_limit(self, revision: int, nbytes: int) -> None:
         self._thread.post(partial(self._batch.set_kv_limit, revision, nbytes))
@@ -124,7 +124,7 @@ class TransformersEngine:
         self._slot.blank()
 
     def _flush(self) -> None:
-        """On the engine's thread: one call to the loop for all outputs of a step."""
+        """Called on the engine's thread: hands all outputs of a step to the event loop in one call."""
         if self._outbox:
             outputs = self._outbox.copy()
             self._outbox.clear()
@@ -132,9 +132,9 @@ class TransformersEngine:
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
-            if not isinstance(output, (Counted, Reply, Head, Chunk, Done)):  # of no request
+            if not isinstance(output, (Counted, Reply, Head, Chunk, Done)):  # does not belong to a request
                 self._emit(output)
-            elif output.request in self._live:  # an abort may have come after the step
+            elif output.request in self._live:  # it may have been aborted after the step
                 if isinstance(output, (Reply, Done)):
                     self._live.discard(output.request)
                 self._emit(output)

@@ -1,4 +1,4 @@
-"""One request in the engine, and the choices that it is answered with."""
+"""One request in the engine, and the choices generated for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from enginepool.engines.transformers.replies import Answering
 from enginepool.engines.transformers.sampling import Sampler
-from enginepool.engines.transformers.skeleton import Skeleton
+from enginepool.engines.transformers.skeleton import TransformersSkeleton
 from enginepool.engines.transformers.text import Detokenizer, StopFilter
 from enginepool.messages import Submit
 from enginepool.openai.answers import FinishReason, Usage
@@ -16,10 +16,10 @@ from enginepool.openai.requests import GenerationRequest
 
 
 class Sequence:
-    """One choice while it is decoded. `last` is the newest token, which `cache` does not hold yet."""
+    """One choice being decoded. `last` is the newest token, which is not in `cache` yet."""
 
     def __init__(
-        self, index: int, limit: int, request: GenerationRequest, model: Skeleton, cache: DynamicCache
+        self, index: int, limit: int, request: GenerationRequest, model: TransformersSkeleton, cache: DynamicCache
     ) -> None:
         self.index = index
         self.cache = cache
@@ -31,7 +31,7 @@ class Sequence:
         self._stop = StopFilter(request.sampling.stop)
 
     def push(self, token: int) -> tuple[str, FinishReason | None]:
-        """Take a token; the text that may be sent now, and why the choice ends if it does."""
+        """Add a token; returns the text that may be sent now, and the finish reason if the choice ends."""
         self.last = token
         self._left -= 1
         if token in self._eos:
@@ -49,17 +49,17 @@ class Sequence:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class GenerationJob:
     submit: Submit
     request: GenerationRequest
     prompts: list[list[int]]
     answering: Answering
     limits: list[int] = field(default_factory=list)
-    """Most tokens of each choice, by prompt; set at admission."""
+    """Maximum tokens per choice, by prompt; set at admission."""
     kv_bytes: int = 0
-    """Promised at admission."""
+    """Bytes of KV cache reserved at admission."""
     prefilled: int = 0
-    """Prompts whose choices have begun."""
+    """Number of prompts that have been prefilled."""
     sequences: list[Sequence] = field(default_factory=list)
     """The choices being decoded."""
     output_tokens: int = 0
@@ -85,7 +85,7 @@ class Job:
         return self.prefilled == len(self.prompts) and not self.sequences
 
     def push(self, sequence: Sequence, token: int) -> None:
-        """Give a choice its next token, and the text to the client."""
+        """Add a token to a choice and pass on the resulting text."""
         self.output_tokens += 1
         text, reason = sequence.push(token)
         if text:

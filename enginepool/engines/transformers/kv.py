@@ -1,4 +1,4 @@
-"""The KV cache in bytes: what a token takes, what is promised to running requests, and the limit on it."""
+"""The KV cache's size in bytes: per token, reserved by running requests, and its limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enginepool.messages import KvLimitApplied
 
 
 def values_per_token(config: PreTrainedConfig) -> int:
-    """Numbers in one token's keys and values, over all layers; a sliding window is not counted off."""
+    """Numbers in one token's keys and values, over all layers; sliding windows are not taken into account."""
     text = config.get_text_config(decoder=True)
     heads: int = text.num_attention_heads
     kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
@@ -18,11 +18,11 @@ def values_per_token(config: PreTrainedConfig) -> int:
 
 
 class KvBudget:
-    """Promises each request the most it may come to need, so that a running one never has to be thrown out."""
+    """Reserves for each request the maximum it may need, so that a running one never has to be evicted."""
 
     def __init__(self) -> None:
         self.limit = 0
-        """Bytes; 0 is no limit."""
+        """Bytes; 0 for no limit."""
         self.held = 0
         self._revision: int | None = None
 
@@ -43,7 +43,7 @@ class KvBudget:
         self.held -= nbytes
 
     def applied(self) -> KvLimitApplied | None:
-        """The news that the latest limit holds, once."""
+        """KvLimitApplied for the latest limit, once, as soon as it holds; else None."""
         if self._revision is None or not self.fits(0):
             return None
         revision, self._revision = self._revision, None

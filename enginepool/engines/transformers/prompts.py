@@ -1,4 +1,4 @@
-"""From a request to prompt tokens."""
+"""Turns a request into prompt tokens."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Tokens = list[int]
 def tokenize(
     request: GenerationRequest, tokenizer: PreTrainedTokenizerBase, vocabulary: int, context: int
 ) -> list[Tokens]:
-    """The prompts of a request, each at least one token; those of far more than `context` tokens are refused early.
+    """Tokenize the prompts of a request; those far longer than `context` tokens are refused early.
 
     Raises:
-        RequestError: 400, the chat template refuses the messages, or a prompt is empty, not of this vocabulary, or
-            far too long.
+        RequestError: 400, the chat template rejects the messages, or a prompt is empty, outside the vocabulary or far
+            too long.
     """
     bounds = TextBounds(tokenizer, context)
     if isinstance(request, ChatRequest):
@@ -36,7 +36,7 @@ def _chat(messages: tuple[ChatMessage, ...], tokenizer: PreTrainedTokenizerBase,
     try:
         text: Any = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     except jinja2.TemplateError as error:
-        raise _refusal("messages", f"The model's chat template refuses these messages: {error}.") from error
+        raise _refusal("messages", f"The model's chat template rejects these messages: {error}.") from error
     return _encode(text, tokenizer, bounds, "messages", add_special_tokens=False)
 
 

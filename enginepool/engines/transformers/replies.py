@@ -1,4 +1,4 @@
-"""How a request's text gets back: as one answer, or as a stream."""
+"""Sends a request's text back, as one answer or as a stream."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 from config.errors import RequestError
 from enginepool.engine import Output
 from enginepool.messages import Chunk, Done, Head, Reply
-from enginepool.openai.answers import EVENT_STREAM, JSON, Answer, Choice, FinishReason, Usage
+from enginepool.openai.answers import EVENT_STREAM, JSON, Choice, FinishReason, OpenAIAnswer, Usage
 from enginepool.openai.errors import error_body
 
 Send = Callable[[Output], None]
 
 
 class Answering(Protocol):
-    """One request's way back. After `close` or `fail` nothing more is sent."""
+    """Sends the answer to one request; nothing more after `close` or `fail`."""
 
     def begin(self, index: int) -> None: ...
 
@@ -24,7 +24,7 @@ class Answering(Protocol):
     def finish(self, index: int, reason: FinishReason) -> None: ...
 
     def flush(self) -> None:
-        """Send what has come together in this step."""
+        """Send what was collected in this step."""
         ...
 
     def close(self, usage: Usage) -> None: ...
@@ -33,12 +33,12 @@ class Answering(Protocol):
 
 
 def refuse(request: int, error: RequestError, send: Send, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
-    """Answer `request` with an error in OpenAI's form."""
+    """Answer `request` with an error in OpenAI's format."""
     send(Reply(request, error.status, JSON, error_body(error), prompt_tokens, output_tokens))
 
 
 class WholeAnswer:
-    def __init__(self, request: int, answer: Answer, send: Send) -> None:
+    def __init__(self, request: int, answer: OpenAIAnswer, send: Send) -> None:
         self._request = request
         self._answer = answer
         self._send = send
@@ -68,7 +68,7 @@ class WholeAnswer:
 
 
 class StreamedAnswer:
-    def __init__(self, request: int, answer: Answer, send: Send) -> None:
+    def __init__(self, request: int, answer: OpenAIAnswer, send: Send) -> None:
         self._request = request
         self._answer = answer
         self._send = send

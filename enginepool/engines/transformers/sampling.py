@@ -1,4 +1,4 @@
-"""From logits to a token, by transformers' own logits warpers."""
+"""Samples tokens from logits with transformers' own logits warpers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWar
 from enginepool.openai.requests import Sampling
 
 GREEDY_BELOW = 1e-5
-"""Temperatures under this are greedy: dividing by them would overflow."""
+"""Temperatures below this are treated as greedy, since dividing by them would overflow."""
 _NO_IDS = torch.LongTensor()
-"""These warpers look at scores alone."""
+"""The warpers used here ignore the token ids."""
 
 
 class Sampler:
-    """Chooses the tokens of one choice; with a seed, always the same ones."""
+    """Samples the tokens of one choice, reproducibly if the request has a seed."""
 
     def __init__(self, sampling: Sampling, choice: int) -> None:
         self._greedy = sampling.temperature < GREEDY_BELOW
@@ -25,7 +25,7 @@ class Sampler:
         if sampling.seed is None:
             self._generator.seed()
         else:
-            # One seed for n answers must not give the same answer n times.
+            # The n answers to one seed must differ.
             self._generator.manual_seed((sampling.seed + choice) % 2**63)
         self._warpers: list[LogitsProcessor] = []
         if sampling.temperature != 1.0:
@@ -34,7 +34,7 @@ class Sampler:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def choose(self, logits: Tensor) -> int:
-        """`logits` of the next token, of shape (vocabulary,)."""
+        """Choose the next token from `logits` of shape (vocabulary,)."""
         if self._greedy:
             return int(logits.argmax())
         scores = logits.float().unsqueeze(0)

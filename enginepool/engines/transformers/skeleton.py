@@ -1,4 +1,4 @@
-"""A model without its weights: modules on the meta device, tokenizer, and what serving needs to know of the config."""
+"""A model without its weights: modules on the meta device, tokenizer, and the parts of the config serving needs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from enginepool.weights.layout import base_tensor, view_of
 _GREETING = [{"role": "user", "content": "Hello"}]
 
 
-class Skeleton:
-    """Built once per model and worker; the weights come and go by `attach` and `detach`."""
+class TransformersSkeleton:
+    """Built once per model and worker; `attach` and `detach` add and remove the weights."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """
+        """Build the modules of the model in `spec.path`.
+
         Raises:
-            EngineError: the folder holds no model that transformers can build.
+            EngineError: transformers cannot build the model.
         """
         self.spec = spec
         try:
@@ -53,25 +54,25 @@ class Skeleton:
         self.kv_bytes_per_token = 0
 
     def load_tokenizer(self) -> None:
-        """Read the tokenizer and use it once, since its chat template is compiled at the first use.
+        """Read the tokenizer and use it once, because its chat template is compiled on first use.
 
         Raises:
-            EngineError: it cannot be read.
+            EngineError: the tokenizer cannot be read.
         """
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(self.spec.path, local_files_only=True)
             if self.tokenizer.chat_template is not None:
-                with suppress(jinja2.TemplateError):  # a template may refuse any messages
+                with suppress(jinja2.TemplateError):  # a template may reject any messages
                     self.tokenizer.apply_chat_template(_GREETING, add_generation_prompt=True)
         except FOREIGN_ERRORS as error:
             raise EngineError(f"{self.spec.name}: cannot load the tokenizer: {describe(error)}") from error
         self.eos = frozenset(_ids(self._generation.eos_token_id) + _ids(self.tokenizer.eos_token_id))
 
     def attach(self, manifest: Manifest, view: memoryview) -> None:
-        """Make every tensor a view of the segment's bytes.
+        """Make every tensor a view of the segment's memory.
 
         Raises:
-            EngineError: the manifest is of another model, or leaves a tensor without data.
+            EngineError: the manifest belongs to another model or leaves a tensor without data.
         """
         base = base_tensor(view)
         for spec in manifest.tensors:
@@ -82,13 +83,13 @@ class Skeleton:
         self.kv_bytes_per_token = self._kv_values * next(self.module.parameters()).dtype.itemsize
 
     def detach(self) -> None:
-        """Take all data out again; nothing of the segment stays in use."""
+        """Remove the weights; nothing refers to the segment afterwards."""
         for name, slot in self._slots.items():
             slot.put(self._empty[name])
 
     @torch.inference_mode()
     def forward(self, tokens: Iterable[int], cache: object) -> Tensor:
-        """Append `tokens` to what `cache` holds; logits of the next token, of shape (vocabulary,)."""
+        """Append `tokens` to `cache`; returns the next token's logits, of shape (vocabulary,)."""
         ids = torch.tensor([list(tokens)])
         output = self.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits: Tensor = output.logits[0, -1]

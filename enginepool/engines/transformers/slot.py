@@ -1,4 +1,4 @@
-"""The one model of a worker: blank, parked (a skeleton) or active (a skeleton with its segment mapped)."""
+"""The worker's model: blank, parked (a skeleton) or active (a skeleton with its segment mapped)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traceback
 
 from config.errors import EngineError, StoreError
 from enginepool.engines.phases import Phases
-from enginepool.engines.transformers.skeleton import Skeleton
+from enginepool.engines.transformers.skeleton import TransformersSkeleton
 from enginepool.messages import Manifest, ModelSpec, SegmentRef
 from enginepool.weights.layout import base_tensor, checksum, name_at
 from enginepool.weights.segment import MappedSegment, open_segment
@@ -15,18 +15,18 @@ from enginepool.weights.segment import MappedSegment, open_segment
 
 class ModelSlot:
     def __init__(self) -> None:
-        self._skeleton: Skeleton | None = None
+        self._skeleton: TransformersSkeleton | None = None
         self._mapped: MappedSegment | None = None
 
     @property
-    def active(self) -> Skeleton | None:
+    def active(self) -> TransformersSkeleton | None:
         return self._skeleton if self._mapped is not None else None
 
     def activate(self, spec: ModelSpec, manifest: Manifest, segment: SegmentRef, verify: bool) -> dict[str, float]:
-        """Make `spec` active and return the seconds by phase; on any error the slot is blank.
+        """Make `spec` active; returns seconds by phase. After an error the slot is blank.
 
         Raises:
-            EngineError: the model cannot be built, or the manifest does not fit it.
+            EngineError: the model cannot be built, or the manifest does not match it.
             StoreError: the segment cannot be mapped, or a checksum is wrong.
         """
         phases = Phases()
@@ -41,7 +41,7 @@ class ModelSlot:
             skeleton.attach(manifest, self._mapped.view())
             phases.end("assign")
         except (EngineError, StoreError) as error:
-            # Its frames hold views, and the segment could not be unmapped.
+            # The traceback's frames hold views of the segment, which could otherwise not be unmapped.
             traceback.clear_frames(error.__traceback__)
             self.blank()
             raise
@@ -55,25 +55,25 @@ class ModelSlot:
             StoreError: something still uses the weights.
         """
         if self._skeleton is None:
-            raise EngineError("there is no model to park")
+            raise EngineError("no model to park")
         self._detach()
         return self._skeleton.spec.name
 
     def blank(self) -> None:
-        """Drop everything."""
+        """Drop the model completely."""
         self._detach()
         self._skeleton = None
         gc.collect()
 
     def _reuse(self, spec: ModelSpec) -> None:
-        """Keep the parked skeleton if it is of the very same model."""
+        """Keep the parked skeleton only if it is of exactly this model. Raises: EngineError if a model is active."""
         if self._mapped is not None:
             raise EngineError(f"{spec.name}: another model is active")
         if self._skeleton is not None and self._skeleton.spec != spec:
             self.blank()
 
-    def _build(self, spec: ModelSpec, phases: Phases) -> Skeleton:
-        self._skeleton = skeleton = Skeleton(spec)
+    def _build(self, spec: ModelSpec, phases: Phases) -> TransformersSkeleton:
+        self._skeleton = skeleton = TransformersSkeleton(spec)
         phases.end("skeleton")
         skeleton.load_tokenizer()
         phases.end("tokenizer")

@@ -1,4 +1,4 @@
-"""Every tensor of a module, whatever holds it, and putting others in their place."""
+"""Finds every tensor of a module, wherever it is stored, and replaces it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from enginepool.messages import TensorKind
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """The place of one tensor: an entry of a module's parameters, buffers or plain attributes."""
+    """Where one tensor is stored: an entry of a module's parameters, buffers or plain attributes."""
 
     name: str
     """Dotted path from the root module."""
@@ -32,10 +32,10 @@ class TensorSlot:
 
 
 def slots_of(root: nn.Module) -> Iterator[TensorSlot]:
-    """All places of `root` and its submodules that hold a tensor; tied weights come up once per place.
+    """Yields all tensor slots of `root` and its submodules; tied weights appear once per slot.
 
     Raises:
-        EngineError: a list or dict of a module holds tensors, which no slot can stand for.
+        EngineError: a module keeps tensors in a list or dict, which is not supported.
     """
     for path, module in root.named_modules():
         prefix = f"{path}." if path else ""

@@ -1,4 +1,4 @@
-"""From tokens to text that may be sent: whole characters, and nothing from a stop string on."""
+"""Turns tokens into text that may be sent: whole characters only, and nothing from a stop string on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Decodes one choice token by token; all pieces together are what decoding all tokens at once gives.
+    """Decodes one choice token by token; the pieces add up to what decoding all tokens at once yields.
 
-    A piece is the difference of two short decodings, since many tokenizers decode a token differently at the start.
+    Each piece is the difference between two short decodings, since many tokenizers decode a token differently at the
+    start of a text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -20,12 +21,12 @@ class Detokenizer:
         self._sent = 0
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; empty inside a character of several tokens."""
+        """Returns the text that `token` completes; empty within a character of several tokens."""
         self._ids.append(token)
         return self._piece(final=False)
 
     def finish(self) -> str:
-        """What is left, an incomplete character as U+FFFD."""
+        """Returns the rest, with an incomplete character as U+FFFD."""
         return self._piece(final=True)
 
     def _piece(self, final: bool) -> str:
@@ -43,7 +44,7 @@ class Detokenizer:
 
 
 class StopFilter:
-    """Passes text on up to the first stop string, and holds back what may be the beginning of one."""
+    """Passes on text up to the first stop string, holding back what may be the beginning of one."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
@@ -51,9 +52,9 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The part of the text so far that may be sent now."""
+        """Add text; returns what may be sent now."""
         self._held += text
-        # The one that is complete first, however the text was cut into pieces.
+        # The stop string that ends first wins, regardless of how the text was split into pieces.
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -61,7 +62,7 @@ class StopFilter:
         return self._release(len(self._held) - self._partial())
 
     def finish(self) -> str:
-        """What was held back; call it when no more text comes."""
+        """Returns the text held back; to be called when no more text comes."""
         return "" if self.stopped else self._release(len(self._held))
 
     def _release(self, count: int) -> str:
@@ -69,7 +70,7 @@ class StopFilter:
         return text
 
     def _partial(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest suffix of the held text that begins a stop string."""
         return max((_overlap(self._held, stop) for stop in self._stops), default=0)
 
 

@@ -1,4 +1,4 @@
-"""The engine's one thread: it takes commands between two steps, and sends outputs to the event loop in batches."""
+"""The engine's thread: executes commands between steps and sends outputs to the event loop in batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ T = TypeVar("T")
 Command = Callable[[], None]
 
 
-class Steps(Protocol):
-    """What the thread runs."""
+class StepRunner(Protocol):
+    """The work of the thread."""
 
     @property
     def idle(self) -> bool: ...
@@ -27,9 +27,9 @@ class Steps(Protocol):
 
 
 class EngineThread:
-    """Started by `start`; all methods but the target run on the event loop."""
+    """The thread of one engine; its public methods are called on the event loop."""
 
-    def __init__(self, steps: Steps, threads: int, flush: Command) -> None:
+    def __init__(self, steps: StepRunner, threads: int, flush: Command) -> None:
         self._steps = steps
         self._threads = threads
         self._flush = flush
@@ -42,17 +42,17 @@ class EngineThread:
         self._thread.start()
 
     def post(self, command: Command) -> None:
-        """Have `command` run between two steps."""
+        """Run `command` on the thread, between two steps."""
         self._commands.put(command)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """As `post`, and wait for its result."""
+        """Run `function` on the thread, between two steps, and wait for its result. Raises what it raises."""
         future: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
             try:
                 result = function()
-            except BaseException as error:  # it is the caller's
+            except BaseException as error:  # passed on to the caller
                 self._loop.call_soon_threadsafe(_settle, future, None, error)
             else:
                 self._loop.call_soon_threadsafe(_settle, future, result, None)
@@ -61,7 +61,7 @@ class EngineThread:
         return await future
 
     async def stop(self) -> None:
-        """End the thread after the step it is in."""
+        """End the thread after the current step."""
         self.post(self._stop)
         await asyncio.to_thread(self._thread.join)
 
@@ -73,12 +73,12 @@ class EngineThread:
         with torch.inference_mode():
             while not self._stopping:
                 try:
-                    self._turn()
+                    self._run_once()
                 except Exception:
                     log.exception("a step of the engine failed")
 
-    def _turn(self) -> None:
-        if self._steps.idle:
+    def _run_once(self) -> None:
+        if self._steps.idle:  # nothing to decode: block until a command comes
             self._commands.get()()
         while not self._commands.empty():
             self._commands.get()()

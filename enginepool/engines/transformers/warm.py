@@ -1,4 +1,4 @@
-"""What the template process does once, so that no worker and no loader has to."""
+"""One-time work of the template process that saves every worker and loader from doing it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from transformers.models.gemma3 import modeling_gemma3  # noqa: F401
 from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
 from transformers.utils import logging as transformers_logging
 
-from enginepool.engines.transformers.skeleton import Skeleton
+from enginepool.engines.transformers.skeleton import TransformersSkeleton
 from enginepool.engines.transformers.weights import load
 from enginepool.messages import ModelSpec
 
 
 def warm() -> None:
-    """Import the usual architectures, and load and run a model of a few kilobytes.
+    """Import common architectures, and load and run a model of a few kilobytes.
 
-    The first time, each step of that costs up to hundreds of milliseconds: tables that transformers builds, templates,
-    kernels. Leaves no thread: the caller is about to fork.
+    The first time, each step costs up to hundreds of milliseconds: tables built by transformers, templates, kernels.
+    Leaves no thread behind, because the caller is about to fork.
     """
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
@@ -31,9 +31,9 @@ def warm() -> None:
         spec = ModelSpec("warm", folder, "auto", {})
         _, segment = load(spec, lambda done, total: None)
         segment.close()
-        Skeleton(spec).load_tokenizer()
+        TransformersSkeleton(spec).load_tokenizer()
         _run(LlamaForCausalLM.from_pretrained(folder, local_files_only=True))
-    # What is alive now stays so: without this, a child's first collection would copy its pages.
+    # Exempts all current objects from collection; otherwise a child's first collection would copy their pages.
     gc.collect()
     gc.freeze()
 

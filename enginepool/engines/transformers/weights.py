@@ -1,4 +1,4 @@
-"""The first load of a model: transformers reads it, or makes it for dummy weights, and all its tensors are stored."""
+"""The first load of a model: transformers reads it, or builds it for dummy weights, and all its tensors are stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from enginepool.engines.transformers.tensors import slots_of
 from enginepool.messages import Manifest, ModelSpec
 from enginepool.weights.checkpoint import digest, weight_files
 from enginepool.weights.dummy import fill
-from enginepool.weights.layout import Entry
+from enginepool.weights.layout import NamedTensor
 from enginepool.weights.loader import Meter, Progress, expect_room, read_ahead, write
 from enginepool.weights.segment import HeldSegment
 
@@ -25,11 +25,11 @@ ALIGNMENT = 64
 
 
 def load(model: ModelSpec, progress: Progress) -> tuple[Manifest, HeldSegment]:
-    """As `LoadWeights` says."""
+    """Implements `LoadWeights`."""
     key = digest(model, f"torch {torch.__version__}", f"transformers {transformers.__version__}")
     files = weight_files(model)
     meter = Meter(progress, files)
-    expect_room(model, files, copies=1)  # what transformers has are the files themselves, mapped
+    expect_room(model, files, copies=1)  # transformers maps the files, so the segment is the only copy
     read_ahead(model, files, meter)
     module = _with_dummy_weights(model) if model.weights == "dummy" else _from_pretrained(model)
     entries = _entries(model, module)
@@ -45,7 +45,7 @@ def _from_pretrained(model: ModelSpec) -> nn.Module:
         )
     except FOREIGN_ERRORS as error:
         raise StoreError(f"{model.name}: transformers cannot load {model.path}: {describe(error)}") from error
-    # transformers would go on with random values in their place.
+    # transformers only warns about missing tensors and leaves random values in them.
     module, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise StoreError(f"{model.name}: {len(missing)} tensors are missing in {model.path}, such as {missing[0]}")
@@ -64,12 +64,12 @@ def _with_dummy_weights(model: ModelSpec) -> nn.Module:
         cast(Any, module).tie_weights()
         fill(module, model.name, config.get_text_config(decoder=True).hidden_size)
     except FOREIGN_ERRORS as error:
-        raise StoreError(f"{model.name}: transformers cannot make {model.path}: {describe(error)}") from error
+        raise StoreError(f"{model.name}: transformers cannot build {model.path}: {describe(error)}") from error
     return module
 
 
-def _entries(model: ModelSpec, module: nn.Module) -> list[Entry]:
+def _entries(model: ModelSpec, module: nn.Module) -> list[NamedTensor]:
     try:
-        return [Entry(slot.name, slot.tensor.detach(), slot.kind) for slot in slots_of(module)]
+        return [NamedTensor(slot.name, slot.tensor.detach(), slot.kind) for slot in slots_of(module)]
     except EngineError as error:
         raise StoreError(f"{model.name}: {error}") from error

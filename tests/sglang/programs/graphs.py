@@ -1,4 +1,4 @@
-"""What LateGraphs captures when, by SGLang's own code but for the graphs: in place of each there is a note of its size.
+"""What LazyDecodeGraphs captures when, by SGLang's own code but for the graphs: each is replaced by a note of its size.
 
     python -m tests.sglang.programs.graphs
 
@@ -60,7 +60,7 @@ def main() -> None:
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
     from sglang.srt.model_executor.runner_utils.buffers import DecodeInputBuffers
 
-    from enginepool.engines.sglang.gpu import late_graphs
+    from enginepool.engines.sglang.gpu import lazy_decode_graphs
 
     captured: list[list[int]] = []
     written: set[int] = set()
@@ -110,13 +110,13 @@ def main() -> None:
     DecodeCudaGraphRunner.can_run_graph = lambda runner, forward_batch: forward_batch.batch_size <= runner.max_bs
     torch.cuda.synchronize = lambda device=None: None
     arguments = SimpleNamespace(enable_cudagraph_gc=True)
-    graphs = late_graphs.LateGraphs(SimpleNamespace(device="cpu", server_args=arguments))
+    graphs = lazy_decode_graphs.LazyDecodeGraphs(SimpleNamespace(device="cpu", server_args=arguments))
     fill_buffers(graphs)
     scheduler = SimpleNamespace(
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(decode_cuda_graph_runner=graphs)),
         is_disable_overlap_for_batch=lambda batch, last_batch: False,
     )
-    late_graphs.install(scheduler)
+    lazy_decode_graphs.install(scheduler)
     sent_first = {}
     for results, waiting in (("nothing", []), ("a first token", [object()])):
         scheduler.result_queue = waiting
@@ -132,11 +132,11 @@ def main() -> None:
     for_four = told()
     broken = True
     try:
-        late_graphs.capture_next(scheduler)
+        lazy_decode_graphs.capture_next(scheduler)
     except RuntimeError:
         after_failure = list(graphs.missing)
     broken = False
-    while late_graphs.capture_next(scheduler):
+    while lazy_decode_graphs.capture_next(scheduler):
         pass
     idle = told()
     sizes, wrote, long = list(graphs.capture_bs), sorted(written), sorted(lengths)

@@ -22,7 +22,7 @@ from torch import Tensor
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang import arguments, warm
 from enginepool.engines.sglang.protocol import Weights
-from enginepool.engines.sglang.rank.cpu import Cpu
+from enginepool.engines.sglang.rank.cpu import CpuDevice
 from enginepool.messages import Manifest, ModelSpec
 
 SETTINGS = {"max_running": 2, "device": "cpu"}
@@ -61,13 +61,13 @@ def inspect(folder: Path) -> Report:
     config = ModelConfig.from_server_args(server_args)
     with held, as_only_rank(server_args, config):
         loaded = weights.build(server_args, config, torch.device("cpu"), spec)[0]
-        filled = stored.StoredWeights(manifest, Cpu())
+        filled = stored.StoredWeights(manifest, CpuDevice())
         filled.fill(Weights(manifest, held.ref, verify=True))
         with stored.loading(filled, Phases()):
             loader = stored.StoredModelLoader(LoadConfig())
             restored = loader.load_model(model_config=config, device_config=SimpleNamespace(device="cpu"))
         walks = Walk(loaded), Walk(restored)
-        listed = {memory(it.tensor) for it in walks[0].slots.values()}
+        listed = {memory(it.tensor) for it in walks[0].tensors.values()}
         return Report(
             unlisted=[describe(it) for it in reachable(loaded) if memory(it) not in listed],
             outside=[describe(it) for it in reachable(restored) if memory(it) != memory(filled.flat)],
@@ -77,7 +77,7 @@ def inspect(folder: Path) -> Report:
             removed=list(manifest.removed),
             offsets=offsets(manifest),
             tables=tables_again(loaded),
-            infinite=[name for name, it in walks[1].slots.items() if not it.tensor.float().isfinite().all()],
+            infinite=[name for name, it in walks[1].tensors.items() if not it.tensor.float().isfinite().all()],
         )
 
 
@@ -99,9 +99,9 @@ def reachable(root: object) -> list[Tensor]:
 
 
 def differences(loaded: Any, restored: Any) -> list[str]:
-    slots = (loaded.slots, restored.slots)
-    names = set(slots[0]) | set(slots[1])
-    found = [it for it in names if not all(it in found for found in slots) or not alike(*(s[it] for s in slots))]
+    tensors = (loaded.tensors, restored.tensors)
+    names = set(tensors[0]) | set(tensors[1])
+    found = [it for it in names if not all(it in found for found in tensors) or not alike(*(s[it] for s in tensors))]
     values = {**loaded.values, **restored.values}
     unequal = [it for it in values if loaded.values.get(it, ...) != restored.values.get(it, ...)]
     return sorted([*found, *(it for it in unequal if not is_a_note(it, loaded))])
@@ -110,7 +110,7 @@ def differences(loaded: Any, restored: Any) -> list[str]:
 def is_a_note(name: str, loaded: Any) -> bool:
     """Of a loader's, and not the model's: at a parameter that loading made anew without it, or transformers' own."""
     parent, _, attribute = name.rpartition(".")
-    return attribute == "_is_hf_initialized" or (parent in loaded.slots and name not in loaded.values)
+    return attribute == "_is_hf_initialized" or (parent in loaded.tensors and name not in loaded.values)
 
 
 def alike(one: Any, other: Any) -> bool:

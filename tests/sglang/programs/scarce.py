@@ -27,8 +27,8 @@ from msgspec import structs
 from enginepool.engine import Output
 from enginepool.engines.sglang import SglangEngine, warm
 from enginepool.engines.sglang.protocol import KvLimitSet, StartRank
-from enginepool.engines.sglang.rank import starved
-from enginepool.engines.sglang.rank.cpu import Cpu, FixedKv
+from enginepool.engines.sglang.rank import stalled_queue
+from enginepool.engines.sglang.rank.cpu import CpuDevice, FixedKv
 from enginepool.messages import Done, KvLimitApplied, Manifest, ModelSpec, Reply, SegmentRef, Submit
 
 MAX_RUNNING = 4
@@ -243,9 +243,9 @@ def play(name: str, model: ModelSpec, manifest: Manifest, segment: SegmentRef) -
     scenario, settings = SCENARIOS[name]
     model = structs.replace(model, engine_args={"chunked_prefill_size": settings.chunk})
     if name == "limit stays":
-        starved.PATIENCE = 0.1
+        stalled_queue.PATIENCE = 0.1
     if name == "no device is large enough":
-        Cpu.memory = manifest.nbytes + SMALL
+        CpuDevice.memory = manifest.nbytes + SMALL
 
     async def run() -> Report:
         gateway = Gateway()

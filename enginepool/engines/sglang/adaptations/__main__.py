@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 
 from enginepool.engines.sglang.adaptations import source, uses
-from enginepool.engines.sglang.adaptations.probes import Answer, Verdict
+from enginepool.engines.sglang.adaptations.probes import Need, ProbeAnswer
 from enginepool.engines.sglang.adaptations.table import ADAPTATIONS, Adaptation
 
 _PACKAGES = ("sglang", "kvcached", "torch_memory_saver", "llguidance", "torch", "transformers")
@@ -24,14 +24,14 @@ def main() -> int:
     gone = [f"{where}: {problem}" for target, where in uses.used().items() if (problem := _problem(target))]
     print(f"\nImported besides: {len(uses.used())} names, {len(gone) or 'none'} of them gone")
     print("".join(f"  {it}\n" for it in gone), end="")
-    return int(bool(gone) or any(verdict is Verdict.MISSING for verdict, _ in answers.values()))
+    return int(bool(gone) or any(verdict is Need.MISSING for verdict, _ in answers.values()))
 
 
-def _judge(adaptation: Adaptation) -> Answer:
+def _judge(adaptation: Adaptation) -> ProbeAnswer:
     if problems := [it for it in map(_problem, adaptation.targets) if it]:
-        return Verdict.MISSING, "; ".join(problems)
+        return Need.MISSING, "; ".join(problems)
     if missing := {source.package(it) for it in adaptation.targets if not source.installed(it)}:
-        return Verdict.UNKNOWN, f"needs {', '.join(sorted(missing))}, which is not installed"
+        return Need.UNKNOWN, f"needs {', '.join(sorted(missing))}, which is not installed"
     return adaptation.probe()
 
 
@@ -39,7 +39,7 @@ def _problem(target: str) -> str:
     return source.problem(target) if source.installed(target) else ""
 
 
-def _describe(adaptation: Adaptation, verdict: Verdict, reason: str) -> str:
+def _describe(adaptation: Adaptation, verdict: Need, reason: str) -> str:
     said = f"{verdict} ({reason})" if reason else str(verdict)
     return (
         f"{adaptation.name}: {said}\n"

@@ -10,16 +10,16 @@ from enum import StrEnum
 from enginepool.engines.sglang.adaptations import source
 
 
-class Verdict(StrEnum):
+class Need(StrEnum):
     NEEDED = "needed"
     NOT_NEEDED = "not needed any more"
     MISSING = "missing target (must be ported)"
     UNKNOWN = "cannot tell here"
 
 
-Answer = tuple[Verdict, str]
+ProbeAnswer = tuple[Need, str]
 """With what else is to be said, such as why there is no telling."""
-Probe = Callable[[], Answer]
+Probe = Callable[[], ProbeAnswer]
 
 _PATIENCE = 60.0
 """Seconds for code that runs in a process of its own."""
@@ -38,31 +38,31 @@ def lacks(target: str, *texts: str) -> Probe:
 def runs(code: str) -> Probe:
     """It is needed while this prints `needed`, in a Python without any adaptation."""
 
-    def run() -> Answer:
+    def run() -> ProbeAnswer:
         command = [sys.executable, "-W", "ignore", "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
         if done.returncode != 0:
-            return Verdict.UNKNOWN, (done.stderr.strip().splitlines() or ["it failed"])[-1]
+            return Need.UNKNOWN, (done.stderr.strip().splitlines() or ["it failed"])[-1]
         return _needed(done.stdout.strip() == "needed")
 
     return run
 
 
-def always() -> Answer:
+def always() -> ProbeAnswer:
     """It is how Prism drives upstream, whatever that does."""
-    return Verdict.NEEDED, ""
+    return Need.NEEDED, ""
 
 
-def on_gpu() -> Answer:
+def on_gpu() -> ProbeAnswer:
     """Only a GPU shows it."""
-    return Verdict.UNKNOWN, "needs a GPU"
+    return Need.UNKNOWN, "needs a GPU"
 
 
-def _read(target: str, needs: Callable[[str], bool]) -> Answer:
+def _read(target: str, needs: Callable[[str], bool]) -> ProbeAnswer:
     if reason := source.problem(target):
-        return Verdict.MISSING, reason
+        return Need.MISSING, reason
     return _needed(needs(source.text(target)))
 
 
-def _needed(needed: bool) -> Answer:
-    return (Verdict.NEEDED if needed else Verdict.NOT_NEEDED), ""
+def _needed(needed: bool) -> ProbeAnswer:
+    return (Need.NEEDED if needed else Need.NOT_NEEDED), ""

@@ -22,7 +22,7 @@ _MOST_HOPS = 10
 
 
 @dataclass(frozen=True)
-class Module:
+class SourceModule:
     """`tree` is None for one whose source there is not."""
 
     name: str
@@ -31,14 +31,14 @@ class Module:
     text: str
 
 
-_COMPILED = Module("", Path(), None, "")
+_COMPILED = SourceModule("", Path(), None, "")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundName:
     """`node` is None for a whole module."""
 
-    module: Module
+    module: SourceModule
     node: _Definition | None = None
     in_class: bool = False
 
@@ -87,27 +87,27 @@ def locate(name: str) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def _find(module_name: str, name: str | None) -> Found | None:
+def _find(module_name: str, name: str | None) -> FoundName | None:
     module = _module(module_name, locate(module_name))
     if module is None:
         return None
-    found: Found | None = Found(module)
+    found: FoundName | None = FoundName(module)
     for part in name.split(".") if name else ():
         found = _attribute(found, part) if found is not None else None
     return found
 
 
 @cache
-def _module(name: str, path: Path | None) -> Module | None:
+def _module(name: str, path: Path | None) -> SourceModule | None:
     if path is None:
         return None
     if path.suffix == ".so":
         return _COMPILED
     content = path.read_text() if path.is_file() else ""
-    return Module(name, path, ast.parse(content), content)
+    return SourceModule(name, path, ast.parse(content), content)
 
 
-def _attribute(found: Found, name: str) -> Found | None:
+def _attribute(found: FoundName, name: str) -> FoundName | None:
     if isinstance(found.node, ast.ClassDef):
         return _in_class(found.module, found.node, name)
     if found.node is None:
@@ -115,9 +115,9 @@ def _attribute(found: Found, name: str) -> Found | None:
     return found  # of an object: its class is not known
 
 
-def _in_module(module: Module, name: str, hops: int = 0) -> Found | None:
+def _in_module(module: SourceModule, name: str, hops: int = 0) -> FoundName | None:
     if module.tree is None:
-        return Found(module)
+        return FoundName(module)
     if hops > _MOST_HOPS:
         return None
     for statement in _statements(module.tree.body):
@@ -126,15 +126,15 @@ def _in_module(module: Module, name: str, hops: int = 0) -> Found | None:
             return found
     inner = f"{module.name}.{name}"
     submodule = _module(inner, locate(inner))
-    return Found(submodule) if submodule is not None else None
+    return FoundName(submodule) if submodule is not None else None
 
 
-def _bound(module: Module, statement: ast.stmt, name: str, hops: int) -> Found | None:
+def _bound(module: SourceModule, statement: ast.stmt, name: str, hops: int) -> FoundName | None:
     """What `statement` gives the name to."""
     if isinstance(statement, _Definition) and name in _names(statement):
-        return Found(module, statement)
+        return FoundName(module, statement)
     if isinstance(statement, ast.Import):
-        return next((Found(_COMPILED) for it in statement.names if (it.asname or package(it.name)) == name), None)
+        return next((FoundName(_COMPILED) for it in statement.names if (it.asname or package(it.name)) == name), None)
     if not isinstance(statement, ast.ImportFrom):
         return None
     for alias in statement.names:
@@ -145,21 +145,21 @@ def _bound(module: Module, statement: ast.stmt, name: str, hops: int) -> Found |
     return None
 
 
-def _imported(module: Module, statement: ast.ImportFrom, name: str, hops: int) -> Found | None:
+def _imported(module: SourceModule, statement: ast.ImportFrom, name: str, hops: int) -> FoundName | None:
     parts = module.name.split(".")
     up = statement.level - (module.path.name == "__init__.py")
     base = ".".join(parts[: len(parts) - up]) if statement.level else ""
     origin = ".".join(filter(None, (base, statement.module)))
     source = _module(origin, locate(origin))
-    return _in_module(source, name, hops + 1) if source is not None else Found(_COMPILED)
+    return _in_module(source, name, hops + 1) if source is not None else FoundName(_COMPILED)
 
 
-def _in_class(module: Module, node: ast.ClassDef, name: str) -> Found | None:
+def _in_class(module: SourceModule, node: ast.ClassDef, name: str) -> FoundName | None:
     for statement in _statements(node.body):
         if isinstance(statement, _Definition) and name in _names(statement):
-            return Found(module, statement, in_class=True)
+            return FoundName(module, statement, in_class=True)
     if any(_sets(it, name) for it in ast.walk(node)):
-        return Found(module, ast.Assign([], ast.Constant(None)), in_class=True)
+        return FoundName(module, ast.Assign([], ast.Constant(None)), in_class=True)
     for base in node.bases:
         parent = _in_module(module, base.id) if isinstance(base, ast.Name) else None
         if parent is not None and isinstance(parent.node, ast.ClassDef):
@@ -194,7 +194,7 @@ def _sets(node: ast.AST, name: str) -> bool:
     return isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
-def _parameters(found: Found) -> dict[str, bool]:
+def _parameters(found: FoundName) -> dict[str, bool]:
     """Names, and whether they have a default. Of a class: its constructor's, or the fields of a data class."""
     if isinstance(found.node, ast.ClassDef):
         init = _in_class(found.module, found.node, "__init__")

@@ -253,7 +253,7 @@ REBUILDING = (
     Adaptation(
         "imported ahead",
         "imports in the first build",
-        "rank/ahead.py",
+        "rank/preimport.py",
         _SGLANG,
         always,
         ("sglang.srt.arg_groups.arg_utils:resolvable_fields(cls)",),
@@ -265,7 +265,7 @@ RANK = (
     Adaptation(
         "slots before a decision",
         "an error out of the Scheduler's loop when KV memory is not there",
-        "rank/scarcity.py",
+        "rank/kv_reservation.py",
         _SGLANG,
         says("sglang.srt.mem_cache.allocation:alloc_token_slots", "raise RuntimeError("),
         (
@@ -287,7 +287,7 @@ RANK = (
     Adaptation(
         "what does not fit is tried again",
         "a queue that is never looked at again, and a loop at a full core",
-        "rank/starved.py",
+        "rank/stalled_queue.py",
         _SGLANG,
         says(f"{_SCHEDULER}:Scheduler._get_new_batch_prefill_raw", "running_batch.batch_is_full = True"),
         (
@@ -305,7 +305,7 @@ RANK = (
     Adaptation(
         "a grammar that fails late ends its own request",
         "an error out of the Scheduler's loop; from 0.5.17 on an answer that ends as if it were complete",
-        "rank/grammars.py",
+        "rank/grammar_errors.py",
         "sglang 0.5.15.post1 to 0.5.17 with llguidance 1.9.1",
         runs(_LATE_ERROR),
         (
@@ -475,7 +475,7 @@ FRONT = (
     Adaptation(
         "fields that are served, by a list",
         "every field of SGLang's requests, for anybody",
-        "front/allowing.py, front/fields.py",
+        "front/field_check.py, front/fields.py",
         _SGLANG,
         always,
         (
@@ -555,7 +555,7 @@ GPU = (
     Adaptation(
         "graphs captured when they are wanted",
         "seconds of captures before a model serves",
-        "gpu/late_graphs.py",
+        "gpu/lazy_decode_graphs.py",
         f"{_SGLANG} (by itself points a capture at padding: 0.5.17)",
         says(f"{_GRAPHS}:DecodeCudaGraphRunner.__init__", "self.capture()"),
         (
@@ -573,7 +573,7 @@ GPU = (
     Adaptation(
         "prefill graphs captured while the rank is idle",
         "captures for 58 lengths before a model serves, or none where 4 GiB are not free",
-        "gpu/late_prefill_graphs.py",
+        "gpu/lazy_prefill_graphs.py",
         "sglang 0.5.17",
         says(f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner.__init__", "self.capture()"),
         (
@@ -595,7 +595,7 @@ GPU = (
     Adaptation(
         "all captures on one stream",
         "a workspace of cuBLAS's for each",
-        "gpu/late_graphs.py",
+        "gpu/lazy_decode_graphs.py",
         _SGLANG,
         says(f"{_GROUPS}:GroupCoordinator.graph_capture", "self.device_module.Stream()"),
         (f"{_GRAPHS}:graph_capture", f"{_GROUPS}:graph_capture(stream)"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from config.errors import RequestError
 from enginepool.engine import Emit
-from enginepool.engines.sglang.front.requests import LiveRequest
+from enginepool.engines.sglang.front.requests import FrontRequest
 from enginepool.messages import Chunk, Done, Head, Reply
 from enginepool.openai.answers import EVENT_STREAM, JSON
 from enginepool.openai.errors import error_body, server_error
@@ -18,7 +18,7 @@ _VERSION = {"version": "3.0", "spec_version": "2.3"}
 class Exchange:
     """`receive` and `send` as ASGI has them. Nothing is emitted for a request that is gone."""
 
-    def __init__(self, live: LiveRequest, emit: Emit, reading: asyncio.Event) -> None:
+    def __init__(self, live: FrontRequest, emit: Emit, reading: asyncio.Event) -> None:
         self._live = live
         self._emit = emit
         self._reading = reading

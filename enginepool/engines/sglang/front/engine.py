@@ -12,22 +12,29 @@ import pynvml
 
 from config.errors import EngineError, PoolError, RequestError, StoreError
 from config.gpus import VISIBLE
-from config.registry import Work
-from enginepool.aside import LARGE
+from config.registry import WorkLimits
 from enginepool.engine import Emit, EngineLoad
 from enginepool.engines.phases import Phases
-from enginepool.engines.sglang.front.apart import Apart
 from enginepool.engines.sglang.front.asgi import Exchange
-from enginepool.engines.sglang.front.grammars import GrammarTrials
+from enginepool.engines.sglang.front.grammar_checker import GrammarChecker
+from enginepool.engines.sglang.front.kernel_warmup import KernelWarmup, Traffic, mark_for
+from enginepool.engines.sglang.front.large_requests import LargeRequests
 from enginepool.engines.sglang.front.own_template import OWN_TEMPLATE, refuse_own_template
 from enginepool.engines.sglang.front.rank_process import RankProcess
-from enginepool.engines.sglang.front.rehearsal import Demand, Rehearsal, mark_for
-from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
-from enginepool.engines.sglang.front.skeleton import KvLimit, Skeleton
+from enginepool.engines.sglang.front.requests import CURRENT, FrontRequest
+from enginepool.engines.sglang.front.skeleton import KvLimit, SglangSkeleton
 from enginepool.engines.sglang.gpu.memory import GpuMemory
-from enginepool.engines.sglang.protocol import Event, KvLimitSet, Offer, StartRank, Weights, WeightsCopied, Withdraw
+from enginepool.engines.sglang.protocol import (
+    Event,
+    KvLimitSet,
+    OfferSegment,
+    StartRank,
+    Weights,
+    WeightsCopied,
+    WithdrawSegment,
+)
 from enginepool.engines.sglang.sockets import remove_kv_file, sweep
-from enginepool.engines.sglang.tokenizers import FRONT, read_ahead
+from enginepool.engines.sglang.tokenizers import FRONT, preload_tokenizers
 from enginepool.messages import (
     Counted,
     KvLimitApplied,
@@ -43,11 +50,12 @@ from enginepool.mps import control
 from enginepool.openai.answers import JSON
 from enginepool.openai.errors import error_body, server_error
 from enginepool.openai.routes import INFERENCE_ROUTES
+from enginepool.own_thread import LARGE
 from enginepool.process import DEVICE_FAULT_EXIT
 
 log = logging.getLogger("prism.sglang")
 
-LOOKS = 10
+SILENCE_CHECKS = 10
 """At whether the rank has said something, within the patience that there is with it."""
 MEASURE_INTERVAL = 1.0
 """Seconds between two looks at the GPU's memory."""
@@ -58,7 +66,7 @@ class SglangEngine:
 
     name = "sglang"
 
-    def __init__(self, emit: Emit, start: StartRank, work: Work | None = None) -> None:
+    def __init__(self, emit: Emit, start: StartRank, limits: WorkLimits | None = None) -> None:
         # First of all: later there are threads, which a fork would not copy.
         self._rank = RankProcess(start, self._on_rank_event)
         self._rank.died.add_done_callback(self._on_rank_died)
@@ -67,25 +75,25 @@ class SglangEngine:
         sweep()
         self._emit = emit
         self._mps = start.mps
-        self._work = work or Work()
-        self._apart = Apart(self._work.preparation)
-        self._trials = GrammarTrials(self._work.grammar_time)
+        self._limits = limits or WorkLimits()
+        self._large_requests = LargeRequests(self._limits.preparation)
+        self._grammars = GrammarChecker(self._limits.grammar_time)
         self.held = 0
         self.copy_seconds = 0.0
-        self._live: dict[int, LiveRequest] = {}
-        self._demand = Demand()
+        self._live: dict[int, FrontRequest] = {}
+        self._traffic = Traffic()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._conversations: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Lock()
+        self._rank_tasks: set[asyncio.Task[None]] = set()
+        self._rank_lock = asyncio.Lock()
         """Held by whoever talks to the rank, whose answers come in the order of the questions."""
-        self._skeleton: Skeleton | None = None
-        self._rehearsal: Rehearsal | None = None
+        self._skeleton: SglangSkeleton | None = None
+        self._warmup: KernelWarmup | None = None
         self._active = False
         self._reading = asyncio.Event()
         self._reading.set()
         self.load = EngineLoad()
-        self._words = self._heard = 0
-        """Said by the rank without being asked."""
+        self._events_heard = self._events_seen = 0
+        """Said by the rank without being asked: ever, and until `_says_nothing` looked last."""
         watching = (
             self._measure(start.gpu),
             self._watch(self._says_nothing, start.patience, "has not said anything"),
@@ -112,7 +120,7 @@ class SglangEngine:
             raise EngineError(f"{model.name}: another model is active")
         if manifest is None or segment is None:
             raise EngineError(f"{model.name}: this engine needs the weights in host memory")
-        async with self._turn:
+        async with self._rank_lock:
             return await self._activate(model, Weights(manifest, segment, verify), KvLimit(kv_limit, kv_revision))
 
     async def _activate(self, model: ModelSpec, weights: Weights, limit: KvLimit) -> dict[str, float]:
@@ -122,44 +130,44 @@ class SglangEngine:
         else:
             await self._tear_down(Phases())
             phases.end("teardown")
-            self._skeleton = await Skeleton.build(model, weights, limit, self._rank, phases)
-            self._skeleton.layer.manager.bind(self._work, self._trials)
+            self._skeleton = await SglangSkeleton.build(model, weights, limit, self._rank, phases)
+            self._skeleton.layer.manager.bind(self._limits, self._grammars)
         self.held, self.copy_seconds = self._skeleton.held, self._skeleton.copy_seconds
         self._active = True
-        self._rehearse(self._skeleton)
+        self._start_warmup(self._skeleton)
         return phases.seconds
 
-    def _rehearse(self, skeleton: Skeleton) -> None:
+    def _start_warmup(self, skeleton: SglangSkeleton) -> None:
         """Unless that has been done."""
         mark = mark_for(skeleton.manifest.key)
         if mark is None or mark.exists():
             return
-        self._rehearsal = Rehearsal(mark, self._run, skeleton.layer.manager, self._demand)
+        self._warmup = KernelWarmup(mark, self._run, skeleton.layer.manager, self._traffic)
         self._emit(Rehearsing(begins=True))  # before it is said that the model is active
-        self._begin(self._perform(self._rehearsal))
+        self._begin(self._run_warmup(self._warmup))
 
-    async def _perform(self, rehearsal: Rehearsal) -> None:
+    async def _run_warmup(self, warmup: KernelWarmup) -> None:
         try:
-            await rehearsal.perform()
+            await warmup.perform()
         finally:
             self._emit(Rehearsing(begins=False))
 
     async def park(self) -> str:
         if self._skeleton is None:
             raise EngineError("there is no model to park")
-        if self._rehearsal is not None:
-            self._rehearsal.stop()
-            self._rehearsal = None
+        if self._warmup is not None:
+            self._warmup.stop()
+            self._warmup = None
         await self._let_tasks_end()
-        async with self._turn:
+        async with self._rank_lock:
             self.held = await self._skeleton.park()
-            self._rest()
+            self._clear_load()
             self._active = False
             return self._skeleton.spec.name
 
     async def blank(self) -> dict[str, float]:
         phases = Phases()
-        async with self._turn:
+        async with self._rank_lock:
             await self._tear_down(phases)
         return phases.seconds
 
@@ -168,17 +176,17 @@ class SglangEngine:
         if self._skeleton is not None:
             skeleton, self._skeleton = self._skeleton, None
             self.held = await skeleton.tear_down(phases)
-            self._rest()
+            self._clear_load()
 
-    def _rest(self) -> None:
+    def _clear_load(self) -> None:
         self.load.kv_mapped = self.load.kv_bytes = self.load.held = 0
         self.load.batch = 0.0
 
     async def close(self) -> None:
         for task in self._watching:
             task.cancel()
-        for conversation in self._conversations:
-            conversation.cancel()
+        for task in self._rank_tasks:
+            task.cancel()
         for live in list(self._live.values()):
             self.abort(live.id)
         for task in self._tasks:
@@ -187,7 +195,7 @@ class SglangEngine:
         if self._skeleton is not None:
             await self._skeleton.close()
             self._skeleton = None
-        self._trials.close()
+        self._grammars.close()
         await self._leave_gpu()
         self._rank.close()
         remove_kv_file()
@@ -199,9 +207,9 @@ class SglangEngine:
         if refusal is not None:
             self._emit(Reply(request.request, refusal.status, JSON, error_body(refusal), 0, 0))
             return
-        live = LiveRequest(request, self.load, self._on_counted)
+        live = FrontRequest(request, self.load, self._on_counted)
         self._live[live.id] = live
-        self._demand.begins()
+        self._traffic.begin()
         self._begin(self._run(live, self._emit))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -216,14 +224,14 @@ class SglangEngine:
             self._skeleton.layer.manager.abort(live)
 
     def set_kv_limit(self, revision: int, nbytes: int) -> None:
-        self._converse(self._limit_kv(KvLimit(nbytes, revision)))
+        self._queue_for_rank(self._limit_kv(KvLimit(nbytes, revision)))
 
     def offer(self, model: ModelSpec, segment: SegmentRef) -> None:
-        asyncio.get_running_loop().run_in_executor(None, read_ahead, model.path, FRONT)
-        self._converse(self._tell(Offer(model, segment)))
+        asyncio.get_running_loop().run_in_executor(None, preload_tokenizers, model.path, FRONT)
+        self._queue_for_rank(self._tell(OfferSegment(model, segment)))
 
     def withdraw(self, model: str) -> None:
-        self._converse(self._tell(Withdraw(model)))
+        self._queue_for_rank(self._tell(WithdrawSegment(model)))
 
     def hold(self, paused: bool) -> None:
         if paused:
@@ -239,28 +247,28 @@ class SglangEngine:
             return RequestError(503, message, kind="server_error", code="not_active")
         return None
 
-    async def _revive(self, skeleton: Skeleton, weights: Weights, limit: KvLimit, phases: Phases) -> None:
+    async def _revive(self, skeleton: SglangSkeleton, weights: Weights, limit: KvLimit, phases: Phases) -> None:
         try:
             await skeleton.revive(weights, limit, phases)
         except (EngineError, StoreError):
             await self._tear_down(phases)
             raise
 
-    def _converse(self, conversation: Coroutine[Any, Any, None]) -> None:
+    def _queue_for_rank(self, work: Coroutine[Any, Any, None]) -> None:
         """Have a word with the rank, after those under way."""
-        task = asyncio.get_running_loop().create_task(self._in_turn(conversation))
-        self._conversations.add(task)
-        task.add_done_callback(self._conversations.discard)
+        task = asyncio.get_running_loop().create_task(self._with_rank_lock(work))
+        self._rank_tasks.add(task)
+        task.add_done_callback(self._rank_tasks.discard)
 
-    async def _in_turn(self, conversation: Coroutine[Any, Any, None]) -> None:
+    async def _with_rank_lock(self, work: Coroutine[Any, Any, None]) -> None:
         """Root of the task."""
         try:
-            async with self._turn:
-                await conversation
+            async with self._rank_lock:
+                await work
         except (EngineError, StoreError, PoolError) as error:
             log.warning("%s", error)
         finally:
-            conversation.close()
+            work.close()
 
     async def _limit_kv(self, limit: KvLimit) -> None:
         if self._active and self._skeleton is not None:
@@ -268,11 +276,11 @@ class SglangEngine:
         else:  # it has parked meanwhile
             self._emit(KvLimitApplied(limit.revision, 0, applied=True))
 
-    async def _tell(self, command: Offer | Withdraw) -> None:
+    async def _tell(self, command: OfferSegment | WithdrawSegment) -> None:
         await self._rank.tell(command, self._skeleton.layer.command_rank if self._skeleton is not None else None)
 
     def _on_rank_event(self, event: Event) -> None:
-        self._words += 1
+        self._events_heard += 1
         if isinstance(event, WeightsCopied):
             self._emit(WorkerCopied())
             return
@@ -282,7 +290,7 @@ class SglangEngine:
         else:
             self.load.kv_bytes, self.load.batch, self.load.held = event.used, event.batch, event.held
 
-    async def _run(self, live: LiveRequest, emit: Emit) -> None:
+    async def _run(self, live: FrontRequest, emit: Emit) -> None:
         """Root of a request's task, in which SGLang's own code runs."""
         assert self._skeleton is not None
         layer = self._skeleton.layer
@@ -301,19 +309,19 @@ class SglangEngine:
             live.close()
             self._forget(live.id)
 
-    async def _serve(self, app: Any, exchange: Exchange, live: LiveRequest) -> None:
+    async def _serve(self, app: Any, exchange: Exchange, live: FrontRequest) -> None:
         own_template = OWN_TEMPLATE in live.body
-        if own_template and not self._work.own_templates:
+        if own_template and not self._limits.own_templates:
             refuse_own_template(live.body)
         if len(live.body) > LARGE or own_template:
-            await self._apart.run(app, exchange, live)
+            await self._large_requests.run(app, exchange, live)
         else:
             await app(exchange.scope, exchange.receive, exchange.send)
 
-    def _forget(self, request: int) -> LiveRequest | None:
+    def _forget(self, request: int) -> FrontRequest | None:
         live = self._live.pop(request, None)
         if not self._live:
-            self._demand.ends()
+            self._traffic.end()
         return live
 
     async def _measure(self, gpu: str) -> None:
@@ -332,20 +340,20 @@ class SglangEngine:
     async def _watch(self, is_hung: Callable[[], bool], patience: float, what: str) -> None:
         """Root of a task that ends a rank which hangs, for the gateway watches this process only.
 
-        By looks and not by the clock, so that nothing happens to it after this process itself was stopped for a while.
+        Checks are counted, not seconds, so that a pause of this process itself kills nothing.
         """
-        looks = 0
-        while looks < LOOKS:
-            await asyncio.sleep(patience / LOOKS)
-            looks = looks + 1 if is_hung() else 0
+        hung = 0
+        while hung < SILENCE_CHECKS:
+            await asyncio.sleep(patience / SILENCE_CHECKS)
+            hung = hung + 1 if is_hung() else 0
         log.error("the rank %s for %g s, and is taken for hung", what, patience)
         await self._leave_gpu()
         self._rank.kill()
 
     def _says_nothing(self) -> bool:
-        """Since this was asked last. A blank rank has nothing to say, nor has one that builds or tears down."""
-        heard, self._heard = self._heard, self._words
-        return self._words == heard and self._skeleton is not None
+        """Whether the rank said nothing since the last call. One without a model has nothing to say."""
+        seen, self._events_seen = self._events_seen, self._events_heard
+        return self._events_heard == seen and self._skeleton is not None
 
     async def _leave_gpu(self) -> None:
         """Before the rank, which is in this worker's process group, is killed."""
@@ -357,7 +365,7 @@ class SglangEngine:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _on_counted(self, live: LiveRequest) -> None:
+    def _on_counted(self, live: FrontRequest) -> None:
         if not live.aborted:
             self._emit(Counted(live.id, live.prompt_tokens))
 

@@ -17,8 +17,8 @@ from sglang.srt.entrypoints.openai.serving_tokenize import OpenAIServingDetokeni
 from sglang.srt.managers.io_struct import ShutdownReq, wrap_as_pickle
 from sglang.srt.managers.tokenizer_manager import ServerStatus
 
-from enginepool.engines.sglang.front.allowing import answering_400, guard
 from enginepool.engines.sglang.front.detokenizer import DetokenizerThread
+from enginepool.engines.sglang.front.field_check import answering_400, guard
 from enginepool.engines.sglang.front.responses import serving_responses
 from enginepool.engines.sglang.front.tokenizer import FrontTokenizerManager
 from enginepool.engines.sglang.protocol import Built, Command

@@ -11,10 +11,10 @@ from config.errors import RequestError
 from enginepool.engine import EngineLoad
 from enginepool.messages import Submit
 
-Changed = Callable[["LiveRequest"], None]
+Changed = Callable[["FrontRequest"], None]
 
 
-class LiveRequest:
+class FrontRequest:
     """One request of the gateway. It may be several of SGLang's (a list of prompts, `n` answers)."""
 
     def __init__(self, submit: Submit, load: EngineLoad, counted: Changed) -> None:
@@ -67,5 +67,5 @@ class LiveRequest:
             self._load.waiting -= 1
 
 
-CURRENT: ContextVar[LiveRequest | None] = ContextVar("prism_request", default=None)
+CURRENT: ContextVar[FrontRequest | None] = ContextVar("prism_request", default=None)
 """The request in whose task SGLang's code runs."""

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import HTTPException
 from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
 
-from enginepool.engines.sglang.front.allowing import NotServed, check_fields
+from enginepool.engines.sglang.front.field_check import FieldNotServed, check_fields
 
 _NEEDS_WHAT_WAS_KEPT = {
     "background": "Background responses cannot be fetched later, since no response is kept here.",
@@ -30,7 +30,7 @@ class StatelessResponses(OpenAIServingResponses):  # type: ignore[misc]
                 return self.create_error_response(reason, param=name)
         try:
             check_fields("/v1/responses", request)
-        except NotServed as error:
+        except FieldNotServed as error:
             return self.create_error_response(str(error), param=error.field)
         kept_by_nobody = {"store": False, "request_id": f"resp_{uuid.uuid4().hex}"}
         return await super().create_responses(request.model_copy(update=kept_by_nobody), raw_request)

@@ -41,7 +41,7 @@ class KvLimit:
     revision: int
 
 
-class Skeleton:
+class SglangSkeleton:
     """Made by `build` only. `held` and `copy_seconds` are of the last activation: see `Built`."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Skeleton:
     @classmethod
     async def build(
         cls, spec: ModelSpec, weights: Weights, limit: KvLimit, rank: RankProcess, phases: Phases
-    ) -> Skeleton:
+    ) -> SglangSkeleton:
         """
         Raises:
             EngineError: SGLang cannot serve this model; nothing of it is left.
@@ -88,7 +88,7 @@ class Skeleton:
         limit: KvLimit,
         rank: RankProcess,
         phases: Phases,
-    ) -> Skeleton:
+    ) -> SglangSkeleton:
         port_args = folder.port_args()
         command = Build(spec, port_args, folder.rendezvous, weights, limit.nbytes, limit.revision)
         first, second = rank.send(command), rank.next_answer()

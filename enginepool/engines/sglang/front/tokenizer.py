@@ -10,10 +10,7 @@ from typing import Any
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 from config.errors import RequestError
-from config.registry import Work
-from enginepool.aside import Ended, TookTooLong, aside
-from enginepool.engines.sglang.front.allowing import check_fields
-from enginepool.engines.sglang.front.apart import over
+from config.registry import WorkLimits
 from enginepool.engines.sglang.front.bounds import (
     LONG,
     bound,
@@ -23,10 +20,13 @@ from enginepool.engines.sglang.front.bounds import (
     frozen,
     strings_of,
 )
-from enginepool.engines.sglang.front.grammars import GrammarTrials
-from enginepool.engines.sglang.front.requests import CURRENT, LiveRequest
+from enginepool.engines.sglang.front.field_check import check_fields
+from enginepool.engines.sglang.front.grammar_checker import GrammarChecker
+from enginepool.engines.sglang.front.large_requests import iterate_on
+from enginepool.engines.sglang.front.requests import CURRENT, FrontRequest
 from enginepool.engines.sglang.front.validation import check, check_answers, check_readable
 from enginepool.openai.errors import took_too_long
+from enginepool.own_thread import ThreadEnded, TookTooLong, run_in_own_thread
 
 GENERATE = "/generate"
 """The route whose body is SGLang's own request."""
@@ -54,7 +54,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
     event_loop: asyncio.AbstractEventLoop | None
 
     def __init__(self, server_args: Any, port_args: Any) -> None:
-        self._live: dict[str, LiveRequest] = {}
+        self._live: dict[str, FrontRequest] = {}
         super().__init__(server_args, port_args)
         self.model_path = self.served_model_name  # what answers call the model
 
@@ -68,28 +68,28 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
     def create_abort_task(self, obj: Any) -> None:
         """None: aborts are the gateway's, and SGLang's task would outlive the answer by two seconds."""
 
-    def abort(self, live: LiveRequest) -> None:
+    def abort(self, live: FrontRequest) -> None:
         """Drop a request; SGLang's code on its behalf ends by itself."""
         for rid in live.rids:
             self.abort_request(rid)
         live.gone.set()
 
-    def forget(self, live: LiveRequest) -> None:
+    def forget(self, live: FrontRequest) -> None:
         """It has an end; SGLang has dropped its own entries."""
         for rid in live.rids:
             self._live.pop(rid, None)
 
-    def bind(self, work: Work, trials: GrammarTrials) -> None:
+    def bind(self, limits: WorkLimits, grammars: GrammarChecker) -> None:
         """What a request may cost, before the first one comes."""
-        self._work = work
-        self._trials = trials
-        self._bounds = bound(self.tokenizer, self.max_req_input_len - 1, own_templates=work.own_templates)
+        self._limits = limits
+        self._grammars = grammars
+        self._bounds = bound(self.tokenizer, self.max_req_input_len - 1, own_templates=limits.own_templates)
 
     async def generate_request(self, obj: Any, request: Any = None) -> AsyncIterator[Any]:
         main = self.event_loop
         assert main is not None
         outputs = self._generate(obj, request)
-        async for output in outputs if asyncio.get_running_loop() is main else over(outputs, main):
+        async for output in outputs if asyncio.get_running_loop() is main else iterate_on(outputs, main):
             yield output
 
     async def _generate(self, obj: Any, request: Any) -> AsyncIterator[Any]:
@@ -105,8 +105,8 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
                 _take_from_client(obj)
                 obj.priority = live.priority
             check_answers(obj)
-            check_prompts(obj, self._work.prompts)
-            await self._trials.attempt(getattr(obj, "sampling_params", None), live)
+            check_prompts(obj, self._limits.prompts)
+            await self._grammars.check(getattr(obj, "sampling_params", None), live)
             if live is not None:
                 await self._tokenize_ahead(obj, live)
             async for output in super().generate_request(obj, request):
@@ -135,7 +135,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             self._live.update(dict.fromkeys(lifecycles, live))
         return lifecycles
 
-    async def _tokenize_ahead(self, obj: Any, live: LiveRequest) -> None:
+    async def _tokenize_ahead(self, obj: Any, live: FrontRequest) -> None:
         """The prompts of a request that has several: once SGLang begins to send them to the rank it must not wait, for
         it would not find those that are answered meanwhile."""
         if isinstance(obj.text, list):
@@ -154,10 +154,10 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             return await super()._tokenize_texts(texts, is_cross_encoder)
         work = partial(self._tokenize_long, texts, super()._tokenize_texts(texts, is_cross_encoder))
         try:
-            return await aside(work, self._work.preparation, live.gone)
+            return await run_in_own_thread(work, self._limits.preparation, live.gone)
         except TookTooLong as error:
-            raise ValueError(str(took_too_long(self._work.preparation))) from error
-        except Ended as error:
+            raise ValueError(str(took_too_long(self._limits.preparation))) from error
+        except ThreadEnded as error:
             raise ValueError("The request was aborted.") from error
 
     def _tokenize_long(self, texts: Any, tokenizing: Coroutine[Any, Any, Any]) -> Any:
@@ -177,7 +177,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         if tokens >= limit:
             raise ValueError(f"The input ({tokens} tokens) is longer than this worker can take ({limit - 1} tokens).")
         check(obj, input_ids, self.model_config, is_generation=self.is_generation)
-        check_logprobs(obj, tokens, self._work.logprobs)
+        check_logprobs(obj, tokens, self._limits.logprobs)
         super()._validate_one_request(obj, input_ids)
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:

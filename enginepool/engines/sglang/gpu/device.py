@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from config.gpus import VISIBLE
-from enginepool.engines.sglang.gpu import late_graphs, late_prefill_graphs, upstream
+from enginepool.engines.sglang.gpu import lazy_decode_graphs, lazy_prefill_graphs, upstream
 from enginepool.engines.sglang.gpu.elastic_kv import ElasticKv
 from enginepool.engines.sglang.gpu.host_copies import HostCopies, keep_host_quiet
 from enginepool.engines.sglang.gpu.link import CopyTimer, Link
@@ -24,7 +24,7 @@ _CONTEXT = 700 * 2**20
 """Bytes of a CUDA context with its kernels, where NVML does not tell what this process uses."""
 
 
-class Gpu:
+class GpuDevice:
     """The only GPU that this process sees. Making it makes the CUDA context and runs what is used first."""
 
     gpu_id = 0
@@ -35,7 +35,7 @@ class Gpu:
         self.memory = torch.cuda.get_device_properties(0).total_memory
         self._memory = GpuMemory(os.environ[VISIBLE], os.getpid())
         self._copies = HostCopies()
-        late_graphs.undisturbed = self._copies.paused
+        lazy_decode_graphs.undisturbed = self._copies.paused
         self._link = Link()
         self._copying: CopyTimer | None = None
         self._kv: weakref.ref[ElasticKv] | None = None
@@ -50,32 +50,32 @@ class Gpu:
         keep_host_quiet()
         return self._copies.paused()
 
-    def give_way(self) -> None:
-        self._copies.give_way()
+    def note_activity(self) -> None:
+        self._copies.note_activity()
 
     def allocate(self, nbytes: int) -> Tensor:
         self._weights = nbytes
         return upstream.allocate_weights(nbytes)
 
     def offer(self, model: str, segment: SegmentRef) -> None:
-        self.settle()  # it may close a segment
+        self.wait_copied()  # it may close a segment
         self._copies.offer(model, segment)
 
     def withdraw(self, model: str) -> None:
-        self.settle()
+        self.wait_copied()
         self._copies.withdraw(model)
 
     def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
         self._copying = self._link.copy(self._copies.offer(model, segment), flat)
 
-    def hold_back(self) -> None:
+    def await_copy_on_stream(self) -> None:
         if self._copying is not None:
-            self._copying.hold_back()
+            self._copying.await_copy_on_stream()
 
-    def nearly_settle(self) -> float:
+    def wait_nearly_copied(self) -> float:
         return self._copying.expected_seconds() if self._copying is not None else 0.0
 
-    def settle(self) -> float:
+    def wait_copied(self) -> float:
         return self._copying.seconds() if self._copying is not None else 0.0
 
     def kv_cache(self, scheduler: Any) -> ElasticKv:
@@ -84,14 +84,14 @@ class Gpu:
         return kv
 
     def install(self, scheduler: Any) -> None:
-        late_graphs.install(scheduler)
+        lazy_decode_graphs.install(scheduler)
 
-    def improve(self, scheduler: Any) -> bool:
+    def capture_next_graph(self, scheduler: Any) -> bool:
         """Captures one more graph: a missing one for decoding holds a step up, one for prefill does not."""
-        return late_graphs.capture_next(scheduler) or late_prefill_graphs.capture_next(scheduler)
+        return lazy_decode_graphs.capture_next(scheduler) or lazy_prefill_graphs.capture_next(scheduler)
 
     def pause(self) -> None:
-        self.settle()
+        self.wait_copied()
         upstream.pause_weights()
         torch.cuda.empty_cache()
         self._paused = self._weights

@@ -116,7 +116,7 @@ class HostCopies:
         with self._changed:
             yield
 
-    def give_way(self) -> None:
+    def note_activity(self) -> None:
         """The rank has something to do: registering waits until it had nothing to do for a while."""
         self._quiet_from = time.monotonic() + QUIET
 

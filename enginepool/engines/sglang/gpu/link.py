@@ -33,7 +33,7 @@ class CopyTimer:
             self.nearly.record()
             self.share = share
 
-    def hold_back(self) -> None:
+    def await_copy_on_stream(self) -> None:
         """What is put on the current stream from now on waits for the end, on the GPU. Cheap once that has come.
 
         A capture cannot wait: whoever captures has waited before.

@@ -49,13 +49,13 @@ def adapt() -> None:
     from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 
-    from enginepool.engines.sglang.gpu import late_graphs, late_prefill_graphs
+    from enginepool.engines.sglang.gpu import lazy_decode_graphs, lazy_prefill_graphs
 
-    decode_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=late_graphs.SilentProgress)
+    decode_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=lazy_decode_graphs.SilentProgress)
     # It would unfreeze what the template froze, and walk all of it twice: a second for each model.
     decode_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
-    late_graphs.adapt()
-    late_prefill_graphs.adapt()
+    lazy_decode_graphs.adapt()
+    lazy_prefill_graphs.adapt()
     library_logs.take_over("kvcached", _SCARCITY)
     # For up to 32 tokens it would take a sum that is meant for torch.compile, which `upstream` switches off.
     fused_moe._use_moe_sum_reduce_torch_compile = lambda tokens: False

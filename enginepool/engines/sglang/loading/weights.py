@@ -27,7 +27,7 @@ from enginepool.engines.sglang.loading.rotary import compute_tables
 from enginepool.engines.sglang.tensors import Walk
 from enginepool.messages import Manifest, ModelSpec
 from enginepool.weights.checkpoint import digest, weight_files
-from enginepool.weights.layout import Entry
+from enginepool.weights.layout import NamedTensor
 from enginepool.weights.loader import Meter, Progress, expect_room, read_ahead, threads, write
 from enginepool.weights.segment import HeldSegment
 
@@ -62,7 +62,7 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
         raise StoreError(f"{model.name}: {error}") from error
     except Exception as error:  # whatever a checkpoint makes SGLang raise
         raise StoreError(f"{model.name}: SGLang cannot load {model.path}: {describe(error)}") from error
-    entries = [Entry(name, slot.tensor.detach(), slot.kind) for name, slot in Walk(module).slots.items()]
+    entries = [NamedTensor(name, it.tensor.detach(), it.kind) for name, it in Walk(module).tensors.items()]
     tensors, blocks, held = write(model, entries, ALIGNMENT, meter)
     return Manifest(model.name, key, held.nbytes, tensors, blocks, values, removed), held
 
@@ -119,7 +119,7 @@ def _check_structure(before: Walk, after: Walk) -> None:
 
 
 def _removed(before: Walk, after: Walk) -> tuple[str, ...]:
-    known = {*after.slots, *after.values, *after.others}
+    known = {*after.tensors, *after.values, *after.others}
     names = (*before.values, *before.others)
     return tuple(name for name in names if name not in known and after.has_holder(name))
 

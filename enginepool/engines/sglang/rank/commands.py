@@ -23,21 +23,21 @@ from enginepool.engines.sglang.protocol import (
     Filled,
     FillWeights,
     LimitKv,
-    Offer,
+    OfferSegment,
     PauseWeights,
     RankLoad,
-    Withdraw,
+    WithdrawSegment,
 )
-from enginepool.engines.sglang.rank.device import Device, KvCache
+from enginepool.engines.sglang.rank.device import KvCache, RankDevice
 from enginepool.engines.sglang.rank.faults import is_device_fault
 from enginepool.engines.sglang.rank.prefix_cache import evictable
-from enginepool.engines.sglang.rank.starved import Starved
-from enginepool.engines.sglang.tokenizers import RANK, read_ahead
+from enginepool.engines.sglang.rank.stalled_queue import StalledQueue
+from enginepool.engines.sglang.tokenizers import RANK, preload_tokenizers
 
 if TYPE_CHECKING:  # it imports SGLang
     from enginepool.engines.sglang.rank.stored import StoredWeights
 
-IMPROVE_AFTER = 0.5
+CAPTURE_AFTER = 0.5
 """Seconds for which a rank has had nothing to do before it improves itself: whoever comes meanwhile has to wait."""
 SIGNS_OF_LIFE = 30
 """Within the front's patience, at least."""
@@ -51,13 +51,13 @@ class Serving:
 
     scheduler: Any
     weights: StoredWeights
-    device: Device
+    device: RankDevice
     kv: KvCache
     connection: Connection
     patience: float
     """The front's, in seconds."""
     paused: bool = False
-    starved: Starved = field(init=False)
+    stalled_queue: StalledQueue = field(init=False)
     _unreserved: int = field(init=False)
     """Bytes held less those reserved, which are all that changes."""
     batches: list[int] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Serving:
     """When it last had anything to do."""
 
     def __post_init__(self) -> None:
-        self.starved = Starved(self.scheduler)
+        self.stalled_queue = StalledQueue(self.scheduler)
         # Asking the driver takes too long for doing it again between steps.
         held = max(0, self.device.used() - self.weights.flat.nbytes - self.kv.mapped)
         self._unreserved = held - self.device.reserved()
@@ -82,14 +82,14 @@ class Serving:
         """With `asked` if requests or commands have just come in."""
         if (limit := self.kv.step()) is not None:
             self.connection.send(limit)
-        self.starved.look()
+        self.stalled_queue.look()
         now = time.monotonic()
         decoding = not self.scheduler.running_batch.is_empty()
         if decoding:
             self.batches.append(len(self.scheduler.running_batch.reqs))
         if decoding or asked:
             self.busy_at = now
-            self.device.give_way()
+            self.device.note_activity()
         if now - self.looked_at < REPORT_INTERVAL:
             return
         self.looked_at = now
@@ -97,11 +97,11 @@ class Serving:
             self.reported, self.reported_at = load, now
             self.connection.send(load)
 
-    def improve(self) -> bool:
+    def capture_next_graph(self) -> bool:
         """To be called while the rank is idle. False: it has nothing to do now."""
-        if self.paused or time.monotonic() - self.busy_at < IMPROVE_AFTER:
+        if self.paused or time.monotonic() - self.busy_at < CAPTURE_AFTER:
             return False
-        return self.device.improve(self.scheduler)
+        return self.device.capture_next_graph(self.scheduler)
 
     def _load(self) -> RankLoad:
         batch = sum(self.batches) / len(self.batches) if self.batches else 0.0
@@ -131,14 +131,14 @@ def install(serving: Serving) -> None:
     serving.device.install(scheduler)
     sleep = scheduler.maybe_sleep_on_idle
 
-    def improve_or_sleep() -> None:
-        if scheduler.gracefully_exit or not serving.improve():
+    def capture_or_sleep() -> None:
+        if scheduler.gracefully_exit or not serving.capture_next_graph():
             sleep()
 
-    scheduler.maybe_sleep_on_idle = improve_or_sleep
+    scheduler.maybe_sleep_on_idle = capture_or_sleep
 
 
-def carry_out_blank(command: Offer | Withdraw, connection: Connection, device: Device) -> None:
+def carry_out_blank(command: OfferSegment | WithdrawSegment, connection: Connection, device: RankDevice) -> None:
     """What a rank without a model can do."""
     _answer(connection, partial(_offer_or_withdraw, device, command))
 
@@ -166,7 +166,7 @@ def _fill_weights(serving: Serving, command: FillWeights) -> Filled:
         serving.paused = False
     phases.end("resume")
     serving.weights.fill(command.weights)
-    seconds = serving.device.nearly_settle()
+    seconds = serving.device.wait_nearly_copied()
     phases.end("copy")
     return Filled(phases.seconds, seconds)
 
@@ -187,14 +187,14 @@ def _limit_kv(serving: Serving, command: LimitKv) -> None:
         serving.connection.send(limit)
 
 
-def _offer(serving: Serving, command: Offer | Withdraw) -> None:
+def _offer(serving: Serving, command: OfferSegment | WithdrawSegment) -> None:
     _offer_or_withdraw(serving.device, command)
 
 
-def _offer_or_withdraw(device: Device, command: Offer | Withdraw) -> None:
-    if isinstance(command, Offer):
+def _offer_or_withdraw(device: RankDevice, command: OfferSegment | WithdrawSegment) -> None:
+    if isinstance(command, OfferSegment):
         device.offer(command.model.name, command.segment)
-        threading.Thread(target=read_ahead, args=(command.model.path, RANK), daemon=True).start()
+        threading.Thread(target=preload_tokenizers, args=(command.model.path, RANK), daemon=True).start()
     else:
         device.withdraw(command.model)
 
@@ -203,6 +203,6 @@ _HANDLERS: dict[type, Handler] = {
     FillWeights: _fill_weights,
     PauseWeights: _pause_weights,
     LimitKv: _limit_kv,
-    Offer: _offer,
-    Withdraw: _offer,
+    OfferSegment: _offer,
+    WithdrawSegment: _offer,
 }

@@ -15,7 +15,7 @@ from enginepool.weights.layout import PIECE, base_tensor
 from enginepool.weights.segment import open_segment
 
 
-class Cpu:
+class CpuDevice:
     gpu_id = 0
     memory = 0
 
@@ -28,7 +28,7 @@ class Cpu:
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def give_way(self) -> None:
+    def note_activity(self) -> None:
         """Nothing goes on in the background."""
 
     def allocate(self, nbytes: int) -> Tensor:
@@ -53,13 +53,13 @@ class Cpu:
             mapped.close()
         self._seconds = time.monotonic() - began
 
-    def hold_back(self) -> None:
+    def await_copy_on_stream(self) -> None:
         """A copy is over when it returns."""
 
-    def nearly_settle(self) -> float:
+    def wait_nearly_copied(self) -> float:
         return self._seconds
 
-    def settle(self) -> float:
+    def wait_copied(self) -> float:
         return self._seconds
 
     def kv_cache(self, scheduler: Any) -> FixedKv:
@@ -68,7 +68,7 @@ class Cpu:
     def install(self, scheduler: Any) -> None:
         """There is nothing to adapt."""
 
-    def improve(self, scheduler: Any) -> bool:
+    def capture_next_graph(self, scheduler: Any) -> bool:
         return False
 
     def pause(self) -> None:

@@ -46,7 +46,7 @@ class KvCache(Protocol):
         ...
 
 
-class Device(Protocol):
+class RankDevice(Protocol):
     """Lives in the rank, in its main thread."""
 
     gpu_id: int
@@ -61,7 +61,7 @@ class Device(Protocol):
         """To be held while a Scheduler is made."""
         ...
 
-    def give_way(self) -> None:
+    def note_activity(self) -> None:
         """There is something to do: what goes on in the background waits. Called at every step, so it is cheap."""
         ...
 
@@ -82,16 +82,16 @@ class Device(Protocol):
         settles. Raises StoreError if the segment is gone."""
         ...
 
-    def hold_back(self) -> None:
+    def await_copy_on_stream(self) -> None:
         """What is put on the current stream from now on sees the whole of the last copy."""
         ...
 
-    def nearly_settle(self) -> float:
+    def wait_nearly_copied(self) -> float:
         """Wait until the last copy will be done by the time that a first step is launched; returns the seconds that
         all of it is going to have taken."""
         ...
 
-    def settle(self) -> float:
+    def wait_copied(self) -> float:
         """Wait until the last copy is done; returns the seconds that it took."""
         ...
 
@@ -101,7 +101,7 @@ class Device(Protocol):
         """Once a Scheduler is made, before it runs."""
         ...
 
-    def improve(self, scheduler: Any) -> bool:
+    def capture_next_graph(self, scheduler: Any) -> bool:
         """Some tens of milliseconds of work for faster steps, while the rank is idle. False: none is left."""
         ...
 
@@ -126,19 +126,19 @@ class Device(Protocol):
         ...
 
 
-def open_device(gpu: str, mps: MpsClient | None) -> Device:
+def open_device(gpu: str, mps: MpsClient | None) -> RankDevice:
     """This rank's device: the GPU that CUDA_VISIBLE_DEVICES calls `gpu`, or the CPU if that is empty.
 
     Of a GPU this makes the CUDA context. The process sees no other: every thread begins on its first device, so those
     that SGLang, kvcached and this engine start would work on the wrong one.
     """
     if not gpu:
-        from enginepool.engines.sglang.rank.cpu import Cpu
+        from enginepool.engines.sglang.rank.cpu import CpuDevice
 
-        return Cpu()
+        return CpuDevice()
     os.environ.update({VISIBLE: gpu} | mps_environment(mps))
     from enginepool.engines.sglang.gpu import driver
-    from enginepool.engines.sglang.gpu.device import Gpu
+    from enginepool.engines.sglang.gpu.device import GpuDevice
 
     driver.start()
-    return Gpu()
+    return GpuDevice()

@@ -27,8 +27,8 @@ from enginepool.engines.sglang.protocol import (
     TornDown,
     WeightsCopied,
 )
-from enginepool.engines.sglang.rank import ahead, commands
-from enginepool.engines.sglang.rank.device import Device, open_device
+from enginepool.engines.sglang.rank import commands, preimport
+from enginepool.engines.sglang.rank.device import RankDevice, open_device
 from enginepool.engines.sglang.rank.faults import is_device_fault
 from enginepool.process import give_back_heap
 
@@ -43,7 +43,7 @@ def run_rank(connection: Connection, start: StartRank) -> None:
     torch.set_num_threads(start.threads)
     device = open_device(start.gpu, start.mps)
     connection.send(RankReady(device.used()))
-    ahead.prepare_first_build(start.device)
+    preimport.prepare_first_build(start.device)
     device.prepare_first_step()
     while True:
         try:
@@ -56,7 +56,7 @@ def run_rank(connection: Connection, start: StartRank) -> None:
             commands.carry_out_blank(command, connection, device)
 
 
-def _serve(command: Build, connection: Connection, start: StartRank, device: Device) -> BuildFailed | TornDown:
+def _serve(command: Build, connection: Connection, start: StartRank, device: RankDevice) -> BuildFailed | TornDown:
     """Build, run, tear down. In a frame of its own, so that nothing of the model outlives it."""
     from enginepool.engines.sglang.rank.stored import StoredWeights, loading
 
@@ -64,23 +64,23 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     prepared = False
     try:
         weights = StoredWeights(command.weights.manifest, device)
-        device.give_way()
+        device.note_activity()
         with device.building():
             weights.fill(command.weights)  # first of all: nothing else takes as long
             server_args = _arguments(command, start, device)
             connection.send(Prepared(server_args))
             prepared, phases = True, Phases()
-            device.hold_back()  # building may read what is there, such as rotary tables
+            device.await_copy_on_stream()  # building may read what is there, such as rotary tables
             with loading(weights, phases), _telling_when_copied(connection, device):
                 scheduler = _build(command, server_args, device)
                 phases.end("kv_cache")
-        seconds = device.settle()
+        seconds = device.wait_copied()
         phases.end("copy")
     except Exception as error:  # whatever a checkpoint makes SGLang raise
         if is_device_fault(error):
             raise
         log.debug("building %s failed", command.model.name, exc_info=True)
-        device.settle()  # it may still write into the memory that is about to be freed
+        device.wait_copied()  # it may still write into the memory that is about to be freed
         reason = _describe_failure(command, error)
         del weights
         _clear(error)
@@ -93,7 +93,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection, start.patience)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
     commands.install(serving)
-    device.give_way()  # whom the model was built for asks now
+    device.note_activity()  # whom the model was built for asks now
     memory = min(device.memory, start.device_memory or device.memory)
     connection.send(_describe_built(serving, memory, seconds, limited is None or limited.applied, phases))
     scheduler.run_event_loop()
@@ -105,16 +105,16 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Dev
     return TornDown(_still_alive(alive), device.used(), phases.seconds)
 
 
-def _arguments(command: Build, start: StartRank, device: Device) -> Any:
+def _arguments(command: Build, start: StartRank, device: RankDevice) -> Any:
     kv_memory = start.kv_memory or device.memory
     return arguments.server_args(command.model, start.max_running, kv_memory, start.device)
 
 
-def _build(command: Build, server_args: Any, device: Device) -> Any:
+def _build(command: Build, server_args: Any, device: RankDevice) -> Any:
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.server_args import set_global_server_args_for_scheduler
 
-    from enginepool.engines.sglang.rank import quarantine, scarcity
+    from enginepool.engines.sglang.rank import kv_reservation, quarantine
     from enginepool.engines.sglang.rank.stored import StoredModelLoader
 
     upstream.init_distributed_by(command.rendezvous)
@@ -131,12 +131,12 @@ def _build(command: Build, server_args: Any, device: Device) -> Any:
         moe_dp_rank=0,
         dp_rank=None,
     )
-    scarcity.install(scheduler)
+    kv_reservation.install(scheduler)
     quarantine.install(scheduler)
     return scheduler
 
 
-def _forget(device: Device, phases: Phases) -> None:
+def _forget(device: RankDevice, phases: Phases) -> None:
     upstream.forget_model()
     phases.end("forget")
     device.forget()
@@ -146,11 +146,11 @@ def _forget(device: Device, phases: Phases) -> None:
 
 
 @contextmanager
-def _telling_when_copied(connection: Connection, device: Device) -> Iterator[None]:
+def _telling_when_copied(connection: Connection, device: RankDevice) -> Iterator[None]:
     """Tell the front when the copy under way is done, by a thread: nothing else may be sent meanwhile."""
 
     def tell() -> None:
-        device.settle()
+        device.wait_copied()
         with suppress(OSError):  # the front is gone, and this process with it
             connection.send(WeightsCopied())
 

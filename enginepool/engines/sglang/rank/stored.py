@@ -23,7 +23,7 @@ from config.errors import EngineError, StoreError
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang.building import initialise
 from enginepool.engines.sglang.protocol import Weights
-from enginepool.engines.sglang.rank.device import Device
+from enginepool.engines.sglang.rank.device import RankDevice
 from enginepool.engines.sglang.tensors import Walk, unpack
 from enginepool.messages import Manifest
 from enginepool.weights.layout import checksum, name_at, view_of
@@ -34,7 +34,7 @@ log = logging.getLogger("prism.rank")
 class StoredWeights:
     """One model's weights in this rank. `flat` is all their memory, and stays the same while the model is there."""
 
-    def __init__(self, manifest: Manifest, device: Device) -> None:
+    def __init__(self, manifest: Manifest, device: RankDevice) -> None:
         self._manifest = manifest
         self._device = device
         self.flat = device.allocate(manifest.nbytes)
@@ -51,22 +51,22 @@ class StoredWeights:
         """
         manifest, walk = self._manifest, Walk(model)
         stored = {spec.name for spec in manifest.tensors}
-        gone = [name for name in walk.slots if name not in stored and name not in manifest.values]
+        gone = [name for name in walk.tensors if name not in stored and name not in manifest.values]
         for spec in manifest.tensors:
             walk.put(spec.name, view_of(self.flat, spec), spec.kind)
         for name in (*gone, *manifest.removed):
-            walk.place(name).remove()
+            walk.location(name).remove()
         for name, value in manifest.values.items():
-            walk.place(name).put(unpack(value))
+            walk.location(name).put(unpack(value))
         self._check(model, stored)
 
-    def hold_back(self, model: nn.Module) -> None:
+    def await_copy_on_stream(self, model: nn.Module) -> None:
         """Have each of the model's steps wait for the copy under way, and nothing that goes before a step."""
         forward, device = model.forward, self._device
 
         @functools.wraps(forward)
         def forward_once_copied(*args: Any, **kwargs: Any) -> Any:
-            device.hold_back()
+            device.await_copy_on_stream()
             return forward(*args, **kwargs)
 
         model.forward = forward_once_copied
@@ -79,7 +79,7 @@ class StoredWeights:
         """
         self._device.copy(self._manifest.model, source.segment, self.flat)
         if source.verify:
-            self._device.settle()
+            self._device.wait_copied()
             self._verify()
 
     def _verify(self) -> None:
@@ -90,10 +90,10 @@ class StoredWeights:
                 raise StoreError(f"{manifest.model}: the checksum of {name} is wrong after the copy")
 
     def _check(self, model: nn.Module, stored: set[str]) -> None:
-        found = Walk(model).slots
+        found = Walk(model).tensors
         if different := sorted(stored ^ set(found)):
             raise EngineError(f"{self._manifest.model}: the stored model and the built one differ in {different[0]}")
-        if empty := [name for name, slot in found.items() if slot.tensor.is_meta]:
+        if empty := [name for name, it in found.items() if it.tensor.is_meta]:
             raise EngineError(f"{self._manifest.model}: there is no data for {empty[0]}")
 
 
@@ -109,7 +109,7 @@ class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
         phases.end("scheduler")
         model = self._initialise(model_config, torch.device(device_config.device))
         weights.attach(model)
-        weights.hold_back(model)
+        weights.await_copy_on_stream(model)
         phases.end("model")
         return model.eval()
 

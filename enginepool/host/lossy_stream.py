@@ -1,6 +1,6 @@
-"""A log that nobody reads: what finds no room in its pipe is lost and counted, and nobody waits.
+"""Output streams that never block: text that does not fit into the pipe is dropped and counted.
 
-The pipe is enlarged, so that a reader that is only slow loses nothing. No thread does this: the template forks.
+The pipe is enlarged so that a slow reader loses nothing. There is no writer thread, because the template forks.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import socket
 import stat
 
 PIPE_SIZE = 2**20
-"""Bytes that wait for the reader of a pipe; the most that Linux allows everybody."""
+"""Capacity of a pipe in bytes: the maximum that Linux allows unprivileged users."""
 
 
 class LossyStream(io.TextIOBase):
-    """Writes to a file descriptor, or not at all, within the time of a system call. Counts lines that are lost."""
+    """Writes to a file descriptor without blocking, and counts the lines that are dropped."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -27,8 +27,8 @@ class LossyStream(io.TextIOBase):
         self._cut = False
 
     def write(self, text: str) -> int:
-        """Never raises: whoever logs can do nothing about it."""
-        note = f"{self._lost} lines of the log are lost: nobody read them\n" if self._lost else ""
+        """Write or drop `text`. Never raises, since the caller could do nothing about it."""
+        note = f"{self._lost} log lines were dropped: nobody read them\n" if self._lost else ""
         if self._put(note):
             self._lost = 0 if note else self._lost
             if self._put(text):
@@ -43,10 +43,10 @@ class LossyStream(io.TextIOBase):
         return True
 
     def close(self) -> None:
-        """It stays open as long as its process."""
+        """The stream stays open for the life of the process."""
 
     def _put(self, text: str) -> bool:
-        """Whether there was room; a line that is cut by lack of it is ended before the next."""
+        """Write `text`; returns whether all of it fitted. A truncated line is ended before the next one."""
         data = ("\n" * self._cut + text if text else "").encode(errors="backslashreplace")
         began = False
         while data:
@@ -59,7 +59,7 @@ class LossyStream(io.TextIOBase):
         return True
 
     def _write_some(self, data: bytes) -> int | None:
-        """How much of it was taken; None for nothing. What is gone for good takes everything."""
+        """Returns the number of bytes written, None if there was no room. A broken descriptor swallows everything."""
         try:
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT)
@@ -72,13 +72,13 @@ class LossyStream(io.TextIOBase):
 
 
 def let_nobody_wait(fd: int) -> LossyStream:
-    """A stream for `fd`, of which not even C code waits for its reader any more where it is a pipe or a terminal.
+    """A stream for `fd`. If `fd` is a pipe or terminal it is made non-blocking, so that C code does not block either.
 
-    It gets a description of its own: a flag on the old one would be seen by the shell too.
+    It is reopened for that: setting the flag on the existing file description would affect the shell too.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        with contextlib.suppress(OSError):  # a pipe of another user's: then each write is preceded by a look
+        with contextlib.suppress(OSError):  # another user's pipe cannot be reopened; `select` before writes must do
             again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             os.dup2(again, fd)
             os.close(again)

@@ -23,7 +23,7 @@ from sglang.srt.model_executor.runner import prefill_cuda_graph_runner
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 
 from config.errors import describe
-from enginepool.engines.sglang.gpu import late_graphs
+from enginepool.engines.sglang.gpu import lazy_decode_graphs
 from enginepool.engines.sglang.rank.faults import is_device_fault
 
 log = logging.getLogger("prism.rank")
@@ -31,24 +31,24 @@ log = logging.getLogger("prism.rank")
 
 def adapt() -> None:
     """Once per process: SGLang makes this runner in place of its own."""
-    cuda_graph_setup.PrefillCudaGraphRunner = LatePrefillGraphs
+    cuda_graph_setup.PrefillCudaGraphRunner = LazyPrefillGraphs
     # It would do without graphs where less than 4 GiB are free at that moment; a capture here needs some 100 MiB.
     cuda_graph_setup.should_skip_auto_prefill_cuda_graph_for_memory = lambda *args: False
-    prefill_cuda_graph_runner.graph_capture = late_graphs.on_one_stream
+    prefill_cuda_graph_runner.graph_capture = lazy_decode_graphs.on_one_stream
     prefill_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
-    prefill_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=late_graphs.SilentProgress)
+    prefill_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=lazy_decode_graphs.SilentProgress)
 
 
 def capture_next(scheduler: Any) -> bool:
     """One more graph, some 100 ms. False: none is missing."""
     graphs = scheduler.tp_worker.model_runner.prefill_cuda_graph_runner
-    if not isinstance(graphs, LatePrefillGraphs) or not graphs.missing:
+    if not isinstance(graphs, LazyPrefillGraphs) or not graphs.missing:
         return False
     graphs.capture_one_size()
     return True
 
 
-class LatePrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
+class LazyPrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
     """SGLang's runner of prefill graphs. `missing` are the numbers of tokens, ascending, that have none yet."""
 
     capture_num_tokens: list[int]
@@ -79,7 +79,7 @@ class LatePrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
         size = self.missing.pop()
         captured, self.capture_num_tokens = self.capture_num_tokens, [size]
         try:
-            with late_graphs.undisturbed():
+            with lazy_decode_graphs.undisturbed():
                 super().capture()
             captured = [size, *captured]
         except RuntimeError as error:

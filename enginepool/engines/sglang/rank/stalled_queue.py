@@ -20,7 +20,7 @@ LOOK_INTERVAL = 0.02
 """Seconds between two looks at whether something fits by now; a message ends the pause."""
 
 
-class Starved:
+class StalledQueue:
     """Of one built Scheduler; `look` is to be called between its steps."""
 
     def __init__(self, scheduler: Any) -> None:

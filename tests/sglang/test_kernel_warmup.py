@@ -15,8 +15,8 @@ import pytest
 from msgspec import structs
 
 from enginepool.engine import Emit
-from enginepool.engines.sglang.front.rehearsal import LENGTHS, TOKENS, Demand, Rehearsal
-from enginepool.engines.sglang.front.requests import LiveRequest
+from enginepool.engines.sglang.front.kernel_warmup import LENGTHS, TOKENS, KernelWarmup, Traffic
+from enginepool.engines.sglang.front.requests import FrontRequest
 from enginepool.messages import Chunk, Counted, Done, Head, Rehearsing, Reply, WorkerActivated, WorkerStats
 from gateway.cli.warm import warm
 from tests.rig.models import Stored
@@ -117,22 +117,22 @@ async def test_who_asks_meanwhile_is_answered(
 async def test_whom_the_model_was_activated_for_asks_first(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    async def run(live: LiveRequest, emit: Emit) -> None:
-        asked.append("rehearsal")
+    async def run(live: FrontRequest, emit: Emit) -> None:
+        asked.append("warmup")
         emit(Reply(live.id, 200, "application/json", b"{}", 0, 0))
 
     manager = SimpleNamespace(
         is_generation=True, max_req_input_len=LONGEST, server_args=SimpleNamespace(grammar_backend="none")
     )
-    demand = Demand()
-    rehearsal = asyncio.create_task(Rehearsal(tmp_path / "mark", run, manager, demand).perform())
+    traffic = Traffic()
+    warmup = asyncio.create_task(KernelWarmup(tmp_path / "mark", run, manager, traffic).perform())
     await asyncio.sleep(0)  # it has begun, and the model is said to be active
-    demand.begins()
+    traffic.begin()
     asked.append("client")
     await asyncio.sleep(0)
-    demand.ends()
-    await rehearsal
-    assert asked == ["client"] + ["rehearsal"] * len([length for length in LENGTHS if length < LONGEST - TOKENS])
+    traffic.end()
+    await warmup
+    assert asked == ["client"] + ["warmup"] * len([length for length in LENGTHS if length < LONGEST - TOKENS])
     assert (tmp_path / "mark").exists()
 
 

@@ -1,7 +1,9 @@
-"""The process in which grammars are tried out: for each line of JSON, a kind and a grammar, one line with
-what is wrong with it. What takes too long is for the other side to end.
+"""A process that compiles grammars to find out whether they are valid.
 
-    python -m enginepool.grammar_trial
+For each input line, a JSON array of kind and grammar, it prints a line with the problem as a JSON string, which is
+empty if there is none. The caller kills it if a grammar takes too long.
+
+    python -m enginepool.grammar_check
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from llguidance import LLMatcher, LLTokenizer, StructTag, TokenizerWrapper, gram
 from enginepool import process
 
 MEMORY = 2 * 2**30
-"""Bytes of its address space."""
+"""Limit of the address space, in bytes."""
 NICENESS = 10
-"""So that steps go first."""
+"""Lets decode steps go first."""
 END = 256
 _WITHOUT_TOKENS = ("json_schema", "regex")
-"""Kinds of grammars that cannot name a token."""
+"""Kinds of grammar that cannot refer to tokens."""
 
 
 def main() -> None:
@@ -38,21 +40,22 @@ def main() -> None:
 
 
 def compile_it(kind: str, grammar: str) -> str:
-    """As SGLang 0.5.17 does it (constrained/llguidance_backend.py); returns what is wrong with the grammar, or "".
+    """Compile a grammar as SGLang 0.5.17 does (constrained/llguidance_backend.py); returns the problem, or "".
 
-    Without the model's tokens, a grammar that names them looks wrong; that is for SGLang to say.
+    Errors of grammars that may refer to tokens are ignored, since the model's tokens are not known here; SGLang will
+    report them.
     """
     try:
         matcher = LLMatcher(_bytes(), _serialized(kind, grammar), log_level=0)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # much is worked out only now
-    except Exception:  # SGLang's own code meets the same
+            matcher.compute_bitmask()  # llguidance compiles lazily; this forces most of the work
+    except Exception:  # SGLang will run into the same error and report it
         return ""
     return matcher.get_error().partition("<state>")[0].strip() if kind in _WITHOUT_TOKENS else ""
 
 
 class _Bytes:
-    """A tokenizer whose tokens are the bytes, and an end."""
+    """A tokenizer with one token per byte and an end token."""
 
     eos_token_id, bos_token_id = END, None
     tokens = (*(bytes((value,)) for value in range(END)), b"<end>")

@@ -23,7 +23,7 @@ _MALFORMED = (TypeError, AttributeError, ArithmeticError, LookupError)
 _ASK_FOR_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
-class NotServed(ValueError):
+class FieldNotServed(ValueError):
     """A request with a field that is not served."""
 
     def __init__(self, field: str) -> None:
@@ -35,11 +35,11 @@ def check_fields(path: str, request: Any) -> None:
     """A request as SGLang has read it from the body of a client's request to `path`.
 
     Raises:
-        NotServed: it uses a field that is not served.
+        FieldNotServed: it uses a field that is not served.
     """
     for name, value, default in _given(request):
         if not _may(ROUTES[path], name) and value != default and value not in _ASK_FOR_NOTHING:
-            raise NotServed(name)
+            raise FieldNotServed(name)
 
 
 def guard(serving: Any) -> Any:

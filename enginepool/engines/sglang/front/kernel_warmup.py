@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from enginepool.engine import Emit, EngineLoad
-from enginepool.engines.sglang.front.requests import LiveRequest
+from enginepool.engines.sglang.front.requests import FrontRequest
 from enginepool.messages import FromWorker, Reply, Submit
 
 log = logging.getLogger("prism.sglang")
@@ -28,17 +28,17 @@ TOKENS = 4
 """Of each answer."""
 SAMPLING = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
 SCHEMA = {"type": "object", "properties": {"ready": {"type": "boolean"}}, "required": ["ready"]}
-_TOKENS_THERE_ARE = 97
+_SAFE_VOCABULARY = 97
 """In any vocabulary. No two lengths leave the same rest, so no prompt finds another's beginning in the prefix cache."""
-_NOBODY = -1
+_NO_REQUEST = -1
 """In place of a request's id, of which the gateway knows nothing."""
-_LAST = 1e9
+_LATEST_DEADLINE = 1e9
 """A deadline in seconds behind all others."""
 QUIET = 0.1
 """Seconds without a request before one of the rehearsal's: whom a model was activated for asks it just afterwards, and
 would wait for what is being compiled."""
 
-Run = Callable[[LiveRequest, Emit], Awaitable[None]]
+Run = Callable[[FrontRequest, Emit], Awaitable[None]]
 """Has the engine answer a request."""
 
 
@@ -51,41 +51,41 @@ def mark_for(key: str) -> Path | None:
     return Path(folder, f"prism-{key}") if folder else None
 
 
-class Demand:
+class Traffic:
     """Whether anybody asks the worker for anything."""
 
     def __init__(self) -> None:
         self._some, self._none = asyncio.Event(), asyncio.Event()
-        self.ends()
+        self.end()
 
-    def begins(self) -> None:
+    def begin(self) -> None:
         self._none.clear()
         self._some.set()
 
-    def ends(self) -> None:
+    def end(self) -> None:
         self._some.clear()
         self._none.set()
 
-    async def absent_for(self, seconds: float) -> None:
+    async def wait_quiet(self, seconds: float) -> None:
         """Wait until there has been none for so long."""
-        absent = False
-        while not absent:
+        quiet = False
+        while not quiet:
             await self._none.wait()
             try:
                 await asyncio.wait_for(self._some.wait(), seconds)
             except TimeoutError:
-                absent = True
+                quiet = True
 
 
-class Rehearsal:
+class KernelWarmup:
     """Of the active model. `perform` is to be run as a task, and ends soon after `stop`."""
 
-    def __init__(self, mark: Path, run: Run, manager: Any, demand: Demand) -> None:
+    def __init__(self, mark: Path, run: Run, manager: Any, traffic: Traffic) -> None:
         self._mark = mark
         self._run = run
         self._manager = manager
-        self._demand = demand
-        self._live: LiveRequest | None = None
+        self._traffic = traffic
+        self._live: FrontRequest | None = None
         self._stopped = asyncio.Event()
 
     async def perform(self) -> None:
@@ -107,7 +107,7 @@ class Rehearsal:
 
     async def _may_ask(self) -> bool:
         """Wait until nobody else asks. False: it is stopped."""
-        quiet = asyncio.ensure_future(self._demand.absent_for(QUIET))
+        quiet = asyncio.ensure_future(self._traffic.wait_quiet(QUIET))
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
             await asyncio.wait((quiet, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +118,7 @@ class Rehearsal:
 
     async def _ask(self, submit: Submit) -> int | None:
         said: list[FromWorker] = []
-        self._live = LiveRequest(submit, EngineLoad(), lambda live: None)
+        self._live = FrontRequest(submit, EngineLoad(), lambda live: None)
         try:
             await self._run(self._live, said.append)
         finally:
@@ -148,11 +148,11 @@ def _prompts(longest: int) -> Iterator[list[int]]:
     """Token ids: of each length below `longest`, and one that begins with what is in the prefix cache."""
     prompt: list[int] = []
     for length in (length for length in LENGTHS if length < longest):
-        prompt = [(length + place) % _TOKENS_THERE_ARE for place in range(length)]
+        prompt = [(length + place) % _SAFE_VOCABULARY for place in range(length)]
         yield prompt
     if 2 * len(prompt) < longest:
         yield 2 * prompt
 
 
 def _submit(path: str, body: dict[str, Any]) -> Submit:
-    return Submit(_NOBODY, path, json.dumps(body).encode(), _LAST)
+    return Submit(_NO_REQUEST, path, json.dumps(body).encode(), _LATEST_DEADLINE)

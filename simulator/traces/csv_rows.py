@@ -1,4 +1,4 @@
-"""CSV files, gzipped or not, whose mistakes are told by file, line and column."""
+"""Reads CSV files, gzipped or not, and reports errors by file, line and column."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Its methods read a cell, or raise StudyError with the place and what was expected there."""
+class CsvRow:
+    """A row. Its methods parse a cell, or raise StudyError with its position and what was expected."""
 
     path: Path
     line: int
@@ -37,7 +37,7 @@ class Row:
         return self._number(column, float, lambda value: 0 < value < math.inf, "a number above 0")
 
     def tokens(self, column: str) -> int:
-        """At least 1: an engine takes no empty prompt and gives no empty answer."""
+        """A number of tokens, raised to 1 if it is 0, as engines know no empty prompts or answers."""
         return max(1, self._number(column, int, lambda value: value >= 0, "a whole number of tokens"))
 
     def _number(self, column: str, convert: Callable[[str], N], accepts: Callable[[N], bool], expected: str) -> N:
@@ -52,27 +52,27 @@ class Row:
 
 
 def columns(path: Path) -> tuple[str, ...]:
-    """What the first line names. Raises: StudyError."""
+    """The column names in the first line. Raises: StudyError."""
     return next(_lines(path))[1]
 
 
-def read_rows(path: Path, expected: Sequence[str]) -> Iterator[Row]:
-    """All rows of a file that has at least the columns `expected`. Raises: StudyError."""
+def read_rows(path: Path, expected: Sequence[str]) -> Iterator[CsvRow]:
+    """Yields all rows of a file that must have at least the columns `expected`. Raises: StudyError."""
     lines = _lines(path)
     _, header = next(lines)
     missing = [name for name in expected if name not in header]
     if missing:
-        raise StudyError(f"{path}:1: expected the columns {', '.join(expected)}; there is no {', '.join(missing)}")
+        raise StudyError(f"{path}:1: expected the columns {', '.join(expected)}; {', '.join(missing)} is missing")
     for line, cells in lines:
         if not cells:
             continue
         if len(cells) != len(header):
             raise StudyError(f"{path}:{line}: expected {len(header)} columns ({', '.join(header)}), got {len(cells)}")
-        yield Row(path, line, dict(zip(header, cells, strict=True)))
+        yield CsvRow(path, line, dict(zip(header, cells, strict=True)))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Each with its number; the header is there even if the file is empty."""
+    """Yields numbered lines; the header, line 1, comes even if the file is empty. Raises: StudyError."""
     try:
         with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
             reader = csv.reader(file)

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from enginepool.engines.sglang.front.requests import LiveRequest
+from enginepool.engines.sglang.front.requests import FrontRequest
 
 KINDS = ("json_schema", "regex", "ebnf", "structural_tag")
 """Sampling parameters of SGLang that hold a grammar each."""
@@ -27,20 +27,20 @@ AT_ONCE = 2
 REMEMBERED = 4096
 """Grammars whose trials are not repeated."""
 IDLE = 2.0
-"""Seconds after which a process without a trial ends."""
-_PROGRAM = "enginepool.grammar_trial"
+"""Seconds after which a process without a task ends."""
+_PROGRAM = "enginepool.grammar_check"
 
 
-class GrammarTrials:
+class GrammarChecker:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._too_much = f"compiling this grammar takes longer than {seconds:g} s, or too much memory"
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._idle: list[Process] = []
         self._busy: set[Process] = set()
         self._found: OrderedDict[bytes, str] = OrderedDict()
 
-    async def attempt(self, sampling: Any, live: LiveRequest | None) -> None:
+    async def check(self, sampling: Any, live: FrontRequest | None) -> None:
         """Try what grammars there are in SGLang's sampling parameters.
 
         Raises:
@@ -49,7 +49,7 @@ class GrammarTrials:
         for kind, grammar in _grammars(sampling):
             key = hashlib.sha256(f"{kind}:{grammar}".encode(errors="replace")).digest()
             if key not in self._found:
-                self._remember(key, await self._try_unless_gone(kind, grammar, live))
+                self._remember(key, await self._check_unless_gone(kind, grammar, live))
             if problem := self._found.get(key):
                 raise ValueError(f"{kind}: {problem}.")
 
@@ -63,21 +63,21 @@ class GrammarTrials:
         if len(self._found) > REMEMBERED:
             self._found.popitem(last=False)
 
-    async def _try_unless_gone(self, kind: str, grammar: str, live: LiveRequest | None) -> str:
-        trial = asyncio.ensure_future(self._try(kind, grammar))
+    async def _check_unless_gone(self, kind: str, grammar: str, live: FrontRequest | None) -> str:
+        task = asyncio.ensure_future(self._check_one(kind, grammar))
         gone = asyncio.ensure_future((live.gone if live is not None else asyncio.Event()).wait())
         try:
-            await asyncio.wait((trial, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not trial.done():
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
                 raise ValueError("The request was aborted.")
-            return trial.result()
+            return task.result()
         finally:
             gone.cancel()
-            trial.cancel()
+            task.cancel()
 
-    async def _try(self, kind: str, grammar: str) -> str:
+    async def _check_one(self, kind: str, grammar: str) -> str:
         """What is wrong with it, or ""."""
-        async with self._turns:
+        async with self._slots:
             process = self._idle.pop() if self._idle else await _start()
             self._busy.add(process)
             problem = None
@@ -88,10 +88,10 @@ class GrammarTrials:
                 pass
             finally:
                 self._busy.discard(process)
-                self._rest(process) if problem is not None else _kill(process)
+                self._keep_idle(process) if problem is not None else _kill(process)
             return self._too_much if problem is None else problem
 
-    def _rest(self, process: Process) -> None:
+    def _keep_idle(self, process: Process) -> None:
         self._idle.append(process)
         asyncio.get_running_loop().call_later(IDLE, self._retire, process)
 

@@ -25,7 +25,7 @@ undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext
 
 def adapt() -> None:
     """Once per process: SGLang makes this runner in place of its own."""
-    decode_cuda_graph_runner.DecodeCudaGraphRunner = LateGraphs
+    decode_cuda_graph_runner.DecodeCudaGraphRunner = LazyDecodeGraphs
     decode_cuda_graph_runner.graph_capture = on_one_stream
 
 
@@ -58,13 +58,13 @@ def capture_next(scheduler: Any) -> bool:
     return True
 
 
-def _graphs_of(scheduler: Any) -> LateGraphs | None:
+def _graphs_of(scheduler: Any) -> LazyDecodeGraphs | None:
     """None for a model that is served without."""
     graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
-    return graphs if isinstance(graphs, LateGraphs) else None
+    return graphs if isinstance(graphs, LazyDecodeGraphs) else None
 
 
-class LateGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
+class LazyDecodeGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
     """SGLang's runner of decode graphs. `missing` are the batch sizes, ascending, that have none yet."""
 
     capture_bs: list[int]

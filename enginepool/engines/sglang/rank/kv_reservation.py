@@ -35,7 +35,7 @@ LEAST_ROOM = 128
 
 def adapt() -> None:
     """Once per process, after SGLang's imports."""
-    scheduler_module.PrefillAdder = CarefulAdder
+    scheduler_module.PrefillAdder = ReservingPrefillAdder
     ScheduleBatch.check_decode_mem = _reserving_check(ScheduleBatch.check_decode_mem)
     ScheduleBatch.retract_decode = _aborting_nobody(ScheduleBatch.retract_decode)
 
@@ -53,10 +53,10 @@ def install(scheduler: Any) -> None:
         raise EngineError(
             f"{scheduler.server_args.served_model_name}: {backend} keeps KV in pages of {pages}, not of one"
         )
-    allocator.reserve = Reserve(allocator)
+    allocator.reserve = SlotReserve(allocator)
 
 
-class Reserve:
+class SlotReserve:
     """Slots allocated ahead. It stands between SGLang and an allocator; its slots count as available until they go."""
 
     def __init__(self, allocator: Any) -> None:
@@ -103,11 +103,11 @@ class Reserve:
         return slots
 
 
-def _reserve_of(allocator: Any) -> Reserve | None:
+def _reserve_of(allocator: Any) -> SlotReserve | None:
     return getattr(allocator, "reserve", None)
 
 
-class CarefulAdder(PrefillAdder):  # type: ignore[misc]
+class ReservingPrefillAdder(PrefillAdder):  # type: ignore[misc]
     """Who is to be prefilled next: as SGLang says, and with slots reserved."""
 
     _parked = False

@@ -1,4 +1,4 @@
-"""Where everything lies."""
+"""Paths of the installation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 VENV = PROJECT / ".venv"
 PYTHON = VENV / "bin" / "python"
 TOOLKIT = VENV / "cuda"
-"""`enginepool/host/gpu_environment.py` gives it to the processes that serve."""
+"""`enginepool/host/gpu_environment.py` points serving processes to it."""
 STAMP = VENV / ".gpu"
-"""Is there if all of an installation has succeeded; the Makefile then leaves the packages of `.venv` alone."""
+"""Exists once an installation has succeeded completely; the Makefile then leaves the packages in `.venv` alone."""
 PINS = PROJECT / "requirements" / "gpu.txt"
 KVCACHED = PROJECT / "requirements" / "kvcached.txt"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from enginepool.host.lossy import PIPE_SIZE, LossyStream, let_nobody_wait
+from enginepool.host.lossy_stream import PIPE_SIZE, LossyStream, let_nobody_wait
 from tests.rig.asking import chat
 from tests.rig.serving import Prism, simulated
 
@@ -67,7 +67,7 @@ def test_a_full_pipe_loses_lines_and_the_next_reader_hears_how_many(pipe: tuple[
         stream.write("nobody reads this\n")
     read_all(pipe[0])
     stream.write("here again\n")
-    assert read_all(pipe[0]) == "3 lines of the log are lost: nobody read them\nhere again\n"
+    assert read_all(pipe[0]) == "3 log lines were dropped: nobody read them\nhere again\n"
 
 
 def test_a_line_that_found_room_for_its_first_part_does_not_swallow_the_next(pipe: tuple[int, int]) -> None:
@@ -77,7 +77,7 @@ def test_a_line_that_found_room_for_its_first_part_does_not_swallow_the_next(pip
     stream.write("x" * room + "\n")
     assert read_all(pipe[0]).endswith("x")
     stream.write("here again\n")
-    assert read_all(pipe[0]).splitlines()[1:] == ["1 lines of the log are lost: nobody read them", "here again"]
+    assert read_all(pipe[0]).splitlines()[1:] == ["1 log lines were dropped: nobody read them", "here again"]
 
 
 def test_a_pipe_holds_a_mebibyte_for_a_slow_reader_and_stays_as_it_was_for_others(pipe: tuple[int, int]) -> None:
