@@ -232,7 +232,8 @@ class Scheduler:
         request.prompt_tokens = event.prompt_tokens
         if request.worker is not None:
             need = self.state.models[request.model].kv_need(request)
-            self.state.workers[request.worker].kv_promised += need - request.kv_bytes
+            for member in self.state.group(self.state.workers[request.worker]):
+                member.kv_promised += need - request.kv_bytes
             request.kv_bytes = need
 
     def _first_token(self, event: FirstToken) -> None:
@@ -275,7 +276,8 @@ class Scheduler:
             return
         worker = self.state.workers[request.worker]
         self._leave(worker, request)
-        worker.last_used = model.last_used = self._now
+        self._use(worker)
+        model.last_used = self._now
         self._dispatcher.frees(worker)
         if worker.phase is Phase.DRAINING and not worker.running:
             self._decide(Park(worker.number, "drained"))
@@ -322,7 +324,8 @@ class Scheduler:
 
     def _send(self, request: Request, worker: Worker) -> None:
         request.worker = worker.number
-        request.dispatched = worker.last_used = self._now
+        request.dispatched = self._now
+        self._use(worker)
         request.kv_bytes = self.state.models[request.model].kv_need(request)
         for member in self.state.group(worker):
             member.running.add(request.id)
@@ -330,6 +333,10 @@ class Scheduler:
         self._dispatcher.starts(request, worker, self._now)
         self._observer.dispatched(request, worker, self._now)
         self._actions.append(Dispatch(request.id, worker.number))
+
+    def _use(self, worker: Worker) -> None:
+        for member in self.state.group(worker):
+            member.last_used = self._now
 
     def _refuse_late(self) -> None:
         for model in self.state.models.values():
@@ -550,7 +557,7 @@ class Scheduler:
         model.failures, model.failure, model.avoid = 0, "", None
         model.activation_seconds = smoothed(model.activation_seconds, event.seconds, SMOOTHING)
         self._observer.activated(worker, model, event.seconds)
-        worker.last_used = self._now
+        self._use(worker)
         group = self.state.group(worker)
         self._measure(group, model, event.held)
         self._enter(worker, Phase.ACTIVE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from scheduler.state.device_view import fresh_look, look_at
 from scheduler.state.state import MAPPED, SERVING, TAKEN, Device, Isolation, Phase, State, Worker
 
+LONGER_USED = SERVING | {Phase.PARKING, Phase.PARKED}
+"""Phases of a model that has served."""
 WITH_MODEL = MAPPED | {Phase.PARKED, Phase.BLANKING}
 
 
@@ -63,6 +65,10 @@ def _check_workers(state: State) -> None:
         _require(not worker.running or worker.phase in SERVING, f"{where}, runs {len(worker.running)} requests")
         for number in worker.running:
             _require(state.requests[number].model == worker.model, f"{where}, runs another model's request {number}")
+        promised = sum(state.requests[number].kv_bytes for number in worker.running)
+        _require(
+            worker.kv_promised == promised, f"{where}, {worker.kv_promised} bytes promised to {promised} of requests"
+        )
         _check_group(state, worker)
 
 
@@ -73,6 +79,8 @@ def _check_group(state: State, worker: Worker) -> None:
     _require(worker in group and leader.leader is None, f"{where}, is not in the group of worker {leader.number}")
     agree = (worker.phase, worker.model, worker.running) == (leader.phase, leader.model, leader.running)
     _require(agree, f"{where}, does something else than its leader {leader.number}")
+    together = leader.phase not in LONGER_USED or worker.last_used == leader.last_used
+    _require(together, f"{where}, used at {worker.last_used}, its leader at {leader.last_used}")
     alone = worker.reserved_for is None and not worker.evicting and not worker.followers
     _require(worker is leader or alone, f"{where}, is wanted, and follows worker {leader.number}")
     devices = {member.device for member in group}
