@@ -20,7 +20,8 @@ from gateway.context import Context
 from gateway.live import LiveRequest
 from scheduler import events
 from scheduler.actions import Answer
-from scheduler.state.state import Phase, Worker
+from scheduler.state.entities import Worker
+from scheduler.state.phases import Phase
 
 
 class Changeover:

@@ -28,7 +28,7 @@ from gateway.live import LiveRequest
 from gateway.signals import Signals
 from scheduler import events
 from scheduler.actions import Answer
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 
 log = logging.getLogger("prism.gateway")
 

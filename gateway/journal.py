@@ -12,7 +12,9 @@ from typing import Any
 from config.units import format_duration
 from enginepool.messages import WorkerActivated, WorkerBlanked, WorkerStats
 from scheduler import actions
-from scheduler.state.state import Phase, State, Worker
+from scheduler.state.entities import Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 log = logging.getLogger("prism.scheduler")
 

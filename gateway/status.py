@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from gateway.context import Context
-from scheduler.state.state import Model, Phase, Worker
+from scheduler.state.entities import Model, Worker
+from scheduler.state.phases import Phase
 
 
 def models(context: Context) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from config.registry import PolicyName
 from scheduler.actions import Activate, Blank, Drain, Park, Recycle, SetKvLimit
 from scheduler.events import ActivationFailed, Counted, FirstToken, LimitApplied
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 from tests.rig.fake_pool import GIB, Bench, model, only
 
 TWO = ("d0", "d1")
