@@ -23,7 +23,8 @@ from gateway.in_flight import InFlight
 from gateway.journal import Journal
 from gateway.live import LiveRequest
 from scheduler import events
-from scheduler.state.state import Phase, Worker
+from scheduler.state.entities import Worker
+from scheduler.state.phases import Phase
 
 
 class Changeover:

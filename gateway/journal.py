@@ -14,7 +14,9 @@ from enginepool.messages import WorkerActivated, WorkerBlanked, WorkerStats
 from gateway.report import DecisionKind, EntryKind, JournalEntry
 from gateway.subscription import Subscription
 from scheduler import actions
-from scheduler.state.state import Phase, State, Worker
+from scheduler.state.entities import Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 log = logging.getLogger("prism.scheduler")
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from config.errors import OperatorError
 from config.registry import EngineName, PolicyName
 from enginepool.messages import CommandResult
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 
 
 class ModelState(StrEnum):

@@ -15,7 +15,8 @@ from gateway.report import (
     Status,
     WorkerStatus,
 )
-from scheduler.state.state import Model, Phase, Worker
+from scheduler.state.entities import Model, Worker
+from scheduler.state.phases import Phase
 
 
 def snapshot(gateway: Gateway) -> Status:

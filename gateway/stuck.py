@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enginepool.pool.supervisor import Supervisor
-from scheduler.state.state import Phase, State
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 TRANSITIONS = frozenset({Phase.ACTIVATING, Phase.PARKING, Phase.BLANKING})
 

@@ -16,18 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scheduler.actions import Abort, Activate, AnyAction, Dispatch, Park, Recycle, RefusalKind, Refuse
 from scheduler.memory import budget
-from scheduler.state.state import (
-    FREE,
-    Charge,
-    Device,
-    Isolation,
-    Known,
-    Model,
-    Phase,
-    Request,
-    State,
-    Worker,
-)
+from scheduler.state.entities import Charge, Device, Isolation, Known, Model, Request, Worker
+from scheduler.state.phases import FREE, Phase
+from scheduler.state.state import State
 
 TRIES = 2
 """Starts or activations in a row that an isolated worker may die of before its requests are refused."""
@@ -301,7 +292,7 @@ class Isolations:
         """The worker becomes one of the pool's again."""
         worker = self._state.workers[isolation.worker]
         del self._state.isolations[worker.number]
-        self._state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+        self._state.device_of(worker).ledger.release(worker.number, worker.held_blank or 0)
         worker.kv_mapped, worker.held_first = 0, None
         self._enter(worker, Phase.STARTING)
         yield Recycle(worker.number, "no suspected requests are left")

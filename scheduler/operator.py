@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from scheduler.actions import Answer
 from scheduler.memory.feasibility import obstacle, obstacle_from
-from scheduler.state.state import Model, Phase, State, Worker
+from scheduler.state.entities import Model, Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 EVICTABLE = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE, Phase.DRAINING, Phase.PARKING})
 

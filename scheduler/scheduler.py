@@ -65,10 +65,11 @@ from scheduler.memory.kv_limits import KvLimits
 from scheduler.operator import Commands
 from scheduler.policies import policy_of
 from scheduler.policies.policy import Policy
-from scheduler.state.device_view import Look, look_at
-from scheduler.state.initial import initial_state
+from scheduler.state.build_state import build_state
+from scheduler.state.device_view import DeviceView
+from scheduler.state.entities import Charge, Device, Model, Pending, Request, Worker
 from scheduler.state.invariants import check
-from scheduler.state.state import SERVING, TAKEN, Charge, Device, Model, Pending, Phase, Request, Worker
+from scheduler.state.phases import SERVING, Phase
 
 MAX_DEATHS = 2
 """Workers that may die under a request before it is refused: it may be what kills them."""
@@ -110,22 +111,20 @@ class Scheduler:
         self._queue_limit = registry.gateway.limits.queue_per_model
         self._validate = validate
         self._policy = policy or policy_of(registry)
-        self.state = initial_state(
+        self.state = build_state(
             registry, weight_bytes, kv_bytes or {}, capacities or {}, profile or Profile(), staging=staging
         )
         self._observer = Observer(self.state)
         self._policy.prepare(self.state)
         for name, nbytes in (staged or {}).items():
-            self._is_staged(self.state.models[name], nbytes)
-        pinned = (model.tensor_parallel for model in self.state.models.values() if model.pinned)
-        self.state.pinned_workers = sum(pinned)
+            self.state.is_staged(self.state.models[name], nbytes)
         self._limits = KvLimits(self.state, registry.pool, elastic=self._policy.elastic)
         self._commands = Commands(self.state)
         self._isolations = Isolations(self.state, registry.pool.max_running, self._enter, self._vacate)
         self._dispatcher = self._new_dispatcher(registry)
         self._begun = False
         self._now = 0.0
-        self._seen_to: dict[str, Look] = {}
+        self._seen_to: dict[str, DeviceView] = {}
         """Devices as they were when they were last seen to. Between two ticks, only what has changed since is."""
         self._actions: list[AnyAction] = []
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
@@ -152,7 +151,7 @@ class Scheduler:
             Tick: self._tick,
         }
         for model in self.state.models.values():
-            self._update_wanting(model)
+            self.state.update_wanting(model, self._now)
 
     def handle(self, event: AnyEvent, now: float) -> list[AnyAction]:
         """Take one event at `now` (monotonic seconds, never less than before); returns what to do, in order."""
@@ -232,7 +231,8 @@ class Scheduler:
         request.prompt_tokens = event.prompt_tokens
         if request.worker is not None:
             need = self.state.models[request.model].kv_need(request)
-            self.state.workers[request.worker].kv_promised += need - request.kv_bytes
+            for member in self.state.group(self.state.workers[request.worker]):
+                member.kv_promised += need - request.kv_bytes
             request.kv_bytes = need
 
     def _first_token(self, event: FirstToken) -> None:
@@ -271,11 +271,12 @@ class Scheduler:
         model = self.state.models[request.model]
         if request.worker is None:
             self._take(request)
-            self._update_wanting(model)
+            self.state.update_wanting(model, self._now)
             return
         worker = self.state.workers[request.worker]
         self._leave(worker, request)
-        worker.last_used = model.last_used = self._now
+        self._use(worker)
+        model.last_used = self._now
         self._dispatcher.frees(worker)
         if worker.phase is Phase.DRAINING and not worker.running:
             self._decide(Park(worker.number, "drained"))
@@ -306,7 +307,7 @@ class Scheduler:
     def _serve(self, model: Model) -> None:
         """After a change of a model's queue or workers: dispatch what can run, and plan if anyone lacks a worker."""
         self._dispatch(model)
-        self._update_wanting(model)
+        self.state.update_wanting(model, self._now)
         if self.state.wanting:
             self._plan()
 
@@ -322,7 +323,8 @@ class Scheduler:
 
     def _send(self, request: Request, worker: Worker) -> None:
         request.worker = worker.number
-        request.dispatched = worker.last_used = self._now
+        request.dispatched = self._now
+        self._use(worker)
         request.kv_bytes = self.state.models[request.model].kv_need(request)
         for member in self.state.group(worker):
             member.running.add(request.id)
@@ -331,13 +333,17 @@ class Scheduler:
         self._observer.dispatched(request, worker, self._now)
         self._actions.append(Dispatch(request.id, worker.number))
 
+    def _use(self, worker: Worker) -> None:
+        for member in self.state.group(worker):
+            member.last_used = self._now
+
     def _refuse_late(self) -> None:
         for model in self.state.models.values():
             while (deadline := model.queue.first_deadline()) is not None and deadline < self._now:
                 request = self.state.requests[model.queue.first()]
                 self._take(request)
                 self._refuse(request, "late", "its deadline passed while it waited", 1.0)
-            self._update_wanting(model)
+            self.state.update_wanting(model, self._now)
 
     # the policy's decisions
 
@@ -347,10 +353,10 @@ class Scheduler:
         for decision in self._policy.plan(self.state, self._now):
             self._decide(decision)
         for device in self.state.devices.values():
-            look = look_at(self.state, device)
-            if look.preparing or look is not self._seen_to.get(device.name):
+            view = self.state.view(device)
+            if view.preparing or view is not self._seen_to.get(device.name):
                 self._advance(device)
-                self._seen_to[device.name] = look_at(self.state, device)
+                self._seen_to[device.name] = self.state.view(device)
 
     def _decide(self, decision: Decision) -> None:
         """Apply a decision to the state, and hand it out; an activation, once its device has memory and link for it."""
@@ -366,7 +372,7 @@ class Scheduler:
                     self._decide(Park(worker.number, decision.reason))
             case Resume():
                 worker = self.state.workers[decision.worker]
-                model = self.state.models[worker.model or ""]
+                model = self.state.model_of(worker)
                 self._enter(worker, Phase.ACTIVE)
                 self._actions += self._commands.resumed(worker, model)
                 self._dispatch(model)
@@ -378,11 +384,9 @@ class Scheduler:
                 self._enter(self.state.workers[decision.worker], Phase.STARTING)
                 self.state.workers[decision.worker].held_first = None
             case Stage():
-                self.state.host.staging = decision.model
-                self.state.host.staging_since = self._now
-                self.state.sum_up_host()
+                self.state.staging_begins(self.state.models[decision.model], self._now)
             case Unstage():
-                self._unstage(self.state.models[decision.model])
+                self.state.unstage(self.state.models[decision.model])
 
     # activations
 
@@ -400,7 +404,7 @@ class Scheduler:
         if worker.tearing:
             self._actions.append(Blank(worker.number, f"{decision.model} is to be there"))
         for member in group:
-            self._advance(self.state.devices[member.device])
+            self._advance(self.state.device_of(member))
 
     def _advance(self, device: Device) -> None:
         """See to the device's memory, and begin what waited for it or for the link."""
@@ -425,10 +429,10 @@ class Scheduler:
     def _fail_preparation(self, worker: Worker, reason: str) -> None:
         """The worker and those of its group stay what they were, and their neighbours have their memory back."""
         worker = self.state.lead(worker)
-        model, group = self.state.models[worker.model or ""], self.state.group(worker)
+        model, group = self.state.model_of(worker), self.state.group(worker)
         self._withdraw(worker)
         for member in group:
-            self._actions += self._limits.take_back(self.state.devices[member.device])
+            self._actions += self._limits.take_back(self.state.device_of(member))
         self._activation_did_not_succeed(worker, model, reason)
 
     def _withdraw(self, worker: Worker) -> None:
@@ -439,57 +443,26 @@ class Scheduler:
         if worker.pending.revives:
             self._enter(worker, Phase.PARKED)
         else:
-            self._disband(worker)
+            self.state.disband(worker)
             for member in group:
                 assert member.pending is not None
                 self._enter(member, _before(member.pending))
                 member.model = member.pending.skeleton
         for member in group:
             if member.pending is not None and member.pending.granted:
-                self.state.devices[member.device].ledger.release(member.number, member.pending.held)
+                self.state.device_of(member).ledger.release(member.number, member.pending.held)
             member.pending = None
 
-    def _disband(self, worker: Worker) -> None:
-        """From here on each worker of the group is one by itself."""
-        for member in self.state.group(worker):
-            member.leader = None
-            self.state.devices[member.device].look = None
-        worker.followers = ()
-
     def _enter(self, worker: Worker, phase: Phase) -> None:
-        """The one place where a worker changes its phase, its followers with it, so that the model's set of workers
-        always agrees.
-        """
+        """Whoever dispatches is told which workers take requests."""
         was_active = worker.phase is Phase.ACTIVE
-        for member in self.state.group(worker):
-            self.state.roster.enter(member, phase)
-            member.since = self._now
-            member.copying = phase is Phase.ACTIVATING
-            member.rehearsing &= phase in SERVING
-            self.state.devices[member.device].look = None
+        self.state.enter(worker, phase, self._now)
         if worker.model is None:
             return
-        model = self.state.models[worker.model]
-        if model.pinned:  # It may keep another one of its workers now.
-            for number in model.workers:
-                self.state.devices[self.state.workers[number].device].look = None
-        if phase in TAKEN:
-            model.workers.add(worker.number)
-        else:
-            model.workers.discard(worker.number)
         if phase is Phase.ACTIVE:
             self._dispatcher.opens(worker)
         elif was_active:
             self._dispatcher.closes(worker)
-        self._update_wanting(model)
-
-    def _update_wanting(self, model: Model) -> None:
-        wants = not model.workers and (bool(model.queue) or model.pinned or model.name in self.state.operator_wants)
-        if wants and model.name not in self.state.wanting:
-            self.state.wanting[model.name] = None
-            model.wanted_since = self._now
-        elif not wants:
-            self.state.wanting.pop(model.name, None)
 
     # workers
 
@@ -504,23 +477,22 @@ class Scheduler:
         self._enter(worker, Phase.BLANK)
         for member in self.state.group(worker):
             self._is_blank(member, event.held)
-        self._disband(worker)
+        self.state.disband(worker)
         self._refuse_impossible()
         self._plan()
 
     def _torn_down(self, worker: Worker, pending: Pending, held: int) -> None:
         """It goes on to the model for which that was done."""
         pending.skeleton, pending.held = None, held
-        worker.held_blank = held
-        device = self.state.devices[worker.device]
-        device.look = None
+        self.state.note_blank(worker, held)
+        device = self.state.device_of(worker)
         if not pending.granted:
             device.ledger.measure(worker.number, held)
         self._advance(device)
         self._plan()
 
     def _is_blank(self, worker: Worker, held: int) -> None:
-        device = self.state.devices[worker.device]
+        device = self.state.device_of(worker)
         worker.model = None
         worker.held_blank = held
         worker.held_first = held if worker.held_first is None else worker.held_first
@@ -534,13 +506,13 @@ class Scheduler:
         """The rest of an activation needs no link."""
         for member in self.state.group(self.state.workers[event.worker]):
             member.copying = False
-            self._advance(self.state.devices[member.device])
+            self._advance(self.state.device_of(member))
 
     def _rehearsing(self, event: Rehearsing) -> None:
         worker = self.state.workers[event.worker]
         for member in self.state.group(worker):
             member.rehearsing = event.begins and member.phase in CAN_REHEARSE
-            self._advance(self.state.devices[member.device])
+            self._advance(self.state.device_of(member))
 
     def _activated(self, event: Activated) -> None:
         worker, model = self.state.workers[event.worker], self.state.models[event.model]
@@ -550,13 +522,13 @@ class Scheduler:
         model.failures, model.failure, model.avoid = 0, "", None
         model.activation_seconds = smoothed(model.activation_seconds, event.seconds, SMOOTHING)
         self._observer.activated(worker, model, event.seconds)
-        worker.last_used = self._now
+        self._use(worker)
         group = self.state.group(worker)
         self._measure(group, model, event.held)
         self._enter(worker, Phase.ACTIVE)
         self._actions += self._limits.activated(worker)
         for member in group:
-            self._advance(self.state.devices[member.device])
+            self._advance(self.state.device_of(member))
         self._actions += self._commands.activated(worker, model, event.seconds)
         if worker.evicting:
             self._decide(Park(worker.number, "the operator evicts it"))
@@ -566,7 +538,7 @@ class Scheduler:
 
     def _limit_applied(self, event: LimitApplied) -> None:
         worker = self.state.workers[event.worker]
-        device = self.state.devices[worker.device]
+        device = self.state.device_of(worker)
         if not self._limits.answered(worker, event, self._now):
             reason = f"worker {worker.number} could not give back enough of its KV cache in time"
             for waiting in claims(self.state, device):
@@ -581,7 +553,7 @@ class Scheduler:
         worker = self.state.lead(worker)
         self._dispatcher.frees(worker)
         if worker.phase is Phase.ACTIVE:
-            self._dispatch(self.state.models[worker.model or ""])
+            self._dispatch(self.state.model_of(worker))
 
     def _parked(self, event: Parked) -> None:
         worker = self.state.workers[event.worker]
@@ -592,7 +564,7 @@ class Scheduler:
         self._enter(worker, Phase.PARKED)
         for member in self.state.group(worker):
             member.kv_mapped = 0
-            self.state.devices[member.device].ledger.release(member.number, event.held)
+            self.state.device_of(member).ledger.release(member.number, event.held)
         self._actions += self._commands.parked(self.state.models[event.model])
         self._plan()
 
@@ -604,8 +576,8 @@ class Scheduler:
         self._enter(worker, Phase.BLANK)
         for member in self.state.group(worker):
             member.model = None
-            self.state.devices[member.device].ledger.release(member.number, event.held)
-        self._disband(worker)
+            self.state.device_of(member).ledger.release(member.number, event.held)
+        self.state.disband(worker)
         worker.evicting = False
         self._activation_did_not_succeed(worker, model, event.reason)
         self._plan()
@@ -621,14 +593,14 @@ class Scheduler:
         model.failures = max(model.failures + 1, TRIES if final else 0)
         model.failure = reason
         if model.failures < TRIES:
-            self._update_wanting(model)
+            self.state.update_wanting(model, self._now)
             return
         backoff = min(BACKOFF_MAX, self._config.backoff * 2 ** (model.failures - TRIES))
         model.retry_at = self._now + backoff
         self._actions += self._commands.failed(model, reason)
         if not model.workers:
             self._refuse_waiting(model, f"{model.name} cannot be activated: {reason}", backoff)
-        self._update_wanting(model)
+        self.state.update_wanting(model, self._now)
 
     def _worker_dead(self, event: WorkerDead) -> None:
         worker = self.state.workers[event.worker]
@@ -638,7 +610,7 @@ class Scheduler:
             suspects: list[Request] = []
             model = self._lose(worker, event.reason, suspects.append, set())
             if suspects:  # its place's next process starts when the driver has freed what this one had
-                self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+                self.state.device_of(worker).ledger.release(worker.number, worker.held_blank or 0)
                 self._isolate([worker], suspects, "crash")
             if model is not None:
                 self._serve(model)
@@ -653,7 +625,7 @@ class Scheduler:
         blameless = set() if event.suspected else set(self.state.models)
         lost = [self._lose(worker, event.reason, fate, blameless) for worker in workers]
         for worker in workers:  # who comes to this GPU next waits for its driver anyway
-            self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+            self.state.device_of(worker).ledger.release(worker.number, worker.held_blank or 0)
         if suspects:
             self._isolate(workers, suspects, "fault")
         self._serve_most_wanted({model.name: model for model in lost if model is not None}.values())
@@ -676,7 +648,7 @@ class Scheduler:
             if request.id in model.queue:
                 self._take(request)
                 self._actions += self._isolations.arrived(request, self._now)
-                self._update_wanting(model)
+                self.state.update_wanting(model, self._now)
 
     def _serve_most_wanted(self, models: Collection[Model]) -> None:
         """They have all lost their workers at this moment, and come back in the order of their requests' deadlines."""
@@ -688,7 +660,7 @@ class Scheduler:
 
         for turn, model in enumerate(sorted(models, key=urgency)):
             self._dispatch(model)
-            self._update_wanting(model)
+            self.state.update_wanting(model, self._now)
             model.wanted_since = self._now - (len(models) - turn) * HEAD_START
 
     def _lose(self, worker: Worker, reason: str, fate: Callable[[Request], None], blameless: set[str]) -> Model | None:
@@ -722,7 +694,7 @@ class Scheduler:
         for member in group:
             self._is_gone(member)
         self._rescue(leader, reason, fate)
-        self._disband(leader)
+        self.state.disband(leader)
         for member in group:
             if member is not dead:
                 self._actions.append(Recycle(member.number, f"worker {dead.number}, which acted with it, {reason}"))
@@ -731,7 +703,7 @@ class Scheduler:
         """A worker by itself that runs nothing is to be isolated, and its process to be replaced."""
         self._enter(worker, Phase.STARTING)
         self._is_gone(worker)
-        self.state.devices[worker.device].ledger.release(worker.number, worker.held_blank or 0)
+        self.state.device_of(worker).ledger.release(worker.number, worker.held_blank or 0)
 
     def _is_gone(self, worker: Worker) -> None:
         """Its process ends, as it can do nothing without another's. The driver may take seconds to free its memory."""
@@ -740,7 +712,7 @@ class Scheduler:
         worker.evicting = False
         worker.kv_mapped = 0
         worker.held_first = None
-        self.state.devices[worker.device].ledger.linger(worker.number)
+        self.state.device_of(worker).ledger.linger(worker.number)
 
     def _rescue(self, worker: Worker, reason: str, fate: Callable[[Request], None]) -> None:
         """End what had begun to answer; `fate` takes the rest."""
@@ -774,7 +746,7 @@ class Scheduler:
         for member in self.state.group(worker):
             member.kv_mapped = event.kv_bytes
         if worker.phase is Phase.ACTIVE and event.held > self.state.account(worker).held:
-            self._measure(self.state.group(worker), self.state.models[worker.model or ""], event.held)
+            self._measure(self.state.group(worker), self.state.model_of(worker), event.held)
         self._observer.decoded(worker, event.output_tokens, self._now)
         self._has_room(worker)
 
@@ -782,25 +754,19 @@ class Scheduler:
         """What a worker holds grows with its steps, such as by the workspace of long prompts: the most counts."""
         model.held = max(held, model.held or 0)
         for member in group:
-            self.state.devices[member.device].ledger.measure(member.number, model.held)
+            self.state.device_of(member).ledger.measure(member.number, model.held)
 
     # host memory
 
     def _staged(self, event: Staged) -> None:
         model = self.state.models[event.model]
-        self.state.host.staging = None
-        self._is_staged(model, event.nbytes)
+        self.state.staging_ends()
+        self.state.is_staged(model, event.nbytes)
         self.state.estimates.disk.see(event.nbytes, self._now - self.state.host.staging_since)
         if self.state.host.used > self.state.host.capacity:
             self._decide(Unstage(model.name, "it is larger than its files promised; making room for it first"))
         self._refuse_impossible()
         self._plan()
-
-    def _is_staged(self, model: Model, nbytes: int) -> None:
-        self.state.to_preload.pop(model.name, None)
-        model.staged = True
-        model.weight_bytes = nbytes
-        self.state.sum_up_host()
 
     def _refuse_impossible(self) -> None:
         """Sizes are known better now: tell those who wait for what cannot be."""
@@ -812,19 +778,12 @@ class Scheduler:
                 model = self.state.models[worker.reserved_for]
                 if problem := obstacle_from(self.state, model, worker):
                     self._actions += self._commands.failed_on(worker, model, problem)
-                    self._update_wanting(model)
+                    self.state.update_wanting(model, self._now)
 
     def _stage_failed(self, event: StageFailed) -> None:
-        self.state.host.staging = None
-        self.state.sum_up_host()
+        self.state.staging_ends()
         self._count_failure(self.state.models[event.model], event.reason, final=True)
         self._plan()
-
-    def _unstage(self, model: Model) -> None:
-        model.staged = False
-        self.state.sum_up_host()
-        if model.preload or model.pinned:
-            self.state.to_preload[model.name] = None
 
     # operator
 
@@ -834,7 +793,7 @@ class Scheduler:
         model.retry_at = 0.0
         model.failures = 0
         model.dismissed = False
-        self._update_wanting(model)
+        self.state.update_wanting(model, self._now)
         self._plan()
 
     def _operator_evict(self, event: OperatorEvict) -> None:
@@ -860,7 +819,7 @@ class Scheduler:
     def _operator_gone(self, event: OperatorGone) -> None:
         self._commands.forget(event.command)
         for model in self.state.models.values():
-            self._update_wanting(model)
+            self.state.update_wanting(model, self._now)
 
     def _tick(self, event: Tick) -> None:
         if self._config.late == "refuse":

@@ -12,7 +12,7 @@ from bench.activation.rounds import FREED
 from bench.load.operating import pid_of
 from bench.subjects.device_memory import DeviceMemory
 from bench.subjects.gateway_under_test import GatewayUnderTest
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 from simulator.errors import StudyError
 
 WITHIN = 120.0

@@ -34,7 +34,8 @@ from scheduler.events import (
 from scheduler.policies import policy_of
 from scheduler.policies.policy import Policy
 from scheduler.scheduler import Scheduler
-from scheduler.state.state import Request, State, Worker
+from scheduler.state.entities import Request, Worker
+from scheduler.state.state import State
 from simulator.calibration import read_calibration
 from simulator.costs import Costs
 from simulator.profile import profile_of

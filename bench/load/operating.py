@@ -18,7 +18,7 @@ from config.registry import PolicyName
 from enginepool.messages import Command, CommandResult
 from gateway.cli.client import read_models, read_status, read_workers, run_command
 from gateway.report import ModelState, ModelStatus, WorkerStatus
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 from simulator.errors import StudyError
 
 PATIENCE = 900.0

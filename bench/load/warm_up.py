@@ -14,7 +14,7 @@ from bench.load.acquaintance import Acquaintance
 from bench.load.operating import Operator, pid_of, send
 from bench.load.workload import Arrival
 from gateway.report import WorkerStatus
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 from simulator.errors import StudyError
 from simulator.progress import say, say_again
 

@@ -26,7 +26,7 @@ from bench.machine import describe_machine, versions
 from bench.subjects.device_memory import DeviceMemory
 from bench.subjects.gateway_under_test import GatewayUnderTest, serving
 from gateway.report import ModelState, WorkerStatus
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 from simulator.errors import StudyError
 from simulator.percentiles import spread
 from simulator.progress import say

@@ -16,7 +16,8 @@ from scheduler.dispatch.by_deadline import ByDeadline
 from scheduler.dispatch.moore_hodgson import AdmissionQueue
 from scheduler.policies.policy import Policy
 from scheduler.state.deadline_queue import DeadlineQueue
-from scheduler.state.state import Device, Model, Request, State, Worker
+from scheduler.state.entities import Device, Model, Request, Worker
+from scheduler.state.state import State
 
 PATIENCE = 30.0
 """Seconds after its deadline from which a request goes before all others."""
@@ -61,14 +62,14 @@ class Admission(ByDeadline):
         request.queued_on.clear()
 
     def opens(self, worker: Worker) -> None:
-        model, device = self._state.models[worker.model or ""], self._state.devices[worker.device]
+        model, device = self._state.model_of(worker), self._state.device_of(worker)
         for number in sorted(model.queue):
             request = self._state.requests[number]
             if device.name not in request.queued_on:
                 self._add(device, request)
 
     def closes(self, worker: Worker) -> None:
-        model = self._state.models[worker.model or ""]
+        model = self._state.model_of(worker)
         if any(other.device == worker.device for other in self.serving(model) if other is not worker):
             return
         booking = self._bookings[worker.device]
@@ -157,7 +158,7 @@ class Admission(ByDeadline):
 
     def _seconds(self, request: Request, worker: Worker) -> float:
         """How long the device prefills for it, beside those that are busy there now."""
-        device = self._state.devices[worker.device]
+        device = self._state.device_of(worker)
         busy = sum(bool(other.running) for other in self._state.on(device) if other is not worker)
         alone = self._state.models[request.model].demand.prefill.at(request.prompt_tokens)
         return alone * (1.0 + self._state.estimates.slowdown * busy)

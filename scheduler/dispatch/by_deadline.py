@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from scheduler.policies.policy import Policy
-from scheduler.state.state import Model, Phase, Request, State, Worker
+from scheduler.state.entities import Model, Request, Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 
 class ByDeadline:

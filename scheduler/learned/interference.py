@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scheduler.learned.kv_pressure import share_missed
-from scheduler.state.state import Model, Request, State, Worker
+from scheduler.state.entities import Model, Request, Worker
+from scheduler.state.state import State
 
 MIX = 0.5
 """What running now counts of a worker's activity; the rest is how busy it was lately."""
@@ -19,7 +20,7 @@ def harm_of(state: State, worker: Worker, request: Request, now: float) -> float
     """
     model = state.models[request.model]
     prefill = model.demand.prefill.at(request.prompt_tokens)
-    others = [(other, _activity(other, now)) for other in state.on(state.devices[worker.device]) if other is not worker]
+    others = [(other, _activity(other, now)) for other in state.on(state.device_of(worker)) if other is not worker]
     together = sum(activity for _, activity in others)
     before = _activity(worker, now)
     harm = share_missed(state, model, together) + len(worker.running) * _stalled(model, prefill)

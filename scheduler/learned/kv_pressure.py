@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scheduler.state.device_view import look_at
-from scheduler.state.state import Device, Model, State, Worker
+from scheduler.state.entities import Device, Model, Worker
+from scheduler.state.state import State
 
 NEWCOMER = 0.5
 """How busy a model is taken to be that begins somewhere."""
@@ -34,7 +34,7 @@ def kvpr(state: State, device: Device, now: float, plus: Model | None = None) ->
 
 def kvpr_parts(state: State, device: Device, now: float) -> tuple[float, int | None]:
     """Of the KV pressure ratio: the KV weights, and the bytes that are left, if they are counted."""
-    models = [state.models[worker.model or ""] for worker in mapped_on(state, device)]
+    models = [state.model_of(worker) for worker in mapped_on(state, device)]
     pressure = sum(kv_weight(state, model, now) for model in models)
     if device.ledger.capacity is None:
         return pressure, None
@@ -55,7 +55,7 @@ def _ratio(pressure: float, left: int | None) -> float:
 
 def mapped_on(state: State, device: Device) -> list[Worker]:
     """Workers of the device that have a model's weights, or are about to."""
-    return look_at(state, device).mapped
+    return state.view(device).mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,7 @@ def misses_added(state: State, company: Company, model: Model, now: float) -> fl
 
 def _loads(state: State, device: Device, now: float, *, minus: Worker | None = None) -> list[tuple[Model, float]]:
     """Models of the device and how busy they are there."""
-    return [
-        (state.models[worker.model or ""], worker.busy.at(now))
-        for worker in mapped_on(state, device)
-        if worker is not minus
-    ]
+    return [(state.model_of(worker), worker.busy.at(now)) for worker in mapped_on(state, device) if worker is not minus]
 
 
 def _rate(model: Model, now: float) -> float:
@@ -140,6 +136,6 @@ def kv_use(state: State, device: Device) -> float:
 
 def kv_needed(state: State, worker: Worker) -> float:
     """Bytes of KV cache for what a worker runs, and for its part of what waits for its model."""
-    model = state.models[worker.model or ""]
+    model = state.model_of(worker)
     tokens = len(model.queue) * (model.demand.prompt_tokens + model.demand.output_tokens)
     return worker.kv_promised + tokens * model.kv_bytes / max(1, len(model.workers))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from scheduler.learned.averages import smoothed
 from scheduler.learned.estimates import SMOOTHING
-from scheduler.state.state import Model, Request, State, Worker
+from scheduler.state.entities import Model, Request, Worker
+from scheduler.state.state import State
 
 UNDISTURBED = 0.05
 """Busy neighbours, in the mean over an answer, below which it counts as undisturbed."""
@@ -69,5 +70,5 @@ class Observer:
         return sum(other.busy.area(now) for other in self._others(worker))
 
     def _others(self, worker: Worker) -> list[Worker]:
-        device = self._state.devices[worker.device]
+        device = self._state.device_of(worker)
         return [other for other in self._state.on(device) if other is not worker]

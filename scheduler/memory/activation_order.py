@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from scheduler.memory import budget
-from scheduler.state.device_view import look_at
-from scheduler.state.state import Device, State, Worker
+from scheduler.state.entities import Device, Worker
+from scheduler.state.state import State
 
 
 def next_to_begin(state: State, device: Device) -> Worker | None:
@@ -14,7 +14,7 @@ def next_to_begin(state: State, device: Device) -> Worker | None:
     A group copies over the links of all of its devices at once. While it waits for another one, whoever comes after it
     waits too, else it might do so for ever; as turns are the same on all devices, none wait for each other.
     """
-    preparing = look_at(state, device).preparing
+    preparing = state.view(device).preparing
     if not preparing or not _has_link(state, device):
         return None
     ready = (worker for worker in preparing if not worker.tearing and _has_memory(state, worker))
@@ -22,7 +22,7 @@ def next_to_begin(state: State, device: Device) -> Worker | None:
     if first is None:
         return None
     leader = state.lead(first)
-    return leader if all(_has_link(state, state.devices[member.device]) for member in state.group(leader)) else None
+    return leader if all(_has_link(state, state.device_of(member)) for member in state.group(leader)) else None
 
 
 def overdue(state: State, device: Device, before: float) -> list[Worker]:
@@ -39,6 +39,6 @@ def _has_link(state: State, device: Device) -> bool:
 def _has_memory(state: State, worker: Worker) -> bool:
     """Whether all of its group have."""
     return all(
-        not state.devices[member.device].accounted or (member.pending is not None and member.pending.granted)
+        not state.device_of(member).accounted or (member.pending is not None and member.pending.granted)
         for member in state.group(state.lead(worker))
     )

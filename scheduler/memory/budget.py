@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.state.device_view import kept_beside, look_at
-from scheduler.state.state import SERVING, Device, Model, Phase, State, Worker
+from scheduler.state.entities import Device, Model, Worker
+from scheduler.state.phases import SERVING, Phase
+from scheduler.state.state import State
 
 
 def held_when_active(device: Device, model: Model) -> int:
@@ -13,7 +14,7 @@ def held_when_active(device: Device, model: Model) -> int:
 
 def need(state: State, worker: Worker, model: Model) -> int:
     """Bytes that its device must have free for `model` to begin on a worker, which may keep another's skeleton."""
-    device, held = state.devices[worker.device], state.account(worker).held
+    device, held = state.device_of(worker), state.account(worker).held
     return model.shard_bytes + device.kv_minimum + max(0, held_when_active(device, model) - held)
 
 
@@ -21,32 +22,32 @@ def claims(state: State, device: Device) -> list[Worker]:
     """Workers whose activation waits for memory, in their order; none where memory is not accounted."""
     if not device.accounted:
         return []
-    waiting = (w for w in look_at(state, device).preparing if w.pending is not None and not w.pending.granted)
+    waiting = (w for w in state.view(device).preparing if w.pending is not None and not w.pending.granted)
     return sorted(waiting, key=lambda worker: turn(state, worker))
 
 
 def turn(state: State, worker: Worker) -> tuple[float, float, int]:
     """Activations that wait go by the earliest deadline that waits for them: a group's turn is the same everywhere."""
-    deadline = state.models[worker.model or ""].queue.first_deadline()
+    deadline = state.model_of(worker).queue.first_deadline()
     return (float("inf") if deadline is None else deadline, worker.since, state.lead(worker).number)
 
 
 def claimed(state: State, device: Device) -> int:
     """Bytes that activations wait for."""
-    return sum(need(state, worker, state.models[worker.model or ""]) for worker in claims(state, device))
+    return sum(need(state, worker, state.model_of(worker)) for worker in claims(state, device))
 
 
 def room(state: State, device: Device) -> int:
     """Bytes that a further activation can have without an eviction; 0 where memory is not accounted."""
     if not device.accounted:
         return 0
-    look = look_at(state, device)
-    return look.room - claimed(state, device) if look.preparing else look.room
+    view = state.view(device)
+    return view.room - claimed(state, device) if view.preparing else view.room
 
 
 def shortage(state: State, worker: Worker, model: Model) -> int:
     """Bytes that evictions must bring before `model` can begin on `worker`; 0 or less when it can at once."""
-    device = state.devices[worker.device]
+    device = state.device_of(worker)
     return need(state, worker, model) - room(state, device) if device.accounted else 0
 
 
@@ -92,9 +93,9 @@ def least(state: State, device: Device, model: Model, place: Worker | None = Non
     """
     own = model.shard_bytes + held_when_active(device, model) + device.kv_minimum
     if place is not None:
-        return own + kept_beside(state, device, [worker for worker in state.on(device) if worker is not place])
-    look = look_at(state, device)
-    if any(worker.model == model.name for worker in look.serving):
+        return own + state.kept_beside(device, [worker for worker in state.on(device) if worker is not place])
+    view = state.view(device)
+    if any(worker.model == model.name for worker in view.serving):
         rest = [w for w in state.on(device) if not (w.model == model.name and w.phase in SERVING)]
-        return own + kept_beside(state, device, rest)
-    return own + look.kept
+        return own + state.kept_beside(device, rest)
+    return own + view.kept

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from config.units import format_size
 from scheduler.memory import budget
-from scheduler.state.state import Device, Model, State, Worker
+from scheduler.state.entities import Device, Model, Worker
+from scheduler.state.state import State
 
 
 def obstacle(state: State, model: Model) -> str:
@@ -24,7 +25,7 @@ def obstacle_on(state: State, device: Device, model: Model, place: Worker | None
 
 def obstacle_from(state: State, model: Model, place: Worker) -> str:
     """What stands against `model` in one `place`, and beside it on as many other devices as it needs."""
-    device = state.devices[place.device]
+    device = state.device_of(place)
     problem = obstacle_on(state, device, model, place)
     if problem or model.tensor_parallel == 1:
         return problem

@@ -13,8 +13,9 @@ from scheduler.actions import SetKvLimit
 from scheduler.events import LimitApplied
 from scheduler.learned.kv_pressure import kv_needed
 from scheduler.memory import budget
-from scheduler.state.device_view import look_at
-from scheduler.state.state import SERVING, Device, State, Worker
+from scheduler.state.entities import Device, Worker
+from scheduler.state.phases import SERVING
+from scheduler.state.state import State
 
 LEAST_CHANGE = 256 * 2**20
 """Bytes; and as a share of the limit:"""
@@ -50,7 +51,7 @@ class KvLimits:
     def activated(self, worker: Worker) -> Iterator[SetKvLimit]:
         """Where memory is not accounted, every worker of a device has the same part."""
         for member in self._state.group(worker):
-            if not self._state.devices[member.device].accounted:
+            if not self._state.device_of(member).accounted:
                 yield self._tell(member, self._pool.kv_memory // self._pool.workers_per_device)
 
     def answered(self, worker: Worker, answer: LimitApplied, now: float) -> bool:
@@ -60,7 +61,7 @@ class KvLimits:
             return True
         worker.kv_mapped = answer.mapped
         if answer.applied:
-            self._state.devices[worker.device].ledger.confirm(worker.number, answer.revision, answer.mapped)
+            self._state.device_of(worker).ledger.confirm(worker.number, answer.revision, answer.mapped)
         else:
             worker.keeps_kv_until = now + self._pool.shrink_timeout
         return answer.applied
@@ -73,7 +74,7 @@ class KvLimits:
                 yield self._tell(worker, account.kv)
 
     def _grant(self, device: Device, worker: Worker) -> bool:
-        model = self._state.models[worker.model or ""]
+        model = self._state.model_of(worker)
         if not device.ledger.fits(budget.need(self._state, worker, model)):
             return False
         assert worker.pending is not None
@@ -140,10 +141,10 @@ class KvLimits:
         return all(kv_needed(self._state, w) <= ENOUGH * device.ledger[w.number].limit for w in serving)
 
     def _serving(self, device: Device) -> list[Worker]:
-        return look_at(self._state, device).serving
+        return self._state.view(device).serving
 
     def _tell(self, worker: Worker, nbytes: int) -> SetKvLimit:
-        revision = self._state.devices[worker.device].ledger.set_limit(worker.number, nbytes)
+        revision = self._state.device_of(worker).ledger.set_limit(worker.number, nbytes)
         return SetKvLimit(worker.number, revision, nbytes)
 
 

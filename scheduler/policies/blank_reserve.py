@@ -9,8 +9,9 @@ from config.registry import PoolConfig
 from config.units import format_size
 from scheduler.actions import Blank, Decision, Recycle
 from scheduler.memory import budget
-from scheduler.state.device_view import look_at
-from scheduler.state.state import Device, Phase, State
+from scheduler.state.entities import Device
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 
 class Upkeep:
@@ -26,7 +27,7 @@ class Upkeep:
 
     def missing(self, state: State, device: Device) -> int:
         """Blank workers that the device's reserve is short of, with those counted that soon will be."""
-        return self._reserve[device.name] - look_at(state, device).nearly_blank
+        return self._reserve[device.name] - state.view(device).nearly_blank
 
     def _blank_parked(self, state: State, device: Device) -> Iterator[Decision]:
         """The longest unused first. Who waits for a model gets its skeleton rather than a blank worker."""
@@ -46,7 +47,7 @@ class Upkeep:
 
     def _recycle(self, state: State, device: Device) -> Iterator[Decision]:
         """Rebuilds leave memory behind. One at a time, and only while nobody is in need of a worker for it."""
-        if look_at(state, device).grown <= self._recycle_above:
+        if state.view(device).grown <= self._recycle_above:
             return
         here = state.on(device)
         blank = [worker for worker in here if worker.phase is Phase.BLANK and worker.reserved_for is None]

@@ -13,8 +13,9 @@ from itertools import chain
 from typing import NamedTuple
 
 from scheduler.memory import budget
-from scheduler.state.device_view import look_at
-from scheduler.state.state import Device, Model, Phase, State, Worker
+from scheduler.state.entities import Device, Model, Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 PRICED = 128
 """Devices that are looked at for one model, beside those with its skeleton."""
@@ -71,7 +72,7 @@ class FreeWorkers:
         self._entries: list[_Entry] = []
         """Those that are reserved for nobody."""
         for device in state.devices.values():
-            if free := look_at(state, device).free:
+            if free := state.view(device).free:
                 place, room = least(free[0]), budget.room(state, device)
                 for worker in free:
                     self._note(state, device, worker, place, room)

@@ -12,7 +12,8 @@ from config.registry import Registry
 from scheduler.actions import Decision
 from scheduler.learned.kv_pressure import mapped_on
 from scheduler.policies.on_demand import OnDemand
-from scheduler.state.state import Device, Model, State
+from scheduler.state.entities import Device, Model
+from scheduler.state.state import State
 
 
 class _Exclusive(OnDemand):

@@ -11,7 +11,8 @@ from random import Random
 from config.registry import Registry
 from scheduler.memory.budget import held_when_active
 from scheduler.policies.on_demand import OnDemand
-from scheduler.state.state import Device, Model, State
+from scheduler.state.entities import Device, Model
+from scheduler.state.state import State
 
 
 class Static(OnDemand):

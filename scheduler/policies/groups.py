@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from scheduler.actions import Activate
-from scheduler.state.state import Model, Phase, State, Worker
+from scheduler.state.entities import Model, Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 
 def activation(group: Sequence[Worker], model: Model, reason: str) -> Activate:
@@ -28,14 +30,14 @@ def parked_groups(state: State, model: Model) -> list[tuple[Worker, ...]]:
     """Groups that keep the model's skeleton. They serve nobody else before they are blank."""
     if model.tensor_parallel == 1:
         return []
-    return [state.group(w) for w in state.roster.within((Phase.PARKED,)) if w.followers and w.model == model.name]
+    return [state.group(w) for w in state.in_phase(Phase.PARKED) if w.followers and w.model == model.name]
 
 
 def group_in_the_way(state: State, devices: Collection[str]) -> Worker | None:
     """The leader of the parked group, on any of the devices, that was used longest ago."""
     parked = (
         worker
-        for worker in state.roster.within((Phase.PARKED,))
+        for worker in state.in_phase(Phase.PARKED)
         if worker.followers
         and worker.reserved_for is None
         and any(member.device in devices for member in state.group(worker))

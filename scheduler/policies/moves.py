@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scheduler.actions import Activate, Decision, Drain
-from scheduler.state.state import TAKEN, Model, Phase, State, Worker
+from scheduler.state.entities import Model, Worker
+from scheduler.state.phases import TAKEN, Phase
+from scheduler.state.state import State
 
 
 class Moves:

@@ -29,10 +29,11 @@ from scheduler.memory.feasibility import obstacle
 from scheduler.policies.blank_reserve import Upkeep
 from scheduler.policies.cheapest_worker import Cost, FreeWorkers, Place, Prices
 from scheduler.policies.groups import activation, group_in_the_way, parked_groups, spread
-from scheduler.policies.plan_cache import Memo
+from scheduler.policies.plan_cache import PlanCache
 from scheduler.policies.staging import PRIORITY_HEAD_START, can_come, can_make_room, first_come, is_staged, stage
-from scheduler.state.device_view import look_at
-from scheduler.state.state import FREE, Device, Model, Phase, Request, State, Worker
+from scheduler.state.entities import Device, Model, Request, Worker
+from scheduler.state.phases import FREE, Phase
+from scheduler.state.state import State
 
 STARTING_PATIENCE = 5.0
 """Seconds for which a starting worker counts as about to be free."""
@@ -44,8 +45,8 @@ class _Leaving:
 
     def __init__(self, state: State, now: float) -> None:
         self._state = state
-        self._soon = [worker for worker in state.roster.within(SOON_FREE) if _comes_soon(worker, now)]
-        draining = (worker for worker in state.roster.within((Phase.DRAINING,)) if worker.leader is None)
+        self._soon = [worker for worker in state.in_phase(*SOON_FREE) if _comes_soon(worker, now)]
+        draining = (worker for worker in state.in_phase(Phase.DRAINING) if worker.leader is None)
         self._draining = [worker for worker in draining if worker.reserved_for is None]
         self.gathered: set[str] = set()
         """Devices that are kept for models on several."""
@@ -77,7 +78,7 @@ class _Leaving:
 
     def unclaimed(self, state: State) -> Iterator[Worker]:
         """Drained for nobody, and not because another worker serves its model instead."""
-        alone = (worker for worker in self._draining if not state.models[worker.model or ""].workers)
+        alone = (worker for worker in self._draining if not state.model_of(worker).workers)
         return (worker for worker in alone if worker.running and not worker.evicting)
 
 
@@ -90,7 +91,7 @@ class OnDemand:
     def __init__(self, registry: Registry) -> None:
         self._config = registry.scheduler
         self._upkeep = Upkeep(registry.pool)
-        self._memo = Memo()
+        self._cache = PlanCache()
         self.drain_after = registry.scheduler.drain_after
         """Seconds for which a model waits for a worker before a busy one is drained for it."""
 
@@ -147,7 +148,7 @@ class OnDemand:
     # the plan
 
     def plan(self, state: State, now: float) -> Iterator[Decision]:
-        self._memo.forget()
+        self._cache.forget()
         leaving = _Leaving(state, now)
         yield from self._serve_reserved(state, now, leaving)
         yield from self._serve_wanting(state, now, leaving)
@@ -209,7 +210,7 @@ class OnDemand:
         return any(possible.has_all(group) for group in parked_groups(state, model))
 
     def _free_workers(self, state: State, now: float) -> FreeWorkers:
-        return self._memo.of(
+        return self._cache.of(
             state, "free workers", lambda: FreeWorkers(state, lambda worker: self.place_at_least(state, worker, now))
         )
 
@@ -224,7 +225,7 @@ class OnDemand:
         """
 
         def cost(worker: Worker) -> Cost:
-            device = state.devices[worker.device]
+            device = state.device_of(worker)
             return (
                 worker.reserved_for is None,
                 worker.number == model.avoid,
@@ -293,7 +294,7 @@ class OnDemand:
             yield activation(found, model, reason)
         else:
             for worker in short:
-                leaving.claim_on(state.devices[worker.device])
+                leaving.claim_on(state.device_of(worker))
                 if worker.phase in FREE:
                     yield from self._clear_device(state, model, worker, now)
 
@@ -346,7 +347,7 @@ class OnDemand:
 
     def _clear_device(self, state: State, model: Model, worker: Worker, now: float) -> Iterator[Decision]:
         """Evict from the worker's device until enough of its memory is on its way back."""
-        device = state.devices[worker.device]
+        device = state.device_of(worker)
         while (short := budget.shortage(state, worker, model)) > budget.coming(state, device):
             reason = f"{format_size(short)} of {device.name} needed for {model.name}"
             if idle := self.idle_victim(state, now, [device.name]):
@@ -364,7 +365,7 @@ class OnDemand:
     ) -> Worker | None:
         """The least valuable of the idle ones; `for_memory`, of those whose weights can leave host memory."""
         if len(devices) > 1:
-            resting = self._memo.of(state, "resting", lambda: self._resting(state, state.devices, now))
+            resting = self._cache.of(state, "resting", lambda: self._resting(state, state.devices, now))
         else:
             resting = self._resting(state, devices, now)
         return next((w for w in resting if _is_on(state, w, devices) and not (for_memory and _is_kept(state, w))), None)
@@ -380,10 +381,10 @@ class OnDemand:
         """The one that serves longest, of those that have had their quantum and would not come back before `model`."""
         if now - model.wanted_since < self.drain_after:
             return None
-        for worker in self._memo.of(state, "serving longest", lambda: self._serving_longest(state)):
+        for worker in self._cache.of(state, "serving longest", lambda: self._serving_longest(state)):
             if now - worker.since < self._config.quantum:
                 return None
-            would_wait = now - PRIORITY_HEAD_START * state.models[worker.model or ""].priority
+            would_wait = now - PRIORITY_HEAD_START * state.model_of(worker).priority
             is_kept = for_memory and _is_kept(state, worker)
             if first_come(model)[0] <= would_wait and _is_on(state, worker, devices) and not is_kept:
                 return worker
@@ -395,12 +396,10 @@ class OnDemand:
     def _victims(self, state: State, devices: Collection[str]) -> Iterator[Worker]:
         """Active workers that may be evicted, by number."""
         if len(devices) == 1:
-            here = [
-                state.lead(worker).number for name in devices for worker in look_at(state, state.devices[name]).serving
-            ]
+            here = [state.lead(worker).number for name in devices for worker in state.view(state.devices[name]).serving]
             workers = [state.workers[number] for number in sorted(here)]
         else:
-            workers = state.roster.within((Phase.ACTIVE,))
+            workers = state.in_phase(Phase.ACTIVE)
         for worker in workers:
             is_there = worker.phase is Phase.ACTIVE and _is_on(state, worker, devices)
             if is_there and _evictable(state, worker) and self.may_leave(state, worker):
@@ -427,7 +426,7 @@ class OnDemand:
         if homes.issuperset(state.models):
             return
         for device in state.devices.values():
-            if self._upkeep.missing(state, device) > look_at(state, device).leaving:
+            if self._upkeep.missing(state, device) > state.view(device).leaving:
                 idle = self.idle_victim(state, now, [device.name])
                 # A pause between two requests is not idleness: its next one would find its worker gone.
                 if idle is not None and now - idle.last_used >= self._config.quantum:
@@ -472,7 +471,7 @@ class _Possible:
 
 
 def _is_kept(state: State, worker: Worker) -> bool:
-    return state.models[worker.model or ""].kept
+    return state.model_of(worker).kept
 
 
 def _is_on(state: State, worker: Worker, devices: Collection[str]) -> bool:
@@ -485,7 +484,7 @@ def _is_on(state: State, worker: Worker, devices: Collection[str]) -> bool:
 def _could_serve(state: State, group: Sequence[Worker], model: Model) -> bool:
     """Whether a parked group can serve `model` again, as far as it is up to its own devices."""
     return group[0].model == model.name and all(
-        budget.ever_fits(state, state.devices[worker.device], model) for worker in group
+        budget.ever_fits(state, state.device_of(worker), model) for worker in group
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from scheduler.memory import budget
 from scheduler.policies.groups import parked_groups, spread
 from scheduler.policies.staging import is_staged
-from scheduler.state.device_view import look_at
-from scheduler.state.state import Device, Model, Phase, State, Worker
+from scheduler.state.entities import Device, Model, Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 
 def free_group(state: State, devices: Sequence[Device], model: Model) -> list[Worker]:
@@ -28,7 +29,7 @@ def free_group(state: State, devices: Sequence[Device], model: Model) -> list[Wo
 
 def rooms(state: State) -> list[float]:
     """Bytes that weights can have on each device with a free worker, the most first."""
-    with_free = (device for device in state.devices.values() if look_at(state, device).free)
+    with_free = (device for device in state.devices.values() if state.view(device).free)
     return sorted(
         (budget.room(state, device) - device.kv_minimum if device.accounted else float("inf") for device in with_free),
         reverse=True,
@@ -41,7 +42,7 @@ def free_on(state: State, device: Device, model: Model) -> Worker | None:
         return None
     free = [
         worker
-        for worker in look_at(state, device).free
+        for worker in state.view(device).free
         if (worker.phase is Phase.BLANK or worker.model == model.name) and worker.reserved_for is None
     ]
     if not free or not budget.ever_fits(state, device, model):

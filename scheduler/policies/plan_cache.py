@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from scheduler.state.device_view import Look, look_at
-from scheduler.state.state import Device, State
+from scheduler.state.device_view import DeviceView
+from scheduler.state.entities import Device
+from scheduler.state.state import State
 
 T = TypeVar("T")
 
 
-class Memo:
+class PlanCache:
     """Answers hold until a worker changes its phase, and for one plan: time and requests go on between two."""
 
     def __init__(self) -> None:
         self._changes = -1
         self._answers: dict[object, Any] = {}
-        self._by_device: dict[object, tuple[Look, Any]] = {}
+        self._by_device: dict[object, tuple[DeviceView, Any]] = {}
 
     def forget(self) -> None:
         self._answers.clear()
         self._by_device.clear()
 
     def of(self, state: State, question: object, answer: Callable[[], T]) -> T:
-        if self._changes != state.roster.changes:
-            self._changes = state.roster.changes
+        if self._changes != state.phase_changes:
+            self._changes = state.phase_changes
             self._answers.clear()
         if question not in self._answers:
             self._answers[question] = answer()
@@ -37,9 +38,9 @@ class Memo:
 
         For what the plan's own decisions on other devices may change a little, and that does not matter.
         """
-        look, key = look_at(state, device), (question, device.name)
+        view, key = state.view(device), (question, device.name)
         known = self._by_device.get(key)
-        if known is None or known[0] is not look:
-            known = self._by_device[key] = (look, answer())
+        if known is None or known[0] is not view:
+            known = self._by_device[key] = (view, answer())
         found: T = known[1]
         return found

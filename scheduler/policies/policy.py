@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from scheduler.actions import Decision
-from scheduler.state.state import Request, State, Worker
+from scheduler.state.entities import Request, Worker
+from scheduler.state.state import State
 
 
 class Policy(Protocol):

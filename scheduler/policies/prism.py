@@ -36,8 +36,9 @@ from scheduler.policies.moves import Moves
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group, free_on
 from scheduler.policies.staging import has_room, is_staged
-from scheduler.state.device_view import look_at
-from scheduler.state.state import FREE, Device, Model, Phase, Request, State, Worker
+from scheduler.state.entities import Device, Model, Request, Worker
+from scheduler.state.phases import FREE, Phase
+from scheduler.state.state import State
 
 PERIOD = 0.5
 """Seconds between two looks at what idle memory is good for."""
@@ -98,7 +99,7 @@ class Prism(OnDemand):
         return min(workers, key=harm)
 
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
-        device = state.devices[worker.device]
+        device = state.device_of(worker)
 
         def priced() -> float:
             missed = misses_added(state, self._company(state, device, now), model, now) * HORIZON
@@ -106,13 +107,13 @@ class Prism(OnDemand):
             lost = NOBODY_RESTS if victims is None else sum(_loss(state, victim, now) for victim in victims)
             return missed + lost
 
-        price = self._memo.of(state, ("price", model.name, worker.number), priced)
+        price = self._cache.of(state, ("price", model.name, worker.number), priced)
         pressure = self._pressure(state, device, model, now)
         return (price + _waits(state, model, now, parked=worker.model == model.name), pressure)
 
     def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
         """What those that are there miss more."""
-        return (self._company(state, state.devices[worker.device], now).pushed * HORIZON,)
+        return (self._company(state, state.device_of(worker), now).pushed * HORIZON,)
 
     def _losses(self, state: State, device: Device, now: float) -> list[tuple[float, int]]:
         """What would be lost with each of the device's idle workers, and its number; the least loss first."""
@@ -121,7 +122,7 @@ class Prism(OnDemand):
             resting = (worker for worker in self._victims(state, [device.name]) if self.rests(state, worker, now))
             return sorted((_loss(state, worker, now), worker.number) for worker in resting)
 
-        return self._memo.of(state, ("losses", device.name), losses)
+        return self._cache.of(state, ("losses", device.name), losses)
 
     def comes_for(self, state: State, model: Model, now: float) -> float:
         """The requests that wait until it is there."""
@@ -129,7 +130,7 @@ class Prism(OnDemand):
 
     def narrowed(self, state: State, worker: Worker, model: Model, now: float, bound: Place, *, short: bool) -> Place:
         """Where memory is short, one of the idle ones leaves at least; all else is exact."""
-        device, lost = state.devices[worker.device], 0.0
+        device, lost = state.device_of(worker), 0.0
         missed = misses_added(state, self._company(state, device, now), model, now) * HORIZON
         if short:
             lost = min((loss for loss, _ in self._losses(state, device, now)[:1]), default=NOBODY_RESTS)
@@ -138,16 +139,16 @@ class Prism(OnDemand):
 
     def _pressure(self, state: State, device: Device, model: Model, now: float) -> float:
         """The KV pressure ratio of the device with the model."""
-        parts = self._memo.on(state, device, "pressure", lambda: kvpr_parts(state, device, now))
+        parts = self._cache.on(state, device, "pressure", lambda: kvpr_parts(state, device, now))
         return kvpr_with(state, parts, model, now)
 
     def _company(self, state: State, device: Device, now: float) -> Company:
-        return self._memo.on(state, device, "company", lambda: company_on(state, device, now))
+        return self._cache.on(state, device, "company", lambda: company_on(state, device, now))
 
     def value(self, state: State, worker: Worker, now: float) -> float:
         """Requests that would miss it, by the bytes that it gives."""
-        model = state.models[worker.model or ""]
-        freed = state.account(worker).weights + state.devices[worker.device].kv_minimum
+        model = state.model_of(worker)
+        freed = state.account(worker).weights + state.device_of(worker).kv_minimum
         worth = (_loss(state, worker, now) + SPARE * _wanted(model, now)) * (1.0 + model.priority)
         return worth / max(1, freed)
 
@@ -207,7 +208,7 @@ class Prism(OnDemand):
 
     def _free_for(self, state: State, device: Device, model: Model) -> Worker | None:
         """The one that has the skeleton of `model`, or a blank one beyond the reserve."""
-        free = [worker for worker in look_at(state, device).free if worker.reserved_for is None]
+        free = [worker for worker in state.view(device).free if worker.reserved_for is None]
         kept = next((worker for worker in free if worker.model == model.name), None)
         if kept is not None or not self._takes_copies(state, device):
             return kept
@@ -217,7 +218,7 @@ class Prism(OnDemand):
         """A spare copy, or a model that was not used for long and is not expected to be."""
         if _is_spare(state, worker):
             return True
-        demand = state.models[worker.model or ""].demand
+        demand = state.model_of(worker).demand
         wanted = demand.arrivals.per_second(now) > 0.0 or demand.recurrence.expected_in(now) is not None
         return not wanted and now - worker.last_used >= self._config.idle_timeout
 
@@ -231,10 +232,10 @@ class Prism(OnDemand):
         here = {worker.model for worker in mapped_on(state, device)}
         absent = len(models) - sum(_may_come(state.models[name], now) for name in here if name)
         free = sum(worker.phase in FREE for worker in state.on(device))
-        look = (device.ledger.fixed, free, absent, self._staged, int(10 * use))
-        if self._nothing_fitted.get(device.name) == look:
+        filling = (device.ledger.fixed, free, absent, self._staged, int(10 * use))
+        if self._nothing_fitted.get(device.name) == filling:
             return None
-        coming = any(state.roster.numbers(phase) for phase in COMING)
+        coming = any(state.numbers_in(phase) for phase in COMING)
         loading = bool(state.to_preload) or state.host.staging is not None
         room = budget.room(state, device) - device.kv_minimum if device.accounted else float("inf")
         found: list[tuple[Model, list[Worker]]] = []
@@ -257,7 +258,7 @@ class Prism(OnDemand):
         if found:
             self._filling = True
             return min(found, key=lambda it: _met_elsewhere(state, it[0], here))
-        self._nothing_fitted[device.name] = look
+        self._nothing_fitted[device.name] = filling
         return None
 
     def _suffering(self, state: State, now: float) -> set[str]:
@@ -268,17 +269,17 @@ class Prism(OnDemand):
     def _takes_copies(self, state: State, device: Device) -> bool:
         """Whether it has a worker beyond the reserve. A parked one counts: if a blank one goes, it takes its place."""
         coming = any(worker.phase in COMING for worker in state.on(device))
-        parked = sum(it.phase is Phase.PARKED and it.reserved_for is None for it in look_at(state, device).free)
+        parked = sum(it.phase is Phase.PARKED and it.reserved_for is None for it in state.view(device).free)
         return not coming and self._upkeep.missing(state, device) < parked
 
     def _free_group(self, state: State, device: Device, model: Model) -> list[Worker]:
         """Where a copy of `model` could be: here, or on any devices that take copies. One on several has no second."""
         if model.tensor_parallel == 1:
             return free_group(state, [device], model)
-        without: set[str] = self._memo.of(state, "without a group", set)
+        without: set[str] = self._cache.of(state, "without a group", set)
         if model.workers or model.name in without:
             return []
-        takers = self._memo.of(state, ("takers", model.name), lambda: self._takers(state, model))
+        takers = self._cache.of(state, ("takers", model.name), lambda: self._takers(state, model))
         found = free_group(state, [device, *(other for other in takers if other is not device)], model)
         if not found:
             without.add(model.name)  # The order of devices is all that differs from one to the next.
@@ -287,7 +288,7 @@ class Prism(OnDemand):
     def _takers(self, state: State, model: Model) -> list[Device]:
         """Devices that take copies and have a worker for `model`, free or in a parked group."""
         parked = {worker.device for group in parked_groups(state, model) for worker in group}
-        takers = self._memo.of(
+        takers = self._cache.of(
             state, "takers", lambda: [other for other in state.devices.values() if self._takes_copies(state, other)]
         )
         return [other for other in takers if other.name in parked or free_on(state, other, model)]
@@ -297,7 +298,7 @@ class Prism(OnDemand):
         if now - self._exchanged_at.get(device.name, -COOLDOWN) < COOLDOWN:
             return
         here = {worker.model for worker in mapped_on(state, device)}
-        reliefs = self._memo.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
+        reliefs = self._cache.of(state, "reliefs", lambda: _reliefs(state, suffering, now))
         company = self._company(state, device, now)
         gains = [
             (relief - misses_added(state, company, model, now), model, source)
@@ -331,7 +332,7 @@ class Prism(OnDemand):
 
         They have been there for `residence` seconds.
         """
-        device = state.devices[free.device]
+        device = state.device_of(free)
         short = budget.shortage(state, free, model)
         victims = []
         for worker in (state.workers[number] for _, number in self._losses(state, device, now)):
@@ -360,13 +361,13 @@ def _reliefs(state: State, suffering: set[str], now: float) -> list[tuple[Model,
 
 def _relief(state: State, source: Worker, now: float) -> float:
     """Requests a second that would be missed less without this worker."""
-    here = state.devices[source.device]
+    here = state.device_of(source)
     return misses(state, here, now) - misses(state, here, now, minus=source)
 
 
 def _loss(state: State, worker: Worker, now: float) -> float:
     """Requests that will find their model gone, and wait for it, if a worker is taken from it."""
-    model = state.models[worker.model or ""]
+    model = state.model_of(worker)
     if _is_spare(state, worker):
         return 0.0
     rate = _wanted(model, now)
@@ -382,7 +383,7 @@ def _met_elsewhere(state: State, model: Model, others: set[str | None]) -> int:
 
 def _is_spare(state: State, worker: Worker) -> bool:
     """Whether another worker serves the same model."""
-    others = state.models[worker.model or ""].workers - {worker.number}
+    others = state.model_of(worker).workers - {worker.number}
     return any(state.workers[number].phase is Phase.ACTIVE for number in others)
 
 
@@ -416,11 +417,11 @@ def _wanted(model: Model, now: float) -> float:
 
 def _leaves_enough(state: State, worker: Worker, model: Model) -> bool:
     """Whether the worker's device would keep enough of its memory for KV cache."""
-    ledger = state.devices[worker.device].ledger
+    ledger = state.device_of(worker).ledger
     if ledger.capacity is None:
         return True
     left = ledger.capacity - ledger.fixed - budget.need(state, worker, model)
-    needed = sum(kv_needed(state, other) for other in mapped_on(state, state.devices[worker.device]))
+    needed = sum(kv_needed(state, other) for other in mapped_on(state, state.device_of(worker)))
     return left >= max((COPY_LEAVES if model.workers else FIRST_LEAVES) * ledger.capacity, needed / ROOMY)
 
 

@@ -17,7 +17,9 @@ from scheduler.policies.groups import activation
 from scheduler.policies.moves import Moves
 from scheduler.policies.on_demand import OnDemand
 from scheduler.policies.places import free_group, free_on, rooms
-from scheduler.state.state import Device, Model, Phase, State, Worker
+from scheduler.state.entities import Device, Model, Worker
+from scheduler.state.phases import Phase
+from scheduler.state.state import State
 
 PERIOD = 5.0
 """Seconds between two global placements."""
@@ -41,11 +43,11 @@ class PrismPaper(OnDemand):
         """Models that were never active: at the start they are, as far as there is room."""
 
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
-        return (kvpr(state, state.devices[worker.device], now, model),)
+        return (kvpr(state, state.device_of(worker), now, model),)
 
     def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
         """A further model only adds to the ratio."""
-        return (kvpr(state, state.devices[worker.device], now),)
+        return (kvpr(state, state.device_of(worker), now),)
 
     def narrowed(self, state: State, worker: Worker, model: Model, now: float, bound: Place, *, short: bool) -> Place:
         return self.place(state, worker, model, now)
@@ -82,8 +84,8 @@ class PrismPaper(OnDemand):
 
     def _may_fit(self, state: State, model: Model) -> bool:
         """Whether its weights, at least, find room without an eviction, or it has a group of its own already."""
-        room = self._memo.of(state, "rooms", lambda: rooms(state))
-        parked = self._memo.of(state, "parked groups", lambda: {w.model for w in state.workers if w.followers})
+        room = self._cache.of(state, "rooms", lambda: rooms(state))
+        parked = self._cache.of(state, "parked groups", lambda: {w.model for w in state.workers if w.followers})
         needed = model.tensor_parallel
         return model.name in parked or (len(room) >= needed and room[needed - 1] >= model.shard_bytes)
 
@@ -102,9 +104,9 @@ class PrismPaper(OnDemand):
             return (weights[name] + weight) / room if room > 0 else float("inf")
 
         serving = [worker for worker in state.workers if worker.phase is Phase.ACTIVE]
-        serving.sort(key=lambda worker: -kv_weight(state, state.models[worker.model or ""], now))
+        serving.sort(key=lambda worker: -kv_weight(state, state.model_of(worker), now))
         for worker in serving:
-            model = state.models[worker.model or ""]
+            model = state.model_of(worker)
             weight = kv_weight(state, model, now)
             target, at = None, worker.device
             worth = (1 - TAU) * ratio(at, weight, model)

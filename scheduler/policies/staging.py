@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from scheduler.actions import Decision, Stage, Unstage
-from scheduler.state.state import MAPPED, Model, State
+from scheduler.state.entities import Model
+from scheduler.state.phases import MAPPED
+from scheduler.state.state import State
 
 PRIORITY_HEAD_START = 1.0
 """Seconds that one step of priority is worth among those who wait for a worker."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from scheduler.state.device_view import fresh_look, look_at
-from scheduler.state.state import MAPPED, SERVING, TAKEN, Device, Isolation, Phase, State, Worker
+from scheduler.state.entities import Device, Isolation, Worker
+from scheduler.state.phases import MAPPED, SERVING, TAKEN, Phase
+from scheduler.state.state import State
 
+LONGER_USED = SERVING | {Phase.PARKING, Phase.PARKED}
+"""Phases of a model that has served."""
 WITH_MODEL = MAPPED | {Phase.PARKED, Phase.BLANKING}
 
 
@@ -24,7 +27,7 @@ def check(state: State) -> None:
     _check_host(state)
     for device in state.devices.values():
         _check_device(state, device)
-        _check_look(state, device)
+        _check_view(state, device)
     _check_notes(state)
 
 
@@ -63,6 +66,10 @@ def _check_workers(state: State) -> None:
         _require(not worker.running or worker.phase in SERVING, f"{where}, runs {len(worker.running)} requests")
         for number in worker.running:
             _require(state.requests[number].model == worker.model, f"{where}, runs another model's request {number}")
+        promised = sum(state.requests[number].kv_bytes for number in worker.running)
+        _require(
+            worker.kv_promised == promised, f"{where}, {worker.kv_promised} bytes promised to {promised} of requests"
+        )
         _check_group(state, worker)
 
 
@@ -73,12 +80,14 @@ def _check_group(state: State, worker: Worker) -> None:
     _require(worker in group and leader.leader is None, f"{where}, is not in the group of worker {leader.number}")
     agree = (worker.phase, worker.model, worker.running) == (leader.phase, leader.model, leader.running)
     _require(agree, f"{where}, does something else than its leader {leader.number}")
+    together = leader.phase not in LONGER_USED or worker.last_used == leader.last_used
+    _require(together, f"{where}, used at {worker.last_used}, its leader at {leader.last_used}")
     alone = worker.reserved_for is None and not worker.evicting and not worker.followers
     _require(worker is leader or alone, f"{where}, is wanted, and follows worker {leader.number}")
     devices = {member.device for member in group}
     _require(len(devices) == len(group), f"{where}, two of its group of {len(group)} share a device")
     if worker.phase in WITH_MODEL:
-        wanted = state.models[worker.model or ""].tensor_parallel
+        wanted = state.model_of(worker).tensor_parallel
         _require(len(group) == wanted, f"{where}, serves with {len(group)} workers what needs {wanted}")
     else:
         _require(not worker.grouped, f"{where}, is in a group")
@@ -138,9 +147,9 @@ def _check_device(state: State, device: Device) -> None:
     _require(device.copies is None or under_way <= device.copies, f"{device.name}: {under_way} copies under way")
 
 
-def _check_look(state: State, device: Device) -> None:
+def _check_view(state: State, device: Device) -> None:
     """What is noted of a device is what one sees there."""
-    noted, seen = look_at(state, device), fresh_look(state, device)
+    noted, seen = state.view(device), state.fresh_view(device)
     _require(noted == seen, f"{device.name}: noted {noted}, it is {seen}")
     ledger = device.ledger
     sums = (sum(account.total for account in ledger), sum(account.held + account.weights for account in ledger))
@@ -151,7 +160,7 @@ def _check_notes(state: State) -> None:
     """What is noted of all workers and models together is what one finds by looking at each."""
     for phase in Phase:
         within = {worker.number for worker in state.workers if worker.phase is phase}
-        noted = state.roster.numbers(phase)
+        noted = state.numbers_in(phase)
         _require(noted == within, f"{within} are {phase}, noted {noted}")
     sums = (state.staged_bytes(), state.staged_bytes(kept=True))
     _require((state.host.used, state.host.kept) == sums, f"{sums} bytes are in host memory, noted {state.host}")
@@ -166,6 +175,6 @@ def _check_account(state: State, device: Device, worker: Worker) -> None:
     _require(account.limit <= account.kv, f"{where}: a limit above what is counted")
     if device.accounted and worker.phase is not Phase.ISOLATED:
         granted = worker.phase in MAPPED and (worker.pending is None or worker.pending.granted)
-        weights = state.models[worker.model or ""].shard_bytes if granted else 0
+        weights = state.model_of(worker).shard_bytes if granted else 0
         _require(account.weights == weights, f"{where}: {weights} bytes of weights are its own")
         _require(granted == (account.kv >= device.kv_minimum), f"{where}: KV cache without a model, or none with one")

@@ -1,22 +1,20 @@
-"""Workers by phase, so that nobody looks at all of them for the few that are in one.
-
-A worker is listed under its phase and no other; `Scheduler._enter`, where phases change, sees to it.
-"""
+"""Workers by phase, so that nobody looks at all of them for the few that are in one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from scheduler.state.state import Phase, Worker
+from scheduler.state.entities import Worker
+from scheduler.state.phases import Phase
 
 
-class Roster:
+class PhaseIndex:
+    """A worker is listed under its phase and no other. `State.enter` keeps it so."""
+
     def __init__(self, workers: list[Worker]) -> None:
         self._workers = workers
         self.changes = 0
-        """Of any worker's phase, so far."""
+        """How often any worker has changed its phase."""
         self._numbers: dict[Phase, set[int]] = {}
         for worker in workers:
             self._numbers.setdefault(worker.phase, set()).add(worker.number)

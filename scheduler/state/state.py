@@ -1,299 +1,19 @@
-"""What the scheduler knows: models, workers, requests and host memory, as plain data.
+"""The scheduler's books. What they hold is in `entities`; `State` finds it, and keeps the indexes over it.
 
-Only `scheduler.Scheduler` changes it; policies read it.
+Policies read it. It changes through its own methods where an index has to follow, and field by field where none has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
 
-from scheduler.actions import Activate
-from scheduler.learned.averages import Level
-from scheduler.learned.estimates import RECENT, Demand, Estimates
-from scheduler.state.deadline_queue import DeadlineQueue
-from scheduler.state.ledger import Account, Ledger
-from scheduler.state.phase_index import Roster
-
-if TYPE_CHECKING:
-    from scheduler.state.device_view import Look
-
-
-class Phase(StrEnum):
-    """A worker's state.
-
-    starting → blank → preparing → activating → active → draining → parking → parked → preparing ...;
-    parked → blanking → blank; from everywhere to starting, when the process died; from there to isolated and back.
-    """
-
-    STARTING = "starting"
-    BLANK = "blank"
-    PREPARING = "preparing"
-    """Chosen for a model: it is told to activate it once it has no other's skeleton, and its device has the memory and
-    the link free."""
-    ACTIVATING = "activating"
-    ACTIVE = "active"
-    DRAINING = "draining"
-    PARKING = "parking"
-    PARKED = "parked"
-    BLANKING = "blanking"
-    ISOLATED = "isolated"
-    """Apart from the pool: see `Isolation`."""
-
-
-FREE = frozenset({Phase.BLANK, Phase.PARKED})
-TAKEN = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE})
-"""Phases in which a model counts on its worker."""
-SERVING = frozenset({Phase.ACTIVE, Phase.DRAINING})
-"""Phases in which a worker may run requests, and takes a new KV limit."""
-MAPPED = frozenset({Phase.PREPARING, Phase.ACTIVATING, Phase.ACTIVE, Phase.DRAINING, Phase.PARKING})
-"""Phases in which a worker has its model's weights mapped, or is about to."""
-
-
-Charge = Literal["fault", "crash"]
-"""A GPU's failure with all that ran there, or the end of one worker."""
-
-
-@dataclass(slots=True)
-class Known:
-    """A request under which a worker has died: what asks for the same again is treated as it was."""
-
-    until: float
-    """When this is forgotten."""
-    guilty: bool = False
-    """It has ended a worker that served nothing else; else it may have."""
-
-
-@dataclass(slots=True)
-class Request:
-    id: int
-    model: str
-    arrived: float
-    deadline: float
-    prompt_tokens: int
-    worker: int | None = None
-    dispatched: float = 0.0
-    first_token_at: float | None = None
-    alone: bool = False
-    """It was dispatched to a worker that ran nothing else, beside idle neighbours."""
-    disturbed: float = 0.0
-    """Seconds that its neighbours had been busy in all when it had its first token."""
-    kv_bytes: int = 0
-    """Of KV cache that it was expected to come to when it was sent to its worker."""
-    queued_on: set[str] = field(default_factory=set)
-    """Devices in whose queue for admission it is."""
-    deaths: int = 0
-    """Workers that died with this request in them."""
-    isolated: bool = False
-    """It is neither queued nor on a worker of the pool, but in one of `State.isolations`, or waits for one."""
-    body: str = ""
-    """A digest of what is asked."""
-    charge: Charge = "crash"
-    """Of a suspect: what it may have caused."""
-
-
-@dataclass(slots=True)
-class Pending:
-    """An activation that waits for memory, for the link, or for the end of another model's skeleton."""
-
-    decision: Activate
-    skeleton: str | None
-    """The model whose skeleton the worker still keeps."""
-    held: int
-    """Bytes that the worker holds until then, besides weights and KV cache."""
-    granted: bool = False
-    """Whether its memory is reserved."""
-
-    @property
-    def revives(self) -> bool:
-        return self.skeleton == self.decision.model
-
-    @property
-    def tearing(self) -> bool:
-        """Another model's skeleton is being torn down, which takes neither memory nor the link. Groups do that when
-        they begin.
-        """
-        return self.skeleton is not None and not self.revives and not self.decision.followers
-
-
-@dataclass(slots=True)
-class Worker:
-    """A model on several devices has one on each, a leader and its followers, from the decision to activate it until
-    they are blank again. Followers do as their leader does: they have its model and phase, and run what it runs.
-    """
-
-    number: int
-    device: str
-    phase: Phase = Phase.STARTING
-    model: str | None = None
-    """The model it serves, or whose skeleton it keeps."""
-    since: float = 0.0
-    """When it entered its phase; a process that dies while it starts does not begin anew."""
-    last_used: float = 0.0
-    """When a request of its model last began or ended on it."""
-    running: set[int] = field(default_factory=set)
-    pending: Pending | None = None
-    """While it is preparing."""
-    kv_mapped: int = 0
-    """Bytes of KV cache, as last heard."""
-    busy: Level = field(default_factory=lambda: Level(RECENT))
-    """Of whether it runs requests."""
-    decoded: int = 0
-    """Tokens since its process began, as last heard."""
-    copying: bool = False
-    """While it is activating: its copy takes its device's link."""
-    rehearsing: bool = False
-    """It tries its model out, which is new to the machine, and may not give back KV cache for many seconds."""
-    revived: bool = False
-    """Its model's last activation found the skeleton there."""
-    kv_promised: int = 0
-    """Bytes of KV cache to which what it runs is expected to come."""
-    keeps_kv_until: float = 0.0
-    """It could not give back KV cache in time: before this moment it is not asked again without need."""
-    held_blank: int | None = None
-    """Bytes that it held when it was last blank; of one that never was, what another one of its device did."""
-    held_first: int | None = None
-    """Bytes that its process held when it was blank for the first time."""
-    reserved_for: str | None = None
-    """The model that an operator wants on this very worker."""
-    evicting: bool = False
-    """An operator wants it parked, whoever waits for its model."""
-    leader: int | None = None
-    """Of a follower."""
-    followers: tuple[int, ...] = ()
-    """Of a leader."""
-
-    @property
-    def tearing(self) -> bool:
-        """While it is preparing: what it keeps of another model is being torn down."""
-        return self.pending is not None and self.pending.tearing
-
-    @property
-    def grouped(self) -> bool:
-        return self.leader is not None or bool(self.followers)
-
-    @property
-    def idle(self) -> bool:
-        """Of a leader or one by itself: it serves, and has nothing to do."""
-        return self.phase is Phase.ACTIVE and not self.running and self.leader is None
-
-
-@dataclass(slots=True)
-class Isolation:
-    """A worker that is apart from the pool, and what it serves: requests that may have ended others."""
-
-    worker: int
-    since: float
-    """When it entered its phase."""
-    waiting: list[int]
-    running: set[int] = field(default_factory=set)
-    alone: set[int] = field(default_factory=set)
-    """Those that run beside no other."""
-    model: str | None = None
-    """The one that it serves, or whose skeleton it keeps."""
-    phase: Phase = Phase.STARTING
-    """Never preparing, draining or blanking."""
-    deaths: int = 0
-    """In a row, while nothing ran on it."""
-
-    def enter(self, phase: Phase, now: float) -> None:
-        self.phase, self.since = phase, now
-        if phase in (Phase.STARTING, Phase.BLANK):
-            self.model = None
-
-
-@dataclass(slots=True)
-class Model:
-    name: str
-    index: int
-    """Place in the registry: the last tie-breaker."""
-    priority: int
-    pinned: bool
-    preload: bool
-    weight_bytes: int
-    """In host memory, and on its devices together; an estimate from the files until it was loaded once."""
-    kv_bytes: int
-    """Of KV cache per token, on each of its devices; 0 is not known."""
-    slo_tpot: float
-    """Seconds per output token that it is to keep to."""
-    demand: Demand
-    tensor_parallel: int = 1
-    """Devices over which its weights and KV cache are spread."""
-    queue: DeadlineQueue = field(default_factory=DeadlineQueue)
-    wanted_since: float = 0.0
-    """When it began to want a worker; valid while it is in `State.wanting`."""
-    workers: set[int] = field(default_factory=set)
-    """Workers that are preparing for this model, activating or active with it; of groups, the leaders."""
-    homes: frozenset[str] | None = None
-    """Devices on which alone the policy has it served; None for all."""
-    held: int | None = None
-    """The most bytes that a worker held beside its weights and KV cache; None before it was active."""
-    staged: bool = False
-    last_used: float = 0.0
-    failures: int = 0
-    """Activations and loads that failed in a row."""
-    retry_at: float = 0.0
-    failure: str = ""
-    dismissed: bool = False
-    """An operator has evicted it, and nobody has asked for it since: it is not brought back ahead of its demand."""
-    avoid: int | None = None
-    """The worker on which its last activation failed."""
-    activation_seconds: float = 0.0
-    """Moving average of how long its activations took; 0 before the first."""
-    service_seconds: float = 0.0
-    """Moving average of a request's time from dispatch to end; 0 before the first."""
-
-    @property
-    def kept(self) -> bool:
-        """Whether its weights stay in host memory once they are there."""
-        return self.pinned or self.preload
-
-    @property
-    def shard_bytes(self) -> int:
-        """Of weights on each of its devices."""
-        return -(-self.weight_bytes // self.tensor_parallel)
-
-    def kv_need(self, request: Request) -> int:
-        """Bytes of KV cache, on each of its devices, to which one of its requests is expected to come."""
-        return int((request.prompt_tokens + self.demand.output_tokens) * self.kv_bytes)
-
-    def may_be_on(self, device: Device) -> bool:
-        return self.homes is None or device.name in self.homes
-
-
-@dataclass(slots=True)
-class HostMemory:
-    """The ledger of host shared memory, in bytes."""
-
-    required: bool
-    """Whether activations need weights there at all."""
-    capacity: int
-    staging: str | None = None
-    """The model being loaded now: one at a time, since the disk is one."""
-    staging_since: float = 0.0
-    used: int = 0
-    """Bytes in use or promised to the load under way."""
-    kept: int = 0
-    """Those of them that are never dropped. Both are noted when they change, by `State.sum_up_host`."""
-
-
-@dataclass(slots=True)
-class Device:
-    name: str
-    ledger: Ledger
-    kv_minimum: int
-    """Bytes of KV cache that an active model has at least."""
-    workspace: int
-    """Bytes that a model is taken to hold beside weights and KV cache, until it was measured."""
-    copies: int | None
-    """Copies of weights that may be under way at a time: they share its link. None is any number."""
-    look: Look | None = None
-    """The last one; for `look.look_at` alone."""
-
-    @property
-    def accounted(self) -> bool:
-        return self.ledger.capacity is not None
+from scheduler.learned.estimates import Estimates
+from scheduler.state.device_view import DeviceView, kept_beside, view_of
+from scheduler.state.entities import Device, HostMemory, Isolation, Known, Model, Request, Worker
+from scheduler.state.ledger import Account
+from scheduler.state.phase_index import PhaseIndex
+from scheduler.state.phases import SERVING, TAKEN, Phase, require_legal
 
 
 @dataclass(slots=True)
@@ -316,21 +36,59 @@ class State:
     """Models that an operator waits for."""
     to_preload: dict[str, None] = field(default_factory=dict)
     """Models that belong into host memory and are not there yet."""
-    pinned_workers: int = 0
-    """Workers that pinned models need; it is the policy that says, before the first event, which ones these are."""
-    roster: Roster = field(init=False)
+    _phases: PhaseIndex = field(init=False)
+    _views: dict[str, DeviceView] = field(init=False, default_factory=dict)
+    """By device; none where a worker has changed since."""
     _on: dict[str, list[Worker]] = field(init=False)
-    """By device: a worker keeps its place for ever, and this is asked for at every event."""
+    """By device: a worker stays on its device for ever."""
+    _pinned_workers: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.roster = Roster(self.workers)
+        self._phases = PhaseIndex(self.workers)
         self._on = {name: [worker for worker in self.workers if worker.device == name] for name in self.devices}
+
+    # where things are
 
     def on(self, device: Device) -> list[Worker]:
         return self._on[device.name]
 
+    def view(self, device: Device) -> DeviceView:
+        """The device as it is now. The same object as before means that nothing has changed there."""
+        view = self._views.get(device.name)
+        if view is None or view.ledger_changes != device.ledger.changes:
+            view = self._views[device.name] = self.fresh_view(device)
+        return view
+
+    def fresh_view(self, device: Device) -> DeviceView:
+        return view_of(device, self._on[device.name], self.keeps_pinned)
+
+    def device_of(self, worker: Worker) -> Device:
+        return self.devices[worker.device]
+
     def account(self, worker: Worker) -> Account:
         return self.devices[worker.device].ledger[worker.number]
+
+    def model_of(self, worker: Worker) -> Model:
+        """The model of a worker that has one.
+
+        Raises:
+            KeyError: it has none.
+        """
+        return self.models[worker.model or ""]
+
+    def in_phase(self, *phases: Phase) -> list[Worker]:
+        """Workers in one of the phases, by number."""
+        return self._phases.within(phases)
+
+    def numbers_in(self, phase: Phase) -> set[int]:
+        return self._phases.numbers(phase)
+
+    @property
+    def phase_changes(self) -> int:
+        """How often any worker has changed its phase: what was found out holds until then."""
+        return self._phases.changes
+
+    # groups
 
     def lead(self, worker: Worker) -> Worker:
         """Who speaks for a worker: its leader, or itself."""
@@ -339,6 +97,49 @@ class State:
     def group(self, worker: Worker) -> tuple[Worker, ...]:
         """The workers that act as one with this one, which leads or is alone: itself first."""
         return (worker, *(self.workers[number] for number in worker.followers)) if worker.followers else (worker,)
+
+    def disband(self, worker: Worker) -> None:
+        """From here on each worker of the group is one by itself."""
+        for member in self.group(worker):
+            member.leader = None
+            self._views.pop(member.device, None)
+        worker.followers = ()
+
+    # what workers do
+
+    def enter(self, worker: Worker, phase: Phase, now: float) -> None:
+        """The one way into a phase, for a worker and those that follow it: the indexes and the model's set of workers
+        always agree with it.
+
+        Raises:
+            IllegalTransition: that phase cannot follow the one that the worker is in.
+        """
+        group = self.group(worker)
+        for member in group:
+            require_legal(member.phase, phase, member.number)
+        for member in group:
+            self._phases.enter(member, phase)
+            member.since = now
+            member.copying = phase is Phase.ACTIVATING
+            member.rehearsing &= phase in SERVING
+            self._views.pop(member.device, None)
+        if worker.model is not None:
+            self._count_for(self.models[worker.model], worker, now)
+
+    def _count_for(self, model: Model, worker: Worker, now: float) -> None:
+        if model.pinned:  # It may keep another one of its workers now.
+            for number in model.workers:
+                self._views.pop(self.workers[number].device, None)
+        if worker.phase in TAKEN:
+            model.workers.add(worker.number)
+        else:
+            model.workers.discard(worker.number)
+        self.update_wanting(model, now)
+
+    def note_blank(self, worker: Worker, held: int) -> None:
+        """So many bytes are held by a worker without a model."""
+        worker.held_blank = held
+        self._views.pop(worker.device, None)
 
     def kv_limit(self, worker: Worker) -> int:
         """Bytes of KV cache that each of a worker's group may have: what the smallest limit allows."""
@@ -349,6 +150,24 @@ class State:
         numbers = (number for found in self.isolations.values() for number in (*found.waiting, *found.running))
         return {self.requests[number].model for number in numbers}
 
+    # what models want
+
+    def update_wanting(self, model: Model, now: float) -> None:
+        """To be called when a model's queue changes, or what else makes it want a worker."""
+        wants = not model.workers and (bool(model.queue) or model.pinned or model.name in self.operator_wants)
+        if wants and model.name not in self.wanting:
+            self.wanting[model.name] = None
+            model.wanted_since = now
+        elif not wants:
+            self.wanting.pop(model.name, None)
+
+    @property
+    def pinned_workers(self) -> int:
+        """How many workers pinned models need. The policy says which models these are, before this is asked first."""
+        if self._pinned_workers is None:
+            self._pinned_workers = sum(model.tensor_parallel for model in self.models.values() if model.pinned)
+        return self._pinned_workers
+
     def keeps_pinned(self, worker: Worker) -> bool:
         """Whether a pinned model would have no active worker without this one."""
         worker = self.lead(worker)
@@ -358,11 +177,39 @@ class State:
         others = (self.workers[number] for number in model.workers if number != worker.number)
         return model.pinned and not any(other.phase is Phase.ACTIVE for other in others)
 
+    def kept_beside(self, device: Device, workers: Sequence[Worker]) -> int:
+        """Bytes that these workers of the device keep whatever is evicted; if they are all that there are, one of them
+        is taken to make way.
+        """
+        return kept_beside(device, workers, self.keeps_pinned, one_leaves=len(workers) == len(self.on(device)))
+
+    # host memory
+
+    def staging_begins(self, model: Model, now: float) -> None:
+        self.host.staging, self.host.staging_since = model.name, now
+        self._sum_up_host()
+
+    def staging_ends(self) -> None:
+        """With the weights there, in which case `is_staged` follows, or without."""
+        self.host.staging = None
+        self._sum_up_host()
+
+    def is_staged(self, model: Model, nbytes: int) -> None:
+        """The weights are in host memory, and have so many bytes."""
+        self.to_preload.pop(model.name, None)
+        model.staged, model.weight_bytes = True, nbytes
+        self._sum_up_host()
+
+    def unstage(self, model: Model) -> None:
+        model.staged = False
+        if model.preload or model.pinned:
+            self.to_preload[model.name] = None
+        self._sum_up_host()
+
     def staged_bytes(self, *, kept: bool = False) -> int:
         """Host memory in use or promised to the load under way; or what of it is never dropped."""
         staged = (model for model in self.models.values() if model.staged or model.name == self.host.staging)
         return sum(model.weight_bytes for model in staged if model.kept or not kept)
 
-    def sum_up_host(self) -> None:
-        """To be called when a model comes into host memory, or leaves it."""
+    def _sum_up_host(self) -> None:
         self.host.used, self.host.kept = self.staged_bytes(), self.staged_bytes(kept=True)

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.policies import cheapest_worker
 from scheduler.policies.cheapest_worker import Cost, FreeWorkers, Prices
-from scheduler.state.state import Worker
+from scheduler.state.entities import Worker
 from tests.rig.fake_pool import Bench
 
 DEVICES = tuple(f"cuda:{number}" for number in range(40))

@@ -8,8 +8,8 @@ import pytest
 
 from config.registry import PolicyName
 from scheduler.actions import Activate, Blank, Drain, Park, Recycle, SetKvLimit
-from scheduler.events import ActivationFailed, FirstToken, LimitApplied
-from scheduler.state.state import Phase
+from scheduler.events import ActivationFailed, Counted, FirstToken, LimitApplied
+from scheduler.state.phases import Phase
 from tests.rig.fake_pool import GIB, Bench, model, only
 
 TWO = ("d0", "d1")
@@ -279,6 +279,37 @@ def test_other_workers_are_taken_before_a_parked_group() -> None:
 
     assert not only(Blank, made.said)
     assert groups(made)
+
+
+def test_a_group_that_was_used_later_is_torn_down_later_than_a_model_beside_its_follower() -> None:
+    made = bench(big(), "a", "b", workers=3, blank_reserve=1)
+    for name, worker in (("a", 4), ("big", 0)):
+        made.activate(name, worker)
+        made.settle()
+        made.finish(made.serve(name))
+        made.evict(name)
+        made.settle()
+        made.now += 60.0
+    assert [made.phases()[worker] for worker in (0, 3, 4)] == ["parked"] * 3
+    made.clear()
+
+    made.activate("b", 5)
+    made.settle()
+
+    assert [action.worker for action in only(Blank, made.said)] == [4]
+
+
+def test_what_a_request_was_thought_to_need_is_corrected_on_every_device() -> None:
+    made = bench(big(), workers=1, memory=20 * GIB, kv={"big": 2**20}, max_running=4)
+    requests = [made.serve("big", prompt=1000) for _ in range(3)]
+
+    for number in requests:
+        made.tell(Counted(number, 10))
+
+    leader, follower = made.scheduler.state.workers
+    assert leader.kv_promised == follower.kv_promised == 3 * 10 * 2**19
+    made.finish(*requests)
+    assert leader.kv_promised == follower.kv_promised == 0
 
 
 def test_an_idle_group_is_evicted_whole() -> None:

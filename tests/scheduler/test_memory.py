@@ -10,8 +10,7 @@ import pytest
 
 from scheduler.actions import Activate, Blank, Drain, Park, Recycle, SetKvLimit
 from scheduler.events import Activated, Copied, LimitApplied, OperatorActivate, Rehearsing, Stats, WorkerBlank
-from scheduler.state.device_view import look_at
-from scheduler.state.state import Phase
+from scheduler.state.phases import Phase
 from tests.rig.fake_pool import GIB, Bench, model, only
 
 
@@ -418,7 +417,7 @@ def test_what_a_worker_holds_without_its_skeleton_counts_while_the_link_is_taken
     bench.settle()
     bench.tell(WorkerBlank(torn_down.worker, GIB // 2))
     assert bench.phases()[torn_down.worker] == Phase.PREPARING
-    assert look_at(bench.scheduler.state, bench.scheduler.state.devices["cpu"]).kept == GIB // 2
+    assert bench.scheduler.state.view(bench.scheduler.state.devices["cpu"]).kept == GIB // 2
 
 
 def test_where_memory_is_not_accounted_a_limit_that_is_not_kept_fails_nobody() -> None:
@@ -486,13 +485,11 @@ def test_no_model_is_parked_for_the_reserve_while_each_has_a_worker() -> None:
 
 
 def test_a_worker_that_has_grown_too_large_is_replaced_in_the_background() -> None:
-    bench = gpu({"a": 2}, memory=20, workers=2)
+    bench = gpu({"a": 2}, memory=20, workers=2, blank_reserve=2)
     bench.finish(bench.serve("a"))
-    bench.evict("a")
-    bench.settle()
-    bench.clear()
     bench.held["blank"] = GIB + GIB // 2 + 1
-    bench.tell(WorkerBlank(0, bench.held["blank"]))
+    bench.evict("a")
+    bench.settle(but=Recycle)
     assert [action.worker for action in only(Recycle, bench.said)] == [0]
     assert bench.phases()[0] == Phase.STARTING
     bench.settle()

@@ -18,7 +18,8 @@ from scheduler.events import Activated, FirstToken, WorkerBlank
 from scheduler.learned.interference import harm_of
 from scheduler.learned.profile import Fit, ModelProfile, Profile
 from scheduler.policies import prism
-from scheduler.state.state import Phase, Request
+from scheduler.state.entities import Request
+from scheduler.state.phases import Phase
 from tests.rig.fake_pool import GIB, Bench, model, only
 
 MIB = 2**20

@@ -35,6 +35,7 @@ from scheduler.events import (
     AnyEvent,
     Arrived,
     Copied,
+    Counted,
     DeviceFault,
     Finished,
     FirstToken,
@@ -416,6 +417,13 @@ class Pool(RuleBasedStateMachine):
             self.load(self.weights[self.staging])
         self.all_workers_are_done()
 
+    @precondition(lambda self: self.waiting or any(self.running))
+    @rule(data=st.data(), tokens=st.sampled_from([1, 10, 5_000]))
+    def request_is_counted(self, data: st.DataObject, tokens: int) -> None:
+        """Its prompt has more or fewer tokens than was thought."""
+        number = data.draw(st.sampled_from(sorted(self.waiting) + self.all_running()))
+        self.tell(Counted(number, tokens))
+
     @precondition(lambda self: any(self.running))
     @rule(data=st.data())
     def request_streams(self, data: st.DataObject) -> None:
@@ -498,10 +506,13 @@ class Pool(RuleBasedStateMachine):
         self.forget_who_is_trusted()
 
     def forget_who_is_trusted(self) -> None:
-        """Not all can be served apart: then they are served as anybody is."""
-        known = self.scheduler.state.requests
-        isolated = {number for number, request in known.items() if request.isolated}
-        self.suspects = {number: where for number, where in self.suspects.items() if number in isolated}
+        """Not all can be served apart: then they are served as anybody is. Who asks the same as a suspect and waits
+        becomes one.
+        """
+        state = self.scheduler.state
+        isolated = {number for number, request in state.requests.items() if request.isolated}
+        same = {number for number in isolated & set(self.waiting) if self.body[number] in state.known}
+        self.suspects = dict.fromkeys(same, ANYWHERE) | {n: it for n, it in self.suspects.items() if n in isolated}
 
     @precondition(lambda self: "activating" in self.phase)
     @rule(data=st.data())

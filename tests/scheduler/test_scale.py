@@ -11,10 +11,10 @@ from bench.decision.command import measure
 from bench.decision.pool import CrowdedPool
 from config.registry import PolicyName
 from scheduler.policies.cheapest_worker import Cost, Prices, _by_cost
-from scheduler.policies.plan_cache import Memo
-from scheduler.state.device_view import fresh_look, look_at
-from scheduler.state.phase_index import Roster
-from scheduler.state.state import Phase, Worker
+from scheduler.policies.plan_cache import PlanCache
+from scheduler.state.entities import Worker
+from scheduler.state.phase_index import PhaseIndex
+from scheduler.state.phases import Phase
 from tests.rig.fake_pool import GIB, Bench
 
 WEIGHTS = {"a": 4 * GIB, "b": 4 * GIB}
@@ -29,52 +29,52 @@ def workers(number: int) -> list[Worker]:
 
 def test_a_worker_is_listed_under_its_phase_alone() -> None:
     pool = workers(3)
-    roster = Roster(pool)
+    index = PhaseIndex(pool)
 
-    roster.enter(pool[1], Phase.BLANK)
+    index.enter(pool[1], Phase.BLANK)
 
     assert pool[1].phase is Phase.BLANK
-    assert roster.numbers(Phase.STARTING) == {0, 2}
-    assert roster.numbers(Phase.BLANK) == {1}
+    assert index.numbers(Phase.STARTING) == {0, 2}
+    assert index.numbers(Phase.BLANK) == {1}
 
 
 def test_workers_of_several_phases_come_in_the_order_of_their_numbers() -> None:
     pool = workers(4)
-    roster = Roster(pool)
+    index = PhaseIndex(pool)
     for number, phase in ((3, Phase.PARKED), (0, Phase.BLANK), (2, Phase.BLANK)):
-        roster.enter(pool[number], phase)
+        index.enter(pool[number], phase)
 
-    assert [worker.number for worker in roster.within((Phase.PARKED, Phase.BLANK))] == [0, 2, 3]
-
-
-# --- looks at a device ------------------------------------------------------------------------------------------
+    assert [worker.number for worker in index.within((Phase.PARKED, Phase.BLANK))] == [0, 2, 3]
 
 
-def test_a_look_is_kept_until_something_changes_on_its_device() -> None:
+# --- views of a device ------------------------------------------------------------------------------------------
+
+
+def test_a_view_is_kept_until_something_changes_on_its_device() -> None:
     bench = Bench(["a", "b"], weights=WEIGHTS, memory=20 * GIB, host_memory=9 * GIB, devices=("cuda:0", "cuda:1"))
     state = bench.scheduler.state
     bench.serve("a")
     (mine,) = [state.devices[w.device] for w in state.workers if w.model == "a"]
     other = next(device for device in state.devices.values() if device is not mine)
-    looks = look_at(state, mine), look_at(state, other)
+    views = state.view(mine), state.view(other)
 
-    assert look_at(state, mine) is looks[0]
+    assert state.view(mine) is views[0]
     bench.evict("a", now=True)
 
-    assert look_at(state, mine) is not looks[0]
-    assert look_at(state, other) is looks[1]
+    assert state.view(mine) is not views[0]
+    assert state.view(other) is views[1]
 
 
-def test_a_look_follows_the_ledger() -> None:
+def test_a_view_follows_the_ledger() -> None:
     bench = Bench(["a"], weights={"a": 4 * GIB}, memory=20 * GIB, workers=2)
     state = bench.scheduler.state
     (device,) = state.devices.values()
-    before = look_at(state, device).room
+    before = state.view(device).room
 
     device.ledger.measure(0, device.ledger[0].held + GIB)
 
-    assert look_at(state, device).room == before - GIB
-    assert look_at(state, device) == fresh_look(state, device)
+    assert state.view(device).room == before - GIB
+    assert state.view(device) == state.fresh_view(device)
 
 
 def test_host_memory_is_summed_up_as_models_come_and_go() -> None:
@@ -130,7 +130,7 @@ def test_who_cannot_be_the_cheapest_is_not_asked_for_its_cost() -> None:
 
 
 def test_an_answer_holds_until_a_worker_changes_its_phase() -> None:
-    bench, memo = Bench(["a"]), Memo()
+    bench, memo = Bench(["a"]), PlanCache()
     state, answers = bench.scheduler.state, iter(range(10))
 
     assert [memo.of(state, "what", lambda: next(answers)) for _ in range(2)] == [0, 0]

@@ -8,11 +8,12 @@ from config.devices import copies_at_a_time
 from config.registry import PoolConfig, Registry
 from scheduler.learned.estimates import demand_of, estimates_of
 from scheduler.learned.profile import Profile
+from scheduler.state.entities import Device, HostMemory, Model, Worker
 from scheduler.state.ledger import Ledger
-from scheduler.state.state import Device, HostMemory, Model, State, Worker
+from scheduler.state.state import State
 
 
-def initial_state(
+def build_state(
     registry: Registry,
     weight_bytes: Mapping[str, int],
     kv_bytes: Mapping[str, int],
