@@ -76,7 +76,8 @@ def _check_engine_devices(registry: Registry, problems: Problems) -> None:
     engine = facts_of(registry.pool)
     if not engine.needs_devices or problems.spoilt(("pool", "engine"), ("pool", "devices")):
         return
-    expected = "cpu, or a GPU such as cuda:0" if engine.uses_gpus else "cpu, on which alone it runs"
+    only = f"cpu, the only device {registry.pool.engine} runs on"
+    expected = "cpu, or a GPU such as cuda:0" if engine.uses_gpus else only
     for index, device in enumerate(registry.pool.devices):
         if device != "cpu" and not (engine.uses_gpus and is_gpu(device)):
             problems.add(("pool", "devices", index), expected, device)

@@ -124,7 +124,7 @@ async def test_the_plain_server_answers_as_the_simulated_worker_does(stream: dic
     body = json.dumps({"model": "m", "messages": messages, "max_tokens": 20, **stream}).encode()
     async with TestServer(make_app(("m",), tpot=0.0)) as server:
         connection = await asyncio.open_connection(server.host, server.port)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         connection[1].write(head.encode() + body)
         received = b""
         while (reply := cut_reply(received)) is None:

@@ -263,14 +263,14 @@ def test_a_body_as_large_as_allowed_is_taken(prism: Prism) -> None:
 
 
 async def test_a_body_that_will_be_too_large_is_refused_before_it_is_sent(prism: Prism) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: prism\r\nConnection: close\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n"
     answer = await ask_raw(prism, head.encode(), until=b'"code":"body_too_large"}}')
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert str(MAX_BODY).encode() in answer
 
 
 async def test_a_body_of_unknown_length_is_refused_once_it_is_too_large(prism: Prism) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: prism\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     body = b"%x\r\n" % (MAX_BODY + 1) + b" " * (MAX_BODY + 1) + b"\r\n0\r\n\r\n"
     answer = await ask_raw(prism, head.encode() + body)
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -291,7 +291,7 @@ async def test_what_is_not_http_is_refused(prism: Prism) -> None:
 
 def test_a_client_that_is_gone_after_the_last_event_is_no_error(prism: Prism) -> None:
     body = json.dumps({"model": "alpha", "messages": HELLO, "max_tokens": 2, "stream": True}).encode()
-    request = f"POST {CHAT} HTTP/1.1\r\nHost: prism\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    request = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     url = urlsplit(prism.url)
     for _ in range(20):
         with socket.create_connection((url.hostname or "", url.port or 0)) as connection:

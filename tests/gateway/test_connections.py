@@ -84,7 +84,7 @@ def chat_body(size: int = 0) -> bytes:
 # time
 
 
-@pytest.mark.parametrize("begun", [b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Padding: "])
+@pytest.mark.parametrize("begun", [b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Padding: "])
 def test_headers_that_do_not_end_are_answered_with_408(serve_prism: ServePrism, begun: bytes) -> None:
     prism = serve_prism(limited(header_timeout=SOON))
     status, body = Raw(prism).send(begun).answer()
@@ -93,7 +93,7 @@ def test_headers_that_do_not_end_are_answered_with_408(serve_prism: ServePrism, 
 
 def test_so_are_those_of_a_later_request_that_come_byte_by_byte(serve_prism: ServePrism) -> None:
     prism = serve_prism(limited(header_timeout=SOON))
-    connection = Raw(prism).send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection = Raw(prism).send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert connection.socket.recv(65536).startswith(b"HTTP/1.1 200")
     connection.socket.settimeout(0.02)
     connection.send(b"GET /")
@@ -113,7 +113,7 @@ def is_answered(connection: Raw) -> bool:
 def test_a_connection_without_a_request_is_closed(serve_prism: ServePrism) -> None:
     prism = serve_prism(limited(idle_timeout=SOON))
     assert Raw(prism).rest() == b""
-    used = Raw(prism).send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    used = Raw(prism).send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert used.rest().startswith(b"HTTP/1.1 200")
 
 
@@ -233,7 +233,7 @@ def test_idle_connections_give_way_to_clients_that_ask(short_path: Path) -> None
 def test_so_do_connections_that_are_kept_for_later(short_path: Path) -> None:
     with few_files(short_path / "gateway", limited()) as prism, ExitStack() as held:
         for _ in range(FILES):
-            held.enter_context(Raw(prism)).send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").socket.recv(65536)
+            held.enter_context(Raw(prism)).send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").socket.recv(65536)
         retry(lambda: chat(prism, "a", max_tokens=1))
 
 
