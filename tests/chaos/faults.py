@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,14 +98,16 @@ async def stop_rank(scene: Scene) -> AsyncIterator[Hit]:
 
 
 async def _end_worker(scene: Scene, how: signal.Signals, *, rank: bool = False) -> Hit:
-    status = await scene.target.well()
-    worker = scene.chance.choice(status["workers"])
-    process = psutil.Process(worker["pid"])
-    if rank:
-        process = min(process.children(), key=psutil.Process.create_time)
-    process.send_signal(how)
-    victim = f"worker {worker['worker']}, {worker['state']}, pid {process.pid}"
-    return Hit(victim, frozenset({worker["worker"]}), range(1, 2))
+    while True:
+        status = await scene.target.well()
+        worker = scene.chance.choice(status["workers"])
+        with suppress(psutil.NoSuchProcess):  # it has just made room for another one
+            process = psutil.Process(worker["pid"])
+            if rank:
+                process = min(process.children(), key=psutil.Process.create_time)
+            process.send_signal(how)
+            victim = f"worker {worker['worker']}, {worker['state']}, pid {process.pid}"
+            return Hit(victim, frozenset({worker["worker"]}), range(1, 2))
 
 
 # --- the template and the loader ------------------------------------------------------------------------------------
