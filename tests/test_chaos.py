@@ -17,7 +17,7 @@ SEED = 7
 SOON_OVER = {
     "transformers": (
         "front killed", "loader killed", "loader stopped", "clients leave", "clients cut bodies", "disk full",
-        "pipe full", "file gone", "file cut",
+        "pipe full", "file gone",
     ),
     "sglang": ("front killed", "rank killed"),
 }  # fmt: skip
