@@ -23,6 +23,8 @@ PATIENCE = 20.0
 """Seconds to wait for a victim; then there is none."""
 MEANWHILE = 3
 """Answers that others get while a fault lasts."""
+BUSY = 0.7
+"""Share of the workers that are hit while they serve somebody, if one does."""
 FILES = ("model.safetensors", "config.json", "tokenizer.json")
 
 
@@ -100,7 +102,8 @@ async def stop_rank(scene: Scene) -> AsyncIterator[Hit]:
 async def _end_worker(scene: Scene, how: signal.Signals, *, rank: bool = False) -> Hit:
     while True:
         status = await scene.target.well()
-        worker = scene.chance.choice(status["workers"])
+        busy = [worker for worker in status["workers"] if worker["running"]]
+        worker = scene.chance.choice(busy if busy and scene.chance.random() < BUSY else status["workers"])
         with suppress(psutil.NoSuchProcess):  # it has just made room for another one
             process = psutil.Process(worker["pid"])
             if rank:
