@@ -10,6 +10,7 @@ broken promise, and says which fault it was.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from tests.chaos.record import Record, Records, table
 from tests.chaos.run import Batch, Plan
 
-BATCH = 50
+BATCH = 20
 """Faults that one gateway lives through."""
 LINES = 80
 """Of the gateway's log, to be told with what went wrong."""
@@ -26,10 +27,14 @@ LINES = 80
 def main() -> int:
     given = _arguments()
     records, problem = Records(given.record), ""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the gateway is ended in any case
     with tempfile.TemporaryDirectory(prefix="prism-chaos-") as folder:
         while not problem and (start := records.next_number(given.engine, given.seed)) < given.faults:
             plan = Plan(given.engine, given.seed, range(start, min(given.faults, start + BATCH)))
-            problem = _run(plan, Path(folder), records)
+            try:
+                problem = _run(plan, Path(folder), records)
+            except KeyboardInterrupt:
+                problem = "interrupted"
     print(table(records.all))
     print(problem)
     return 1 if problem else 0

