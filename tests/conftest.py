@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from tests.rig.serving import Prism, ServePrism
 
-pytest_plugins = ("tests.rig.models", "tests.rig.sglang_models", "tests.rig.fake_mps")
+pytest_plugins = ("tests.rig.models", "tests.rig.sglang_models", "tests.rig.sglang_programs", "tests.rig.fake_mps")
 
 # The same cases at every run, so that a commit passes or fails for what is in it; `make fuzz` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from gateway.dummy_tokenizer import write_tokenizer
 from tests.rig.asking import complete
 from tests.rig.serving import Prism, ServePrism
 from tests.rig.sglang_models import NEEDS_SGLANG
+from tests.rig.sglang_programs import PrintOf
 
 ENGINES = ["transformers", pytest.param("sglang", marks=[pytest.mark.sglang, NEEDS_SGLANG])]
 TOKENS = 16
@@ -139,16 +138,15 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def reports(print_of: PrintOf, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A `Report` of tests/sglang/programs/inspect_rank.py for each form."""
     made = tmp_path_factory.mktemp("forms")
     for form, config in FORMS.items():
         (made / f"{form}.json").write_text(json.dumps(config))
     listed = tuple(ModelConfig(name=form, shape=made / f"{form}.json", weights="dummy") for form in FORMS)
     folders = [str(it.path) for it in with_folders(Registry(models=listed), made / "models").models]
-    command = [sys.executable, "-m", "tests.sglang.programs.inspect_rank", *folders]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return dict(zip(FORMS, json.loads(output.splitlines()[-1]).values(), strict=True))
+    printed = print_of("inspect_rank", *folders)
+    return dict(zip(FORMS, json.loads(printed.splitlines()[-1]).values(), strict=True))
 
 
 @pytest.mark.sglang

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from enginepool.engines.sglang.adaptations import __main__ as command
-from enginepool.engines.sglang.adaptations import source
+from enginepool.engines.sglang.adaptations import probes, source
 from enginepool.engines.sglang.adaptations.table import ADAPTATIONS
 from tests.rig.sglang_models import NEEDS_SGLANG
 
@@ -67,11 +68,34 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
     return changed
 
 
-def verdicts(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
-    """The exit status, and what is said of each adaptation."""
-    status = command.main()
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    return status, dict(line.split(": ", 1) for line in lines if ": " in line)
+@pytest.fixture(scope="module")
+def printed() -> subprocess.CompletedProcess[str]:
+    """The command, as one runs it."""
+    module = "enginepool.engines.sglang.adaptations"
+    return subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs_once() -> Iterator[None]:
+    """What the command has run of the installed SGLang is the same whatever `change` has the sources read like."""
+    done: dict[str, subprocess.CompletedProcess[str]] = {}
+    run = subprocess.run
+
+    def run_once(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        code = command[-1]
+        if code not in done:
+            done[code] = run(command, **options)
+        return done[code]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes.subprocess, "run", run_once)
+        yield
+
+
+def verdicts(printed: str) -> dict[str, str]:
+    """What is said of each adaptation."""
+    lines = [line for line in printed.splitlines() if not line.startswith(" ")]
+    return dict(line.split(": ", 1) for line in lines if ": " in line)
 
 
 # the command
@@ -79,18 +103,16 @@ def verdicts(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
 
 @pytest.mark.sglang
 @NEEDS_SGLANG
-def test_nothing_is_missing_in_the_installed_version() -> None:
-    module = "enginepool.engines.sglang.adaptations"
-    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"\n{it.name}: " in done.stdout for it in ADAPTATIONS)
-    assert "none of them gone" in done.stdout
+def test_nothing_is_missing_in_the_installed_version(printed: subprocess.CompletedProcess[str]) -> None:
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert all(f"\n{it.name}: " in printed.stdout for it in ADAPTATIONS)
+    assert "none of them gone" in printed.stdout
 
 
 @pytest.mark.sglang
 @NEEDS_SGLANG
-def test_what_runs_or_reads_on_a_cpu_is_seen_to_be_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    _, said = verdicts(capsys)
+def test_what_runs_or_reads_on_a_cpu_is_seen_to_be_needed(printed: subprocess.CompletedProcess[str]) -> None:
+    said = verdicts(printed.stdout)
     assert said["one gloo thread"] == "needed"
     assert said["no listening without anybody to talk to"] == "needed"
     assert said["a grammar that fails late ends its own request"] == "needed"
@@ -100,6 +122,7 @@ def test_what_runs_or_reads_on_a_cpu_is_seen_to_be_needed(capsys: pytest.Capture
 
 @pytest.mark.sglang
 @NEEDS_SGLANG
+@pytest.mark.usefixtures("runs_once")
 @pytest.mark.parametrize(
     ("old", "new", "name", "reason"),
     [
@@ -121,13 +144,13 @@ def test_a_target_that_is_renamed_or_takes_something_else_is_to_be_ported(
     reason: str,
 ) -> None:
     change(SCHEDULER, old, new)
-    status, said = verdicts(capsys)
-    assert status == 1
-    assert said[name] == f"missing target (must be ported) ({SCHEDULER}:{reason})"
+    assert command.main() == 1
+    assert verdicts(capsys.readouterr().out)[name] == f"missing target (must be ported) ({SCHEDULER}:{reason})"
 
 
 @pytest.mark.sglang
 @NEEDS_SGLANG
+@pytest.mark.usefixtures("runs_once")
 def test_an_import_of_ours_that_is_gone_is_told_with_the_file(
     capsys: pytest.CaptureFixture[str], change: Callable[[str, str, str], None]
 ) -> None:
@@ -138,12 +161,13 @@ def test_an_import_of_ours_that_is_gone_is_told_with_the_file(
 
 @pytest.mark.sglang
 @NEEDS_SGLANG
+@pytest.mark.usefixtures("runs_once")
 def test_what_upstream_has_mended_is_not_needed_any_more(
     capsys: pytest.CaptureFixture[str], change: Callable[[str, str, str], None]
 ) -> None:
     change("sglang.srt.managers.load_snapshot", '"/dev/shm/', '"/elsewhere/')
-    status, said = verdicts(capsys)
-    assert (status, said["load snapshots in the model's folder"]) == (0, "not needed any more")
+    assert command.main() == 0
+    assert verdicts(capsys.readouterr().out)["load snapshots in the model's folder"] == "not needed any more"
 
 
 # looking at source

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from config.errors import EngineError
 from enginepool.process import DEVICE_FAULT_EXIT
 from tests.rig.sglang_models import NEEDS_SGLANG
+from tests.rig.sglang_programs import RunProgram
 
 ILLEGAL = "an illegal memory access was encountered"
 ASSERT = "device-side assert triggered"
@@ -50,14 +49,7 @@ def test_a_cause_counts_too() -> None:
     [("serving", ILLEGAL, DEVICE_FAULT_EXIT), ("building", ILLEGAL, DEVICE_FAULT_EXIT), ("serving", ASSERT, 1)],
 )
 def test_the_worker_ends_with_a_code_of_its_own(
-    sglang_models: dict[str, Path], where: str, text: str, code: int
+    run_program: RunProgram, sglang_models: dict[str, Path], where: str, text: str, code: int
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.sglang.programs.device_fault",
-        str(sglang_models["llama-tiny"]),
-        where,
-        text,
-    ]
-    assert subprocess.run(command, stderr=subprocess.PIPE, timeout=300).returncode == code
+    status, _ = run_program("device_fault", str(sglang_models["llama-tiny"]), where, text)
+    assert status == code

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,27 +10,15 @@ import pytest
 from enginepool.engines.sglang.front.fields import PASSED_OVER, ROUTES, SAMPLING, Fields
 from enginepool.openai.routes import INFERENCE_ROUTES
 from tests.rig.sglang_models import NEEDS_SGLANG
+from tests.rig.sglang_programs import PrintOf
 
 LISTED = {**ROUTES, "sampling_params": SAMPLING}
-_FIELDS = """
-import dataclasses, importlib, json, sys
-from enginepool.engines.sglang import warm
-warm(gpu=False)
-found = {}
-for kind in sys.argv[1:]:
-    module, name = kind.split(":")
-    cls = getattr(importlib.import_module(module), name)
-    names = getattr(cls, "model_fields", None) or getattr(cls, "__struct_fields__", None)
-    found[kind] = list(names or [field.name for field in dataclasses.fields(cls)])
-print(json.dumps(found))
-"""
 
 
 @pytest.fixture(scope="module")
-def installed() -> Any:
-    """The fields of each class, told by a process of its own: importing SGLang here would adapt it for all tests."""
-    command = [sys.executable, "-c", _FIELDS, *(it.kind for it in LISTED.values())]
-    return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+def installed(print_of: PrintOf) -> Any:
+    """The fields of each class."""
+    return json.loads(print_of("fields", *(it.kind for it in LISTED.values())))
 
 
 def test_every_route_has_a_list() -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.rig.sglang_models import NEEDS_SGLANG
+from tests.rig.sglang_programs import PrintOf
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG]
 
 
-def test_nothing_of_sglang_is_left_to_be_imported(sglang_models: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "tests.sglang.programs.first_build", str(sglang_models["llama-tiny"])]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    assert json.loads(output.splitlines()[-1]) == []
+def test_nothing_of_sglang_is_left_to_be_imported(print_of: PrintOf, sglang_models: dict[str, Path]) -> None:
+    assert json.loads(print_of("first_build", str(sglang_models["llama-tiny"])).splitlines()[-1]) == []

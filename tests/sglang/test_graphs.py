@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from tests.rig.sglang_models import NEEDS_SGLANG
+from tests.rig.sglang_programs import PrintOf
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG]
 
 
 @pytest.fixture(scope="module")
-def report() -> Any:
-    done = subprocess.run([sys.executable, "-m", "tests.sglang.programs.graphs"], check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout)
+def report(print_of: PrintOf) -> Any:
+    return json.loads(print_of("graphs"))
 
 
 def test_none_is_captured_before_the_model_serves(report: Any) -> None:

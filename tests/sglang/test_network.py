@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -14,27 +12,9 @@ import pytest
 
 from tests.rig.models import Stored
 from tests.rig.sglang_models import NEEDS_SGLANG, Worker
+from tests.rig.sglang_programs import PrintOf
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
-
-RANKS = """
-import datetime, os, sys, psutil, torch, torch.distributed as dist
-from enginepool.engines.sglang import groups
-
-groups.keep_off_the_network()
-rank, size, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-group = dist.new_group(list(range(size)), backend="gloo", timeout=datetime.timedelta(hours=2))
-mine, all_of_it = torch.tensor([rank + 1.0]), [None] * size
-dist.all_reduce(mine, group=group)
-dist.broadcast(mine, 0, group=group)
-dist.all_gather_object(all_of_it, {"rank": rank}, group=group)
-dist.monitored_barrier(group, timeout=datetime.timedelta(minutes=1), wait_all_ranks=True)
-ports = {it.laddr.ip for it in psutil.Process().net_connections("tcp") if it.status == "LISTEN"}
-print(mine.item(), all_of_it, dist.get_backend(group), sorted(ports))
-dist.barrier()
-dist.destroy_process_group()
-"""
 
 
 def listening(process: psutil.Process) -> list[object]:
@@ -66,19 +46,9 @@ async def test_its_sockets_lie_where_no_other_user_may_look(
     await sglang_worker.blank()
 
 
-def run_ranks(size: int) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", "-c", RANKS]
-        ranks = [
-            subprocess.Popen([*command, str(rank), str(size), f"{folder}/group"], stdout=subprocess.PIPE, text=True)
-            for rank in range(size)
-        ]
-        return [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+def test_a_group_of_one_has_what_it_gives_and_listens_nowhere(print_of: PrintOf) -> None:
+    assert json.loads(print_of("group", "1")) == [[1.0, [{"rank": 0}], "gloo", []]]
 
 
-async def test_a_group_of_one_has_what_it_gives_and_listens_nowhere() -> None:
-    assert run_ranks(1) == ["1.0 [{'rank': 0}] gloo []"]
-
-
-async def test_a_group_of_two_meets_on_loopback() -> None:
-    assert run_ranks(2) == ["3.0 [{'rank': 0}, {'rank': 1}] gloo ['127.0.0.1']"] * 2
+def test_a_group_of_two_meets_on_loopback(print_of: PrintOf) -> None:
+    assert json.loads(print_of("group", "2")) == [[3.0, [{"rank": 0}, {"rank": 1}], "gloo", ["127.0.0.1"]]] * 2

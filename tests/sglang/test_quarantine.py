@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.rig.sglang_models import NEEDS_SGLANG
+from tests.rig.sglang_programs import PrintOf
 from tests.sglang.programs.poison import NEIGHBOURS, PLACES, Report
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG]
 
-TIMEOUT = 300
 NOT_AT_FAULT = {"nowhere", "merging", "company"}
 """Where nobody fails alone."""
 
 
 @pytest.fixture(scope="module")
-def reports(sglang_models: dict[str, Path]) -> dict[str, Report]:
-    command = [sys.executable, "-m", "tests.sglang.programs.poison", str(sglang_models["llama-tiny"])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr
-    return {place: Report(**found) for place, found in json.loads(done.stdout).items()}
+def reports(print_of: PrintOf, sglang_models: dict[str, Path]) -> dict[str, Report]:
+    found = json.loads(print_of("poison", str(sglang_models["llama-tiny"])))
+    return {place: Report(**report) for place, report in found.items()}
 
 
 @pytest.mark.parametrize("place", [it.__name__ for it in PLACES])

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.rig.sglang_models import NEEDS_SGLANG
+from tests.rig.sglang_programs import PrintOf
 from tests.sglang.programs.scarce import SCENARIOS
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG]
 
 
 @pytest.fixture(scope="module")
-def reports(sglang_models: dict[str, Path]) -> Any:
+def reports(print_of: PrintOf, sglang_models: dict[str, Path]) -> Any:
     """A `Report` of tests/sglang/programs/scarce.py for each scenario."""
-    command = [sys.executable, "-m", "tests.sglang.programs.scarce", str(sglang_models["llama-tiny"])]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    return json.loads(print_of("scarce", str(sglang_models["llama-tiny"])).splitlines()[-1])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

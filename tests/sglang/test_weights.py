@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from gateway.demo_models import NAMES
 from tests.rig.models import Stored, ignore_progress
 from tests.rig.sglang_checkpoints import make_fp8, make_mla, make_moe, without
 from tests.rig.sglang_models import NEEDS_SGLANG, Worker
+from tests.rig.sglang_programs import PrintOf
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
 
@@ -29,14 +28,15 @@ FORMS = ("llama-tiny", "qwen3-tiny", "gemma3-tiny", "moe", "mla", "fp8")
 
 
 @pytest.fixture(scope="module")
-def reports(sglang_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def reports(
+    print_of: PrintOf, sglang_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """A `Report` of tests/sglang/programs/inspect_rank.py for each model."""
     made = tmp_path_factory.mktemp("forms")
     odd = [make_moe(made / "moe"), make_mla(made / "mla"), make_fp8(made / "fp8", sglang_models["llama-tiny"])]
     folders = [*(str(sglang_models[name]) for name in NAMES), *map(str, odd)]
-    command = [sys.executable, "-m", "tests.sglang.programs.inspect_rank", *folders]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return {Path(folder).name: report for folder, report in json.loads(output.splitlines()[-1]).items()}
+    found = json.loads(print_of("inspect_rank", *folders).splitlines()[-1])
+    return {Path(folder).name: report for folder, report in found.items()}
 
 
 @pytest.mark.parametrize("form", FORMS)

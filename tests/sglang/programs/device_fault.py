@@ -1,6 +1,7 @@
-"""A worker's front and rank whose GPU fails, as far as a CPU can play that:
-`python -m tests.sglang.programs.device_fault FOLDER WHERE TEXT` serves the model of FOLDER, and CUDA says TEXT while
-it is built or serves (WHERE). Exits as a worker does.
+"""A worker's front and rank whose GPU fails, as far as a CPU can play that.
+
+`device_fault FOLDER WHERE TEXT` serves the model of FOLDER, and CUDA says TEXT while it is built or serves (WHERE).
+Exits as a worker does.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
 import uvloop
 
-from enginepool.engines.sglang import SglangEngine, warm
+from enginepool.engines.sglang import SglangEngine
 from enginepool.engines.sglang.protocol import StartRank
 from enginepool.messages import Manifest, ModelSpec, SegmentRef
 from enginepool.process import die_with_parent
@@ -47,16 +47,11 @@ async def serve(model: ModelSpec, manifest: Manifest, segment: SegmentRef) -> No
     await asyncio.Event().wait()
 
 
-def main() -> None:
-    warm(gpu=False)
-    model = ModelSpec("m", sys.argv[1], "float32", {})
+def main(folder: str, where: str, text: str) -> None:
+    model = ModelSpec("m", folder, "float32", {})
     forking = multiprocessing.get_context("fork")
     parent, child = forking.Pipe()
     forking.Process(target=load_and_hold, args=(os.getpid(), model, child)).start()
     manifest, segment = parent.recv()
-    fail(sys.argv[2], sys.argv[3])
+    fail(where, text)
     uvloop.run(serve(model, manifest, segment))
-
-
-if __name__ == "__main__":
-    main()

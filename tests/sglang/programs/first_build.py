@@ -1,8 +1,6 @@
 """What a rank still imports of SGLang while it builds its first model.
 
-    python -m tests.sglang.programs.first_build FOLDER
-
-prints the modules' names as JSON. A process of its own, from which a rank is forked that tells them.
+`first_build FOLDER` prints the modules' names as JSON, which a rank tells.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from enginepool.engines.sglang import SglangEngine, warm
+from enginepool.engines.sglang import SglangEngine
 from enginepool.engines.sglang.protocol import StartRank
 from enginepool.messages import Manifest, ModelSpec, SegmentRef
 
@@ -62,22 +60,17 @@ async def build(model: ModelSpec, manifest: Manifest, segment: SegmentRef) -> No
     await engine.close()
 
 
-def main() -> None:
-    warm(gpu=False)
-    model = ModelSpec("m", sys.argv[1], "float32", {})
+def main(folder: str) -> None:
+    model = ModelSpec("m", folder, "float32", {})
     forking = multiprocessing.get_context("fork")
     parent, child = forking.Pipe()
     loader = forking.Process(target=load, args=(model, child))
     loader.start()
     manifest, segment = parent.recv()
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder, "imports")
+    with tempfile.TemporaryDirectory() as shared:
+        told = Path(shared, "imports")
         tell_imports(told)
         uvloop.run(build(model, manifest, segment))
         print(told.read_text())
     parent.send(None)
     loader.join()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,6 @@
 """What LazyDecodeGraphs captures when, by SGLang's own code but for the graphs: each is replaced by a note of its size.
 
-    python -m tests.sglang.programs.graphs
-
-prints a `Report` as JSON. A process of its own, since SGLang adapts much in the one that imports it.
+`graphs` prints a `Report` as JSON.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-
-from enginepool.engines.sglang import warm
 
 SIZES = [1, 2, 4, 8]
 
@@ -55,7 +51,6 @@ def fill_buffers(runner: Any) -> None:
 
 
 def main() -> None:
-    warm(gpu=False)
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
     from sglang.srt.model_executor.runner_utils.buffers import DecodeInputBuffers
@@ -142,7 +137,3 @@ def main() -> None:
     sizes, wrote, long = list(graphs.capture_bs), sorted(written), sorted(lengths)
     report = Report(at_first, for_three, for_four, idle, after_failure, sizes, lacks, wrote, long, sent_first)
     print(json.dumps(asdict(report)))
-
-
-if __name__ == "__main__":
-    main()

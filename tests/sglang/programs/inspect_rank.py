@@ -1,16 +1,12 @@
 """What a model is like that got its weights from the store, beside one that SGLang loaded itself.
 
-    python -m tests.sglang.programs.inspect_rank FOLDER...
-
-prints a `Report` for each folder as JSON; one without weights gets dummy ones. A process of its own, since SGLang
-adapts much in the one that imports it.
+`inspect_rank FOLDER...` prints a `Report` for each folder as JSON; one without weights gets dummy ones.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -20,7 +16,7 @@ import torch
 from torch import Tensor
 
 from enginepool.engines.phases import Phases
-from enginepool.engines.sglang import arguments, warm
+from enginepool.engines.sglang import arguments
 from enginepool.engines.sglang.protocol import Weights
 from enginepool.engines.sglang.rank.cpu import CpuDevice
 from enginepool.messages import Manifest, ModelSpec
@@ -143,13 +139,8 @@ def tables_again(model: torch.nn.Module) -> dict[str, bool]:
     return {name: torch.equal(it, before[name]) for name, it in tables.items()}
 
 
-def main() -> None:
-    warm(gpu=False)
+def main(*folders: str) -> None:
     from sglang.srt.layers.quantization import fp8
 
     fp8.cutlass_fp8_supported = lambda: True  # what a GPU does after loading; it needs none itself
-    print(json.dumps({folder: asdict(inspect(Path(folder))) for folder in sys.argv[1:]}))
-
-
-if __name__ == "__main__":
-    main()
+    print(json.dumps({folder: asdict(inspect(Path(folder))) for folder in folders}))

@@ -1,22 +1,19 @@
 """What an engine answers while a request raises somewhere in SGLang's loop, beside others that do not.
 
-    python -m tests.sglang.programs.poison FOLDER
-
-prints the `Report` of each place as JSON. A process of its own, since it changes the SGLang that it imports: there is
-an error at that place whenever a poisonous request takes part, known by the length that it asks for.
+`poison FOLDER` prints the `Report` of each place as JSON. It changes SGLang: there is an error at that
+place whenever a poisonous request takes part, known by the length that it asks for.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import uvloop
 
-from enginepool.engines.sglang import SglangEngine, warm
+from enginepool.engines.sglang import SglangEngine
 from enginepool.engines.sglang.protocol import StartRank
 from enginepool.messages import Done, Manifest, ModelSpec, Reply, SegmentRef, Submit
 from tests.sglang.programs.scarce import POOL, Gateway, in_child
@@ -242,17 +239,11 @@ def play(place: Callable[[], None], model: ModelSpec, manifest: Manifest, segmen
     return uvloop.run(run())
 
 
-def main() -> None:
-    warm(gpu=False)
+def main(folder: str) -> None:
     from enginepool.engines.sglang.loading import weights
 
-    model = ModelSpec("m", sys.argv[1], "float32", {})
-    chosen = [it for it in PLACES if not sys.argv[2:] or it.__name__ in sys.argv[2:]]
+    model = ModelSpec("m", folder, "float32", {})
     manifest, held = weights.load(model, lambda done, total: None, max_running=MAX_RUNNING, device="cpu")
     with held:
-        reports = {it.__name__: asdict(in_child(play, it, model, manifest, held.ref)) for it in chosen}
+        reports = {it.__name__: asdict(in_child(play, it, model, manifest, held.ref)) for it in PLACES}
     print(json.dumps(reports))
-
-
-if __name__ == "__main__":
-    main()

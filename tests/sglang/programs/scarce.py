@@ -1,10 +1,7 @@
 """What an engine answers whose KV cache behaves as on a crowded GPU, on a CPU.
 
-    python -m tests.sglang.programs.scarce FOLDER
-
-prints a `Report` for each scenario as JSON. A process of its own, since it changes the allocator of the SGLang that it
-imports: that one keeps to a limit, misses as kvcached's does, and while more is held than the limit, what is evicted is
-gone and not free.
+`scarce FOLDER` prints a `Report` for each scenario as JSON. It changes SGLang's allocator: that one keeps
+to a limit, misses as kvcached's does, and while more is held than the limit, what is evicted is gone and not free.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +21,7 @@ import uvloop
 from msgspec import structs
 
 from enginepool.engine import Output
-from enginepool.engines.sglang import SglangEngine, warm
+from enginepool.engines.sglang import SglangEngine
 from enginepool.engines.sglang.protocol import KvLimitSet, StartRank
 from enginepool.engines.sglang.rank import stalled_queue
 from enginepool.engines.sglang.rank.cpu import CpuDevice, FixedKv
@@ -34,7 +30,7 @@ from enginepool.messages import Done, KvLimitApplied, Manifest, ModelSpec, Reply
 MAX_RUNNING = 4
 POOL = 2**26
 """Bytes of the pool, far more than anything here fills."""
-SMALL = 200
+SMALL = 100
 """Tokens of a limit."""
 PROMPTS = ("Once upon a time", "A gate opens", "The sky is blue", "Two birds", "She said")
 LONG = "word " * 300
@@ -280,17 +276,12 @@ def in_child(play: Callable[..., Result], *args: Any) -> Result:
         os.waitpid(pid, 0)
 
 
-def main() -> None:
-    warm(gpu=False)
+def main(folder: str) -> None:
     make_scarce()
     from enginepool.engines.sglang.loading import weights
 
-    model = ModelSpec("m", sys.argv[1], "float32", {})
+    model = ModelSpec("m", folder, "float32", {})
     manifest, held = weights.load(model, lambda done, total: None, max_running=MAX_RUNNING, device="cpu")
     with held:
         reports = {name: asdict(in_child(play, name, model, manifest, held.ref)) for name in SCENARIOS}
     print(json.dumps(reports))
-
-
-if __name__ == "__main__":
-    main()
