@@ -1,7 +1,7 @@
-"""What a request has said before it was set back counts for its penalties, as if it had not been.
+"""Keeps penalties correct after a retraction.
 
-SGLang 0.5.17 counts tokens as they are decoded. A retracted request is prefilled with its answer so far, none of which
-is counted again: it repeats itself from then on, or ends below its `min_tokens`.
+SGLang 0.5.17 counts tokens for penalties as they are decoded. When a retracted request is prefilled again with its
+answer so far, that answer is not counted, so the request may repeat itself or end before its `min_tokens`.
 
 To be imported after SGLang.
 """
@@ -16,7 +16,7 @@ from sglang.srt.sampling import penaltylib
 
 
 def adapt() -> None:
-    """Once per process."""
+    """Patch SGLang. Once per process."""
     prepare = ScheduleBatch.prepare_for_extend
 
     def prepare_and_count(batch: Any) -> None:
@@ -38,7 +38,8 @@ def _count(batch: Any, penalizers: dict[type, Any]) -> None:
 
 
 def _counted(req: Any, overlap: bool) -> Any:
-    """What SGLang would have counted by now: with overlap it is late by one token, and begins with the prompt."""
+    """The tokens SGLang would have counted by now. With overlap scheduling it lags by one token and starts with the
+    prompt's last token."""
     return (req.origin_input_ids[-1:] + req.output_ids)[:-1] if overlap else req.output_ids
 
 
