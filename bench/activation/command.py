@@ -27,7 +27,7 @@ from typing import get_args
 import yaml
 
 from bench.activation.report import write_report
-from bench.activation.run import Run
+from bench.activation.run import ActivationRun
 from bench.shapes import SHAPES
 from bench.subjects.device_memory import device_memory
 from bench.subjects.processes import STOPPED, cancel_on_signals, run_to_its_end
@@ -151,7 +151,7 @@ async def command(chosen: argparse.Namespace) -> int:
     cancel_on_signals()
     try:
         with models_folder(chosen) as folder, device_memory(chosen.device) as memory:
-            run = Run(chosen, folder, memory)
+            run = ActivationRun(chosen, folder, memory)
             await until_stopped(run)
         print(write_report(chosen, run.measured))
     except (StudyError, OSError) as error:
@@ -160,7 +160,7 @@ async def command(chosen: argparse.Namespace) -> int:
     return STOPPED if run.measured.stopped else 0
 
 
-async def until_stopped(run: Run) -> None:
+async def until_stopped(run: ActivationRun) -> None:
     """By a signal; what has been measured is reported all the same, unless that is nothing."""
     try:
         await run.measure()

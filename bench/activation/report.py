@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.activation.goals import judge
 from bench.activation.replacement import Replacement
-from bench.activation.rounds import Eviction, Round
+from bench.activation.rounds import ActivationRound, Eviction
 from bench.machine import describe_machine, in_words, versions
 from config.units import format_size
 from simulator.percentiles import percentile
@@ -24,8 +24,8 @@ STOPPED_EARLY = "Stopped before its end: what is missing here was not reached."
 
 
 @dataclass
-class Measured:
-    rounds: list[Round] = field(default_factory=list)
+class ActivationFigures:
+    rounds: list[ActivationRound] = field(default_factory=list)
     link: dict[str, Any] = field(default_factory=dict)
     """GB/s and what it was measured between."""
     blank_bytes: int | None = None
@@ -52,7 +52,7 @@ class Measured:
     """Before its end."""
 
 
-def write_report(chosen: argparse.Namespace, measured: Measured) -> str:
+def write_report(chosen: argparse.Namespace, measured: ActivationFigures) -> str:
     """Write the files that were asked for; returns the table for people. Raises: OSError."""
     swaps = json.loads(chosen.swaps.read_text()) if chosen.swaps else None
     real = chosen.engine == "sglang" and chosen.device != "cpu" and not chosen.tiny
@@ -83,13 +83,13 @@ def command_of(chosen: argparse.Namespace) -> str:
     return " ".join(["python -m bench.activation", *flags, *parts])
 
 
-def summarize(measured: Measured, swaps: Mapping[str, Any] | None, note: str, *, real: bool) -> dict[str, Any]:
+def summarize(measured: ActivationFigures, swaps: Mapping[str, Any] | None, note: str, *, real: bool) -> dict[str, Any]:
     """Everything that the run has shown. `swaps` is what `bench.swaps` wrote, if it ran.
 
     Goals are judged in a `real` run only: whole models on a GPU.
     """
     link = measured.link["gbps"]
-    groups: dict[tuple[str, str], list[Round]] = {}
+    groups: dict[tuple[str, str], list[ActivationRound]] = {}
     for taken in measured.rounds:
         groups.setdefault((taken.model, taken.state), []).append(taken)
     full = measured.full_eviction
@@ -114,7 +114,7 @@ def summarize(measured: Measured, swaps: Mapping[str, Any] | None, note: str, *,
     return {**figures, "goals": judge(figures, swaps, real=real)}
 
 
-def _row(rounds: Sequence[Round], link: float) -> Row:
+def _row(rounds: Sequence[ActivationRound], link: float) -> Row:
     first = rounds[0]
     copy = _median([taken.copy_gbps for taken in rounds])
     names = dict.fromkeys(name for taken in rounds for name in taken.phases)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.load.outcomes import Outcome
+from bench.load.outcomes import RequestOutcome
 from bench.load.prompts import ExactWriter, PromptWriter
 from bench.load.tokens import counter_of
 from bench.subjects.device_memory import DeviceMemory
@@ -37,7 +37,7 @@ STATS_EVERY = 1.5
 
 
 @dataclass(frozen=True)
-class Round:
+class ActivationRound:
     """One activation. Seconds from the request that wanted it, phases one after another up to the first token."""
 
     model: str
@@ -85,7 +85,7 @@ class Prompts:
         return self._exact[model].write(tokens)
 
 
-class Rounds:
+class ActivationRounds:
     """Brings models of one gateway into a state and measures their way out of it.
 
     `reserve` is how many workers it keeps blank: as long as fewer are, it tears down whatever is parked.
@@ -107,16 +107,16 @@ class Rounds:
 
     # states
 
-    async def disk(self, model: str) -> Round:
+    async def disk(self, model: str) -> ActivationRound:
         """Nobody has asked for the model yet."""
         return await self._measure(model, "disk")
 
-    async def parked(self, model: str) -> Round:
+    async def parked(self, model: str) -> ActivationRound:
         """Its worker keeps the skeleton; all others are blank."""
         await self._park(model)
         return await self._measure(model, "parked")
 
-    async def blank(self, model: str) -> Round:
+    async def blank(self, model: str) -> ActivationRound:
         """Its weights are in host memory, no worker has a skeleton of it, and blank ones are free.
 
         Needs a reserve of all workers but one: another model on that one has the gateway tear down what is parked.
@@ -126,7 +126,7 @@ class Rounds:
         await self._until_held({other})
         return await self._measure(model, "blank")
 
-    async def other(self, model: str) -> Round:
+    async def other(self, model: str) -> ActivationRound:
         """Every worker but the reserve serves another model."""
         places = len(await self._subject.workers()) - self._reserve
         others = [name for name in self._models if name != model][:places]
@@ -169,7 +169,7 @@ class Rounds:
 
     # measuring
 
-    async def _measure(self, model: str, state: str) -> Round:
+    async def _measure(self, model: str, state: str) -> ActivationRound:
         prompt = self._prompts.write(model)
         await asyncio.sleep(REST if self._memory is not None else 0)
         began = time.perf_counter()
@@ -184,16 +184,16 @@ class Rounds:
         await self._subject.settled()
         eviction = await self.evict(model, taken.nbytes)
         freed = eviction.answered if eviction.freed is None else eviction.freed
-        return Round(**{**vars(taken), "evict": freed, "evict_answer": eviction.answered})
+        return ActivationRound(**{**vars(taken), "evict": freed, "evict_answer": eviction.answered})
 
-    async def _round(self, model: str, state: str, ready: float, outcome: Outcome) -> Round:
+    async def _round(self, model: str, state: str, ready: float, outcome: RequestOutcome) -> ActivationRound:
         assert outcome.first_token is not None
         worker = await self._subject.active_worker(model)
         inside: dict[str, float] = worker["activation_phases_s"] or {}
         ready = min(max(ready, sum(inside.values())), outcome.first_token)
         before = max(0.0, ready - sum(inside.values()))
         phases = {"load" if state == "disk" else "waiting": before, **inside, "prefill": outcome.first_token - ready}
-        return Round(
+        return ActivationRound(
             model,
             state,
             (await self._subject.models())[model]["weight_bytes"],

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.activation.copy_interference import beside_copies
 from bench.activation.decode import decode_rates, first_tokens
-from bench.activation.idle import idle_shares
+from bench.activation.idle_cpu import idle_shares
 from bench.activation.link import link_rate
-from bench.activation.neighbour import beside_copies
 from bench.activation.replacement import kill
-from bench.activation.report import Measured
-from bench.activation.rounds import Prompts, Round, Rounds
+from bench.activation.report import ActivationFigures
+from bench.activation.rounds import ActivationRound, ActivationRounds, Prompts
 from bench.activation.stock_server import stock_server
 from bench.shapes import config_of
 from bench.subjects.checkpoints import tensors_of
@@ -32,7 +32,7 @@ HOST_SLACK = 1.25
 """Host memory for the weights, over the size of their files: SGLang's own form of them may be larger."""
 
 
-class Run:
+class ActivationRun:
     """One measurement from the command line's wishes; `measured` fills up."""
 
     def __init__(self, chosen: argparse.Namespace, folder: Path, memory: DeviceMemory | None) -> None:
@@ -40,7 +40,7 @@ class Run:
         self._folder = folder
         self._memory = memory
         self._prompts = Prompts(None if chosen.engine == "simulated" else folder)
-        self.measured = Measured()
+        self.measured = ActivationFigures()
 
     async def measure(self) -> None:
         """Raises: StudyError."""
@@ -62,7 +62,7 @@ class Run:
         path, given = self._folder / model, shlex.split(self._chosen.cold_args)
         async with stock_server(model, path, self._prompts.write(model), given) as stock:
             took = stock.first_token
-            self._take(Round(model, "cold", _file_bytes(path), {"start": took}, None, took, took))
+            self._take(ActivationRound(model, "cold", _file_bytes(path), {"start": took}, None, took, took))
             if self._chosen.decode and model == self._largest():
                 prompts = [self._prompts.write(model) for _ in range(32)]
                 self.measured.stock_decode = await decode_rates(stock.client, stock.url, model, prompts)
@@ -75,7 +75,7 @@ class Run:
         reserve = chosen.workers - 1
         before = self._memory.used if self._memory is not None else 0
         async with serving(self._registry(reserve), START_TIMEOUT) as subject:
-            rounds = Rounds(subject, chosen.models, reserve, self._prompts, self._memory)
+            rounds = ActivationRounds(subject, chosen.models, reserve, self._prompts, self._memory)
             all_blank = self._memory.used if self._memory is not None else 0
             self.measured.blank_bytes = int((all_blank - before) / chosen.workers) if self._memory is not None else None
             for model in chosen.models:
@@ -92,7 +92,7 @@ class Run:
             await self._extras(subject, rounds)
             await subject.check_workers()
 
-    async def _extras(self, subject: GatewayUnderTest, rounds: Rounds) -> None:
+    async def _extras(self, subject: GatewayUnderTest, rounds: ActivationRounds) -> None:
         """What is measured of the largest model only."""
         model = self._largest()
         if self._chosen.fill_kv:
@@ -107,7 +107,7 @@ class Run:
     async def _among_others(self) -> None:
         chosen = self._chosen
         async with serving(self._registry(chosen.reserve), START_TIMEOUT) as subject:
-            rounds = Rounds(subject, chosen.models, chosen.reserve, self._prompts, self._memory)
+            rounds = ActivationRounds(subject, chosen.models, chosen.reserve, self._prompts, self._memory)
             for model in chosen.models:
                 say(f"bringing {model} into host memory")
                 await rounds.disk(model)
@@ -119,7 +119,7 @@ class Run:
             if chosen.kill:
                 await self._kill(subject)
 
-    async def _beside(self, subject: GatewayUnderTest, rounds: Rounds) -> None:
+    async def _beside(self, subject: GatewayUnderTest, rounds: ActivationRounds) -> None:
         """What the largest model's activations do to the smallest, and what both take of a CPU when nobody asks."""
         chosen, copied = self._chosen, self._largest()
         neighbour = min((it for it in chosen.models if it != copied), key=self._weight_bytes, default=copied)
@@ -140,7 +140,7 @@ class Run:
             say(f"{model}'s worker killed: another is blank after {1000 * found.blank:.0f} ms")
             self.measured.replacements.append(found)
 
-    def _take(self, taken: Round) -> None:
+    def _take(self, taken: ActivationRound) -> None:
         self.measured.rounds.append(taken)
         evicted = "" if taken.evict is None else f", evicted in {1000 * taken.evict:.0f} ms"
         say(f"{taken.model:>14} {taken.state:>7}: first token after {1000 * taken.first_token:.0f} ms{evicted}")

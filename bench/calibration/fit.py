@@ -62,7 +62,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LeastSquaresFit:
     terms: dict[str, float]
     points: list[Point]
 
@@ -84,8 +84,8 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fits:
-    prefill: Fit
-    decode: Fit
+    prefill: LeastSquaresFit
+    decode: LeastSquaresFit
     per_neighbour: float
 
 
@@ -102,7 +102,7 @@ def fit(measured: Measurements) -> Fits:
 # --- prefill --------------------------------------------------------------------------------------------------
 
 
-def fit_prefill(points: Sequence[PrefillPoint], shapes: Mapping[str, Shape], chunk: int) -> Fit:
+def fit_prefill(points: Sequence[PrefillPoint], shapes: Mapping[str, Shape], chunk: int) -> LeastSquaresFit:
     """The terms of `simulator.calibration.PrefillCost`. Raises: StudyError."""
     samples = [
         Sample(
@@ -135,7 +135,9 @@ def _prefill_step(shape: Shape, tokens: int, before: int) -> Either:
 # --- decode ---------------------------------------------------------------------------------------------------
 
 
-def fit_decode(points: Sequence[DecodePoint], shapes: Mapping[str, Shape], uneven: Sequence[Steps] = ()) -> Fit:
+def fit_decode(
+    points: Sequence[DecodePoint], shapes: Mapping[str, Shape], uneven: Sequence[Steps] = ()
+) -> LeastSquaresFit:
     """The terms of `simulator.calibration.DecodeCost`; `uneven` are steps of contexts of different lengths.
 
     Raises:
@@ -227,7 +229,7 @@ class _System:
         return float(np.square(self.fitted(terms) / self.seconds - 1).sum())
 
 
-def _fit(samples: Sequence[Sample]) -> Fit:
+def _fit(samples: Sequence[Sample]) -> LeastSquaresFit:
     names = _names(samples)
     if len(samples) < len(names):
         raise StudyError(f"{len(samples)} measurements are too few to find {', '.join(names)}")
@@ -237,7 +239,7 @@ def _fit(samples: Sequence[Sample]) -> Fit:
         Point(sample.words, sample.seconds, float(value))
         for sample, value in zip(samples, system.fitted(best), strict=True)
     ]
-    return Fit(dict(zip(names, map(float, best), strict=True)), points)
+    return LeastSquaresFit(dict(zip(names, map(float, best), strict=True)), points)
 
 
 def _candidates(system: _System) -> Iterator[Array]:
@@ -295,7 +297,7 @@ def factors_to_one(matrix: Array) -> Array:
     return best / np.where(size > 0, size, 1.0)
 
 
-def _as_rates(found: Fit, rates: Mapping[str, str], what: str) -> Fit:
+def _as_rates(found: LeastSquaresFit, rates: Mapping[str, str], what: str) -> LeastSquaresFit:
     """Seconds for each operation or byte become so many a second."""
     terms = {}
     for name, value in found.terms.items():
@@ -305,4 +307,4 @@ def _as_rates(found: Fit, rates: Mapping[str, str], what: str) -> Fit:
         if name in rates and value <= 0:
             raise StudyError(f"the measurements of {what} do not grow with {name}: no rate follows from them")
         terms[rates.get(name, name)] = 1 / value if name in rates else value
-    return Fit(terms, found.points)
+    return LeastSquaresFit(terms, found.points)

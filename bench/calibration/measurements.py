@@ -14,7 +14,7 @@ from config.shape import Shape, shape_of
 from simulator.errors import StudyError
 
 
-class Load(Struct, frozen=True):
+class RepeatedLoad(Struct, frozen=True):
     """What an engine is kept busy with: rounds of `batch` prompts, `tokens` new tokens for each."""
 
     name: str
@@ -82,7 +82,7 @@ class Measurements(Struct, kw_only=True):
     """Their config.json."""
     chunk: int
     """Tokens of prompts that a prefill step takes."""
-    loads: list[Load]
+    loads: list[RepeatedLoad]
     prefill: list[PrefillPoint] = []
     decode: list[DecodePoint] = []
     alone: list[Alone] = []

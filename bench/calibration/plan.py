@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
-from bench.calibration.measurements import Load
+from bench.calibration.measurements import RepeatedLoad
 
 ROOM = 272_000
 """Tokens of KV cache of the first engine of a model: 32 requests of 8192, and what they say."""
@@ -38,29 +38,29 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CalibrationPlan:
     engines: dict[str, int]
     """How many of each model, the smallest first."""
     room: int
     prefill: list[Prefill]
     decode: list[Decode]
-    loads: list[Load]
+    loads: list[RepeatedLoad]
     pairs: list[tuple[Member, ...]]
     groups: list[tuple[Member, ...]]
     pair_seconds: float
     group_seconds: float
 
 
-def make_plan(models: Sequence[str], *, quick: bool, room: int = ROOM) -> Plan:
+def make_plan(models: Sequence[str], *, quick: bool, room: int = ROOM) -> CalibrationPlan:
     """For two models or more, the smallest first; what needs more than `room` tokens of KV cache is left out."""
     loads = [
-        Load("decode 1", 1, 64, 128),
-        Load("decode 32", 32, 64, 128),
-        Load("prefill", 1, 2048 if quick else 4096, 1),
+        RepeatedLoad("decode 1", 1, 64, 128),
+        RepeatedLoad("decode 32", 32, 64, 128),
+        RepeatedLoad("prefill", 1, 2048 if quick else 4096, 1),
     ]
     loads = [load for load in loads if load.batch * (load.prompt + load.tokens) <= room]
     busy = [(model, load.name) for model in models for load in loads]
-    return Plan(
+    return CalibrationPlan(
         engines={model: 2 if place else 1 + LARGE for place, model in enumerate(models)},
         room=room,
         prefill=[it for model in models for it in _prefill(model, quick) if it.tokens < room],

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bench.load.acquaintance import Acquaintance
 from bench.load.operating import Operator, send
+from bench.load.prompt_recipes import PromptRecipe
 from bench.load.workload import Arrival
 from simulator.errors import StudyError
 from simulator.progress import say, say_again
@@ -36,7 +36,7 @@ Pair = tuple[Worker, str]
 class WarmUp:
     """Knows which models are warm in which processes; `cold` says why others are not."""
 
-    def __init__(self, subject: Operator, met: Mapping[str, Acquaintance]) -> None:
+    def __init__(self, subject: Operator, met: Mapping[str, PromptRecipe]) -> None:
         self._subject = subject
         self._met = met
         self._warm: set[tuple[int, str]] = set()
@@ -156,7 +156,7 @@ async def _restore(subject: Operator, before: Sequence[Worker]) -> None:
     await subject.settled()
 
 
-async def warm_up(subject: Operator, met: Mapping[str, Acquaintance]) -> None:
+async def warm_up(subject: Operator, met: Mapping[str, PromptRecipe]) -> None:
     """Of a gateway that somebody else runs, which is left as it was found. Raises: StudyError."""
     async with left_as_found(subject):
         warming = WarmUp(subject, met)
