@@ -1,4 +1,4 @@
-"""What activations should take on one H200, and whether they do."""
+"""Goals for activations on one H200, and whether they are met."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from config.units import format_size
 
 Figures = Mapping[str, Any]
-"""Of `bench.activation`, with what `bench.swaps` wrote as `swaps`, if it ran."""
+"""The figures of `bench.activation`; those of `bench.swaps`, if it ran, are under `swaps`."""
 LARGE, SMALL = "llama-8b", "llama-1b"
 FULL_KV = 20 * 2**30
-"""Bytes of KV cache that the goal for a full eviction is about."""
+"""Bytes of KV cache for which the goal for a full eviction is defined."""
 SWAPS = 200
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class ActivationGoal:
-    """`measure` finds the figure, or None where this run has not measured it."""
+    """One goal. `measure` extracts the figure; None if this run did not measure it."""
 
     name: str
     bound: float
@@ -46,7 +46,7 @@ class ActivationGoal:
 
 
 def judge(figures: Figures, swaps: Mapping[str, Any] | None, *, real: bool) -> list[dict[str, Any]]:
-    """Every goal with what was measured; `met` is None where nothing was, and where the run was not a `real` one."""
+    """All goals with measured figures. `met` is None if a figure is missing or the run was not a `real` one."""
     return [goal.judge({**figures, "swaps": swaps}, real=real) for goal in GOALS]
 
 
@@ -101,7 +101,7 @@ def _gib(find: Callable[[Figures], float | None]) -> Callable[[Figures], float |
 
 
 def _replaced(key: str) -> Callable[[Figures], float | None]:
-    """Of the slowest."""
+    """The figure of the slowest replacement."""
 
     def find(figures: Figures) -> float | None:
         return max((found[key] for found in figures["replacements_s"] if found[key] is not None), default=None)
@@ -110,7 +110,7 @@ def _replaced(key: str) -> Callable[[Figures], float | None]:
 
 
 def _busiest_idle(figures: Figures) -> float | None:
-    """Percent of a core, of the workers that a model is not active on."""
+    """CPU use of the busiest worker without an active model, in percent of a core."""
     return max((100 * share for state, share in figures["idle_core_share"].items() if state != "active"), default=None)
 
 

@@ -1,4 +1,4 @@
-"""The order in which `bench.activation` measures, and the gateways that it starts for that."""
+"""Runs the measurements of `bench.activation` and the gateways that they need."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from simulator.errors import StudyError
 from simulator.progress import say
 
 START_TIMEOUT = 600.0
-"""Seconds for the workers to come up; the first time on a machine they compile kernels."""
+"""Seconds for the workers to start; the first time on a machine they compile kernels."""
 HOST_SLACK = 1.25
-"""Host memory for the weights, over the size of their files: SGLang's own form of them may be larger."""
+"""Host memory for weights relative to their files, since SGLang's format of them may be larger."""
 
 
 class ActivationRun:
-    """One measurement from the command line's wishes; `measured` fills up."""
+    """One run of the benchmark; results are collected in `measured`."""
 
     def __init__(self, chosen: argparse.Namespace, folder: Path, memory: DeviceMemory | None) -> None:
         self._chosen = chosen
@@ -69,8 +69,8 @@ class ActivationRun:
                 self.measured.stock_ttft = await first_tokens(stock.client, stock.url, model, self._prompts.write)
 
     async def _one_at_a_time(self) -> None:
-        """The states in which no other model serves. All workers but one are the reserve: what is parked there soon
-        becomes blank."""
+        """Measure the states in which no other model is active. All workers but one are reserve, so that parked models
+        are soon torn down."""
         chosen = self._chosen
         reserve = chosen.workers - 1
         before = self._memory.used if self._memory is not None else 0
@@ -93,7 +93,7 @@ class ActivationRun:
             await subject.check_workers()
 
     async def _extras(self, subject: GatewayUnderTest, rounds: ActivationRounds) -> None:
-        """What is measured of the largest model only."""
+        """Measurements of the largest model only."""
         model = self._largest()
         if self._chosen.fill_kv:
             say(f"evicting {model} with its KV cache full")
@@ -120,7 +120,7 @@ class ActivationRun:
                 await self._kill(subject)
 
     async def _beside(self, subject: GatewayUnderTest, rounds: ActivationRounds) -> None:
-        """What the largest model's activations do to the smallest, and what both take of a CPU when nobody asks."""
+        """Measure how activations of the largest model affect the smallest, and their CPU use when idle."""
         chosen, copied = self._chosen, self._largest()
         neighbour = min((it for it in chosen.models if it != copied), key=self._weight_bytes, default=copied)
         if chosen.neighbour:
@@ -178,7 +178,7 @@ class ActivationRun:
 
 
 def registry_models(engine: str, folder: Path, names: Sequence[str], *, dummy: bool) -> list[dict[str, str]]:
-    """The models of a registry that `make_models` makes in `folder`."""
+    """Registry entries for the models that `make_models` creates in `folder`."""
     if engine == "simulated":
         return [{"name": name} for name in names]
     weights = "dummy" if dummy else "checkpoint"
@@ -186,12 +186,12 @@ def registry_models(engine: str, folder: Path, names: Sequence[str], *, dummy: b
 
 
 async def make_models(folder: Path, wanted: list[str], *, tiny: bool, dummy: bool) -> None:
-    """In a process of its own, which leaves no CUDA context. Raises: StudyError."""
+    """Create models in a process of its own, so that no CUDA context remains. Raises: StudyError."""
     options = [*(["--tiny"] if tiny else []), *(["--no-weights"] if dummy else [])]
     command = [sys.executable, "-m", "bench.shapes", "--out", folder, *wanted, *options]
     process = await asyncio.create_subprocess_exec(*map(str, command), cwd=PROJECT)
     if await process.wait():
-        raise StudyError("the models could not be made")
+        raise StudyError("the models could not be created")
 
 
 def _file_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Runs a plan: engines are started together, then each figure is taken in turn."""
+"""Executes a calibration plan: starts all engines together, then takes the measurements one by one."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from simulator.errors import StudyError
 from simulator.progress import say
 
 Rounds = Sequence[tuple[float, float]]
-"""Begin and end of each."""
+"""Begin and end of each round."""
 
 
 @dataclass(frozen=True)
 class MeasureStep:
     words: str
     seconds: float
-    """That it is thought to take, for the time left."""
+    """Estimated duration, for showing the remaining time."""
     run: Callable[[], Awaitable[None]]
 
 
@@ -46,7 +46,7 @@ async def measure(
     save: Callable[[], None],
     command: Sequence[str] = COMMAND,
 ) -> None:
-    """Fill `measured`, and `save` after each figure.
+    """Take all measurements into `measured`, calling `save` after each.
 
     Raises:
         StudyError: an engine cannot be started, has ended or does not answer.
@@ -106,7 +106,7 @@ class _Run:
         return found
 
     async def _warm_up(self) -> None:
-        """By all at once, so that no window of several begins with one that compiles."""
+        """Warm up all engines at once, so that none still compiles when several are measured together."""
         for load in self._plan.loads:
             await at_once(subject.ask(_command("measure", load, times=1)) for subject in self._running)
 
@@ -146,7 +146,7 @@ class _Run:
         return [answer["rounds"] for answer in answers]
 
     def _seated(self, members: Sequence[Busy]) -> list[EngineSubject]:
-        """An engine for each: the first of its model, the second for the second of that model, and so on."""
+        """Assigns an engine to each member: the n-th engine of a model to its n-th member."""
         taken: Counter[str] = Counter()
         found = []
         for model, _ in members:
@@ -157,7 +157,7 @@ class _Run:
 
 
 def whole(rounds: Sequence[Rounds]) -> list[list[float]]:
-    """Seconds of each engine's rounds that lie wholly within the time in which all engines had one."""
+    """Durations of each engine's rounds that lie within the time in which all engines were busy."""
     begin = max(its[0][0] for its in rounds)
     end = min(its[-1][1] for its in rounds)
     return [[after - before for before, after in its if begin <= before and after <= end] for its in rounds]

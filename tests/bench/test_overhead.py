@@ -25,7 +25,7 @@ from bench.subjects.processes import running
 from bench.subjects.rawclient import Address, EventCount, RawEventStream, RawReply, cut_reply
 from enginepool.engines.simulated import SimulatedEngine
 from enginepool.messages import Chunk, Done, Head, ModelSpec, Submit
-from enginepool.messages import RawReply as WorkerReply
+from enginepool.messages import Reply as WorkerReply
 from simulator.errors import StudyError
 
 TINY = OverheadEffort(
