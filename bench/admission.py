@@ -1,15 +1,16 @@
-"""What the admission queue costs: `python -m bench.admission`.
+"""Measures the cost of the admission queue: `python -m bench.admission`.
 
-A queue is kept at a length: each round adds one request, asks who is first, and removes that one, as if it was served.
-The time that a service takes differs from its cost by up to a fifth either way, so that plans go stale as they do in
-earnest. In three states:
+The queue is kept at a given length: each round adds a request, asks which is first, and removes that one as if it were
+served. Service times deviate from the estimated costs by up to a fifth, so that plans become outdated as they do in
+practice. There are three states:
 
     met          every deadline can be met
     overloaded   half of the deadlines cannot be met
-    levels       the same with three priorities; the upper two are too much already, so that whole plans must be made
+    levels       overloaded with three priorities, the upper two of which are overloaded already, so that complete
+                 plans have to be made
 
-Times are per operation, in microseconds of this process's CPU time; `round` is all three of a round, which is what one
-admission takes.
+Times are per operation, in microseconds of this process's CPU time; `round` is the sum over a round, the cost of one
+admission.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from simulator.progress import say_again
 
 LENGTHS = (10, 100, 1_000, 10_000)
 LOADS = {"met": 0.5, "overloaded": 2.0, "levels": 2.0}
-"""How much work waits, as a share of what fits until the last deadline."""
+"""Waiting work, relative to what fits before the last deadline."""
 OPERATIONS = ("add", "first", "remove", "round")
 GOAL = 100.0
-"""Microseconds of a round, in the mean, with 1,000 requests in the queue."""
+"""Maximum mean of a round, in microseconds, with 1,000 requests in the queue."""
 
 
 class Traffic:
-    """Requests of 1 to 19 s whose deadlines lie within what `load` times so many can be served in."""
+    """Requests of 1 to 19 s, with deadlines that yield the state's load."""
 
     def __init__(self, state: str, length: int) -> None:
         self._random = Random(length)
@@ -48,14 +49,14 @@ class Traffic:
         self._costs: dict[int, float] = {}
 
     def waiting(self, request: int) -> tuple[int, float, float, int]:
-        """One of those that wait at the start, at time 0."""
+        """A request that waits at the start, time 0."""
         return self._made(request, self._random.uniform(0, self._horizon))
 
     def newcomer(self, request: int, now: float) -> tuple[int, float, float, int]:
         return self._made(request, now + self._horizon * self._random.uniform(0.5, 1))
 
     def service(self, request: int) -> float:
-        """Seconds that it takes in fact."""
+        """The request's actual service time in seconds."""
         return self._costs.pop(request) * self._random.uniform(0.8, 1.2)
 
     def _made(self, request: int, deadline: float) -> tuple[int, float, float, int]:
@@ -64,7 +65,7 @@ class Traffic:
 
 
 def measure(state: str, length: int, rounds: int) -> dict[str, dict[str, float | None]]:
-    """Microseconds of each operation."""
+    """Statistics of each operation, in microseconds."""
     traffic, queue = Traffic(state, length), AdmissionQueue(patience=1e9)
     for request in range(length):
         queue.add(*traffic.waiting(request))
@@ -102,7 +103,7 @@ def table(figures: dict[str, dict[int, dict[str, dict[str, float | None]]]]) -> 
 
 
 def arguments() -> argparse.Namespace:
-    parser = Parser(prog="bench.admission", description="What the admission queue costs for each request.")
+    parser = Parser(prog="bench.admission", description="Measures the cost of the admission queue per request.")
     parser.add_argument("--rounds", type=positive_int, default=2000, help="at each length")
     parser.add_argument("--json", type=new_file, help="write the figures to this file")
     return parser.parse_args()
@@ -117,7 +118,7 @@ def main() -> None:
                 say_again(f"{state}, {length:,} queued")
                 figures[state][length] = measure(state, length, chosen.rounds)
     except KeyboardInterrupt:
-        print("bench.admission: stopped before its end; no figures", file=sys.stderr)
+        print("bench.admission: stopped early; no figures", file=sys.stderr)
         sys.exit(130)
     if chosen.json:
         chosen.json.write_text(json.dumps({"microseconds": figures, "machine": describe_machine()}, indent=2) + "\n")

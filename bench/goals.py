@@ -11,7 +11,7 @@ Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Goal:
+class OverheadGoal:
     """One line of the table."""
 
     figure: str
@@ -48,19 +48,19 @@ def fixed(value: float) -> Callable[[Figures], float | None]:
 
 
 GOALS = (
-    Goal("added_p50_ms", "at most sglang-router's", of_peer("sglang-router", "added_p50_ms", 1)),
-    Goal("added_p50_ms", "at most 1/16 of LiteLLM's", of_peer("litellm", "added_p50_ms", 1 / 16)),
-    Goal("added_p99_ms", "at most 2 ms", fixed(2)),
-    Goal("requests_per_s", "at least 3,000", fixed(3000), at_least=True),
-    Goal(
+    OverheadGoal("added_p50_ms", "at most sglang-router's", of_peer("sglang-router", "added_p50_ms", 1)),
+    OverheadGoal("added_p50_ms", "at most 1/16 of LiteLLM's", of_peer("litellm", "added_p50_ms", 1 / 16)),
+    OverheadGoal("added_p99_ms", "at most 2 ms", fixed(2)),
+    OverheadGoal("requests_per_s", "at least 3,000", fixed(3000), at_least=True),
+    OverheadGoal(
         "requests_per_s",
         "at least 0.75 of sglang-router's",
         of_peer("sglang-router", "requests_per_s", 0.75),
         at_least=True,
     ),
-    Goal("events_per_s", "at least 50,000 over 1,000 streams", of_streams(50_000, 1000), at_least=True),
-    Goal("idle_streams_mb", "at most 50 MB for 1,000", fixed(50)),
-    Goal("rss_growth_mb", "at most 5 MB", fixed(5)),
+    OverheadGoal("events_per_s", "at least 50,000 over 1,000 streams", of_streams(50_000, 1000), at_least=True),
+    OverheadGoal("idle_streams_mb", "at most 50 MB for 1,000", fixed(50)),
+    OverheadGoal("rss_growth_mb", "at most 5 MB", fixed(5)),
 )
 VERDICTS = {True: "reached", False: "MISSED", None: "not measured"}
 
@@ -70,7 +70,7 @@ def goal_table(figures: Figures) -> str:
     return "\n".join(_goal_line(goal, figures) for goal in GOALS)
 
 
-def _goal_line(goal: Goal, figures: Figures) -> str:
+def _goal_line(goal: OverheadGoal, figures: Figures) -> str:
     bound = goal.bound(figures)
     wanted = goal.text if bound is None else f"{goal.text} ({number(bound)})"
     return f"{goal.figure:<16} {number(figures.get(goal.figure)):>10}  {wanted:<44} {VERDICTS[goal.reached(figures)]}"

@@ -1,7 +1,7 @@
 """A process that compiles grammars to find out whether they are valid.
 
-For each input line, a JSON array of kind and grammar, it prints a line with the problem as a JSON string, which is
-empty if there is none. The caller kills it if a grammar takes too long.
+For each input line, a JSON array of kind and grammar, it prints a line with the problem as a JSON string, empty if the
+grammar is valid. The caller kills the process if a grammar takes too long.
 
     python -m enginepool.grammar_check
 """

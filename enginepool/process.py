@@ -1,4 +1,4 @@
-"""What every process of the pool does to be watched, killed and freed of its parent. Linux only."""
+"""Process control shared by all processes of the pool: parents, signals, groups, exits and logging. Linux only."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
-from enginepool.host.lossy_stream import let_nobody_wait
+from enginepool.host.lossy_stream import open_lossy
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PF_EXITING = 0x4
 _BEFORE = 3
-"""The number of the first field behind a process's name in /proc/PID/stat."""
+"""Number (from 1) of the first field after the process's name in /proc/PID/stat."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 
 
 DEVICE_FAULT = "the GPU failed under it"
-"""Why a process ended, as `describe_exit` says it, that ended by `DEVICE_FAULT_EXIT`."""
+"""What `describe_exit` returns for `DEVICE_FAULT_EXIT`."""
 DEVICE_FAULT_EXIT = 86
-"""Exit code of a worker, or of a part of it, whose GPU cannot be used by it any more."""
+"""Exit code of a worker or rank that can no longer use its GPU."""
 
 
 Answer = TypeVar("Answer")
 
 
 def set_up_logging(level: str = "INFO") -> None:
-    """To stderr, waiting for no reader."""
-    sys.stderr = cast(TextIO, let_nobody_wait(2))
+    """Log to stderr without ever blocking on a reader."""
+    sys.stderr = cast(TextIO, open_lossy(2))
     logging.basicConfig(stream=sys.stderr, level=level.upper(), format=LOG_FORMAT, force=True)
     logging.captureWarnings(True)
 
 
-def let_output_wait_for_nobody() -> None:
-    """What libraries print must not stop a worker either."""
-    sys.stdout = cast(TextIO, let_nobody_wait(1))
+def make_stdout_lossy() -> None:
+    """Make stdout lossy too, so that libraries that print cannot block a worker."""
+    sys.stdout = cast(TextIO, open_lossy(1))
 
 
 def set_subreaper(on: bool) -> None:
-    """Whether orphaned descendants become children of this process, so that it can wait for them."""
+    """Whether orphaned descendants become children of this process, so that it can wait for them. Raises: OSError."""
     _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` ends, even while it is stopped."""
+    """Have the kernel kill this process when `parent` ends, even if this process is stopped then. Raises: OSError."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it ended before the call above took effect
         os._exit(0)
 
 
 def reset_signals() -> None:
-    """A forked child starts with the default handlers, whatever its template had; SIGHUP ends nobody."""
+    """Restore default signal handlers in a forked child; SIGHUP stays ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def give_back_heap() -> None:
-    """Give freed memory back to the system. glibc keeps what lies below anything in use: some MiB with each model."""
+def trim_heap() -> None:
+    """Return freed heap memory to the system. glibc keeps free memory below allocated blocks: some MiB per model."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
 
 
-def ask_a_fork(question: Callable[[], Answer]) -> Answer:
-    """Have a forked child call `question`, and return its answer or raise what it raised: what it starts ends with it.
+def call_in_fork(question: Callable[[], Answer]) -> Answer:
+    """Call `question` in a forked child and return its result or raise its exception, both of which must be picklable.
 
-    To be called from a process without threads. Both have to be picklable.
+    Threads that `question` starts end with the child. To be called from a process without threads.
     """
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -95,7 +95,7 @@ def _answer(question: Callable[[], object], write_end: int) -> NoReturn:
     said: tuple[Any, Exception | None]
     try:
         said = question(), None
-    except Exception as error:  # it is raised in the parent
+    except Exception as error:  # raised in the parent
         said = None, error
     with open(write_end, "wb") as pipe:
         pipe.write(pickle.dumps(said))
@@ -109,7 +109,7 @@ def kill_child(pid: int) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL for a worker's whole process group. A process that is already gone is no error."""
+    """Send SIGKILL to a process group; no error if it is gone already."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -117,10 +117,10 @@ def kill_group(pid: int) -> None:
 
 
 def status_while_exiting(pid: int) -> int | None:
-    """A process's wait status as soon as it begins to end; None while it does not, or is gone.
+    """The wait status of a process that has begun to exit; None while it runs or when it is gone.
 
-    That is seconds before its parent can wait for it, where a driver has much memory to free. By proc(5), flags (9)
-    have the kernel's PF_EXITING by then, and exit_code (52) is its status.
+    This is known seconds before the parent can wait for the process if a driver has much memory to free. See proc(5):
+    field 9, flags, contains the kernel's PF_EXITING then, and field 52, exit_code, is the wait status.
     """
     if not (fields := _stat(pid)):
         return None

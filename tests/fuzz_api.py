@@ -201,7 +201,7 @@ def fuzz(engine: str, made: Path, folder: Path, todo: Iterator[tuple[int, str, b
         asyncio.run(_ask_all(prism, found, todo))
         if deaths := sum(worker.restarts for worker in prism.status().workers):
             found.problems.append(f"{deaths} workers died:\n" + "\n".join(prism.log[-60:]))
-        found.errors = [line for line in prism.log if "an error while" in line or "could not be" in line]
+        found.errors = [line for line in prism.log if "error while" in line or "could not be" in line]
     finally:
         prism.close()
     return found

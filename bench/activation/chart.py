@@ -1,4 +1,4 @@
-"""The picture of activations: for each model and state, what its first token waited for, one phase after another."""
+"""Charts activations: the phases that the first token waited for, by model and state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simulator.pictures import save
 
 TEXT = "#222222"
 STATES = ("cold", "disk", "blank", "other", "parked")
-"""One picture each, from the slowest to the fastest: their scales differ by orders of magnitude."""
+"""One plot per state, slowest first, as their scales differ by orders of magnitude."""
 
 
 def draw(path: Path, figures: Mapping[str, Any]) -> None:

@@ -1,16 +1,16 @@
-"""How long a model takes to serve, from wherever it is: `python -m bench.activation`.
+"""Measures how long a request waits for a model that is not active: `python -m bench.activation`.
 
-Models of real shapes with random weights, a gateway of its own, and one streamed chat of 256 tokens at a time for a
-model that is not active. What it waited for depends on where the model was:
+It runs its own gateway with models of real shapes and random weights, and sends streamed chats of 256 tokens, one at a
+time, to a model that is not active. What a chat waits for depends on the model's state:
 
-    cold      nowhere: SGLang's own server is started for it, as without Prism (only if asked for; slow)
-    disk      on disk: its first activation reads the checkpoint into the weight store (new files: still in page cache);
-              with --dummy nowhere, and it makes the weights there
-    blank     in host memory, and a worker without any model is there
-    parked    in host memory, and a worker has kept its skeleton
-    other     in host memory, and every worker but the reserve serves another model
+    cold      not loaded anywhere: SGLang's own server is started, as without Prism (only on request; slow)
+    disk      on disk: the first activation reads the checkpoint into the weight store (newly written files, so they
+              are in the page cache); with --dummy, it generates the weights
+    blank     in host memory, with a worker without any model available
+    parked    in host memory, with a worker that has kept its skeleton
+    other     in host memory, while every worker except the reserve serves another model
 
-Everything is seen from outside, by HTTP and the admin socket; the phases within a worker are the worker's own account.
+All times are measured from outside, by HTTP and the admin socket; the phases within a worker are reported by it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import get_args
 import yaml
 
 from bench.activation.report import write_report
-from bench.activation.run import Run
+from bench.activation.run import ActivationRun
 from bench.shapes import SHAPES
 from bench.subjects.device_memory import device_memory
 from bench.subjects.processes import STOPPED, cancel_on_signals, run_to_its_end
@@ -49,30 +49,42 @@ COLD_ON_GPU = (
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="bench.activation", description="From a request for a model that is not active to its token.")
-    parser.add_argument("--out", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md and PREFIX.png")
-    parser.add_argument("--models", type=names, default=DEFAULT_MODELS, help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--states", type=states, default=DEFAULT_STATES, help=f"of {', '.join(STATES)}")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="of each state but cold and disk: they have one")
-    parser.add_argument("--tiny", action="store_true", help="shrunken models; on a CPU without AMX, leave fp8 out")
-    parser.add_argument(
-        "--dummy", action="store_true", help="weights: dummy; nothing is written to disk but tokenizers"
+    parser = Parser(
+        prog="bench.activation", description="Time from a request for an inactive model to its first token."
     )
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where models are, or are made and kept")
+    parser.add_argument("--out", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md and PREFIX.png")
+    parser.add_argument("--models", type=names, default=DEFAULT_MODELS, help=f"any of {', '.join(SHAPES)}")
+    parser.add_argument("--states", type=states, default=DEFAULT_STATES, help=f"any of {', '.join(STATES)}")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="per state; cold and disk always have one")
+    parser.add_argument(
+        "--tiny", action="store_true", help="use shrunken models; without AMX on the CPU, leave fp8 out"
+    )
+    parser.add_argument("--dummy", action="store_true", help="use dummy weights: only tokenizers are written to disk")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="folder of models; missing ones are created and kept"
+    )
     parser.add_argument("--device", default="cuda:0", help="cuda:N or cpu")
     parser.add_argument("--engine", choices=get_args(EngineName), default="sglang")
     parser.add_argument("--workers", type=positive_int, default=4)
     parser.add_argument("--reserve", type=int, default=1, help="workers kept blank in the state `other`")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help=SETTING_HELP)
-    parser.add_argument("--fill-kv", type=size, metavar="SIZE", help="evict the largest model with that much KV, too")
-    parser.add_argument("--decode", action="store_true", help="tokens/s, TTFT of the largest model; with cold of both")
-    parser.add_argument("--neighbour", action="store_true", help="TPOT of the smallest while the largest is copied")
-    parser.add_argument("--idle", action="store_true", help="what workers take of a core when nobody asks")
-    parser.add_argument("--kill", action="store_true", help="until a worker that is killed is replaced")
-    parser.add_argument("--cold-models", type=names, default=None, help="only these from cold; otherwise all")
+    parser.add_argument(
+        "--fill-kv", type=size, metavar="SIZE", help="also evict the largest model with that much KV cache"
+    )
+    parser.add_argument(
+        "--decode",
+        action="store_true",
+        help="measure tokens/s and TTFT of the largest model; with cold, also of SGLang's server",
+    )
+    parser.add_argument(
+        "--neighbour", action="store_true", help="measure TPOT of the smallest model while the largest is copied"
+    )
+    parser.add_argument("--idle", action="store_true", help="measure the CPU use of idle workers")
+    parser.add_argument("--kill", action="store_true", help="measure how soon a killed worker is replaced")
+    parser.add_argument("--cold-models", type=names, default=None, help="measure only these from cold; default: all")
     parser.add_argument("--cold-args", default=COLD_ON_GPU, metavar="ARGS", help="for SGLang's own server")
-    parser.add_argument("--swaps", type=Path, metavar="FILE", help="what bench.swaps wrote, for its goals")
-    parser.add_argument("--note", default="", help="a paragraph for the report: what missed its goal, and why")
+    parser.add_argument("--swaps", type=Path, metavar="FILE", help="results of bench.swaps, to check its goals")
+    parser.add_argument("--note", default="", help="a paragraph for the report, e.g. on missed goals")
     chosen = parser.parse_args(given)
     try:
         check(chosen)
@@ -81,7 +93,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
-SETTING_HELP = "any key of the registry, such as pool.kv_memory=32GiB"
+SETTING_HELP = "set any key of the registry, e.g. pool.kv_memory=32GiB"
 
 
 def names(text: str) -> list[str]:
@@ -115,7 +127,7 @@ def size(text: str) -> int:
 
 
 def check(chosen: argparse.Namespace) -> None:
-    """Raises: UsageError for what cannot be measured."""
+    """Raises: UsageError if what was asked for cannot be measured."""
     if chosen.neighbour and len(chosen.models) < 2:
         raise UsageError("--neighbour needs two models")
     if "blank" in chosen.states and (chosen.workers < 2 or len(chosen.models) < 2):
@@ -126,9 +138,9 @@ def check(chosen: argparse.Namespace) -> None:
     if "other" in chosen.states and len(chosen.models) <= others:
         raise UsageError(f"the state other needs {others + 1} models for {chosen.workers} workers")
     if "cold" in chosen.states and chosen.device == "cpu":
-        raise UsageError("the state cold needs a GPU: SGLang's own server does not start here as it is")
+        raise UsageError("the state cold needs a GPU: SGLang's own server does not start on a CPU unmodified")
     if "cold" in chosen.states and chosen.dummy:
-        raise UsageError("the state cold needs weights on disk, which --dummy does without")
+        raise UsageError("the state cold needs weights on disk, so it excludes --dummy")
     if chosen.fill_kv and chosen.device == "cpu":
         raise UsageError("--fill-kv needs a GPU")
     if chosen.out is not None and not chosen.out.absolute().parent.is_dir():
@@ -151,7 +163,7 @@ async def command(chosen: argparse.Namespace) -> int:
     cancel_on_signals()
     try:
         with models_folder(chosen) as folder, device_memory(chosen.device) as memory:
-            run = Run(chosen, folder, memory)
+            run = ActivationRun(chosen, folder, memory)
             await until_stopped(run)
         print(write_report(chosen, run.measured))
     except (StudyError, OSError) as error:
@@ -160,8 +172,8 @@ async def command(chosen: argparse.Namespace) -> int:
     return STOPPED if run.measured.stopped else 0
 
 
-async def until_stopped(run: Run) -> None:
-    """By a signal; what has been measured is reported all the same, unless that is nothing."""
+async def until_stopped(run: ActivationRun) -> None:
+    """Run until done or stopped by a signal; what was measured until then is reported, unless that is nothing."""
     try:
         await run.measure()
     except asyncio.CancelledError:

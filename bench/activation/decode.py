@@ -1,4 +1,4 @@
-"""How fast a server that has the model ready answers: time to the first token, and tokens a second after it."""
+"""Measures TTFT and decode rate of a server whose model is active."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bench.load.operating import ask
 BATCHES = (1, 32)
 TRIES = 2
 TOKENS = 256
-"""Of each answer."""
+"""Tokens per answer."""
 PROMPTS = (256, 2048)
-"""Tokens of prompts whose first tokens are timed."""
+"""Prompt lengths, in tokens, for which TTFT is measured."""
 FIRST_TOKENS = 5
-"""Of each length."""
+"""Measurements per length."""
 
 
 async def decode_rates(client: aiohttp.ClientSession, url: str, model: str, prompts: Sequence[str]) -> dict[int, float]:
-    """Tokens per second by number of streams at a time, of the best try. Raises: StudyError."""
+    """Best decode rate in tokens per second, by number of concurrent streams. Raises: StudyError."""
     rates = {}
     for batch in BATCHES:
         asked = [prompts[index % len(prompts)] for index in range(batch)]
@@ -37,7 +37,7 @@ async def _rate(client: aiohttp.ClientSession, url: str, model: str, prompts: Se
 async def first_tokens(
     client: aiohttp.ClientSession, url: str, model: str, write: Callable[[str, int], str]
 ) -> dict[int, float]:
-    """Median seconds to the first token, one request at a time, by a prompt's length in tokens. Raises: StudyError."""
+    """Median TTFT in seconds of single requests, by prompt length in tokens. Raises: StudyError."""
     found = {}
     for tokens in PROMPTS:
         outcomes = [await ask(client, url, model, write(model, tokens), 2) for _ in range(FIRST_TOKENS)]

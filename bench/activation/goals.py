@@ -1,4 +1,4 @@
-"""What activations should take on one H200, and whether they do."""
+"""Goals for activations on one H200, and whether they are met."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from config.units import format_size
 
 Figures = Mapping[str, Any]
-"""Of `bench.activation`, with what `bench.swaps` wrote as `swaps`, if it ran."""
+"""The figures of `bench.activation`; those of `bench.swaps`, if it ran, are under `swaps`."""
 LARGE, SMALL = "llama-8b", "llama-1b"
 FULL_KV = 20 * 2**30
-"""Bytes of KV cache that the goal for a full eviction is about."""
+"""Bytes of KV cache for which the goal for a full eviction is defined."""
 SWAPS = 200
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Goal:
-    """`measure` finds the figure, or None where this run has not measured it."""
+class ActivationGoal:
+    """One goal. `measure` extracts the figure; None if this run did not measure it."""
 
     name: str
     bound: float
@@ -46,7 +46,7 @@ class Goal:
 
 
 def judge(figures: Figures, swaps: Mapping[str, Any] | None, *, real: bool) -> list[dict[str, Any]]:
-    """Every goal with what was measured; `met` is None where nothing was, and where the run was not a `real` one."""
+    """All goals with measured figures. `met` is None if a figure is missing or the run was not a `real` one."""
     return [goal.judge({**figures, "swaps": swaps}, real=real) for goal in GOALS]
 
 
@@ -101,7 +101,7 @@ def _gib(find: Callable[[Figures], float | None]) -> Callable[[Figures], float |
 
 
 def _replaced(key: str) -> Callable[[Figures], float | None]:
-    """Of the slowest."""
+    """The figure of the slowest replacement."""
 
     def find(figures: Figures) -> float | None:
         return max((found[key] for found in figures["replacements_s"] if found[key] is not None), default=None)
@@ -110,28 +110,30 @@ def _replaced(key: str) -> Callable[[Figures], float | None]:
 
 
 def _busiest_idle(figures: Figures) -> float | None:
-    """Percent of a core, of the workers that a model is not active on."""
+    """CPU use of the busiest worker without an active model, in percent of a core."""
     return max((100 * share for state, share in figures["idle_core_share"].items() if state != "active"), default=None)
 
 
 GOALS = (
-    Goal("8B parked, first token", 0.36, "s", _row(LARGE, "parked", "first_token_s")),
-    Goal("8B blank, first token", 0.60, "s", _row(LARGE, "blank", "first_token_s")),
-    Goal("8B other, first token p50", 0.65, "s", _swaps("waited", LARGE, "other", "p50"), note=_from_swaps),
-    Goal("8B other, first token p95", 1.8, "s", _swaps("waited", LARGE, "other", "p95"), note=_from_swaps),
-    Goal("1B parked, first token", 0.12, "s", _row(SMALL, "parked", "first_token_s")),
-    Goal("8B copy, share of the link", 0.95, "", _row(LARGE, "parked", "link_share"), at_least=True),
-    Goal("8B evicted, KV empty", 0.05, "s", _row(LARGE, "parked", "evict_s")),
-    Goal("8B evicted, 20 GiB of KV", 0.2, "s", _full_eviction, note=_full_note),
-    Goal("decode, 1 stream, of stock SGLang", 0.97, "", _decode(1), at_least=True),
-    Goal("decode, 32 streams, of stock SGLang", 0.97, "", _decode(32), at_least=True),
-    Goal("worker killed, another is blank", 5, "s", _replaced("blank")),
-    Goal("worker killed, its GPU memory is back", 5, "s", _replaced("memory")),
-    Goal("CPU of a blank or parked worker", 1, "% of a core", _busiest_idle),
-    Goal("swaps under load", SWAPS, "", _swaps("swaps"), at_least=True, note=_from_swaps),
-    Goal("failed requests over them", 0, "", _swaps("load", "all", "failed"), note=_from_swaps),
-    Goal("GPU memory lost over them", 100, "MiB", _swaps("device_lost_mib"), note=_from_swaps),
-    Goal("host memory grown over them", 2, "%", _swaps("host_grown_percent"), note=_from_swaps),
-    Goal("GPU memory of a blank worker", 0.8, "GiB", _gib(lambda figures: figures["blank_worker_bytes"])),
-    Goal("GPU memory of a parked 8B", 1.3, "GiB", _gib(lambda figures: figures["parked_worker_bytes"].get(LARGE))),
+    ActivationGoal("8B parked, first token", 0.36, "s", _row(LARGE, "parked", "first_token_s")),
+    ActivationGoal("8B blank, first token", 0.60, "s", _row(LARGE, "blank", "first_token_s")),
+    ActivationGoal("8B other, first token p50", 0.65, "s", _swaps("waited", LARGE, "other", "p50"), note=_from_swaps),
+    ActivationGoal("8B other, first token p95", 1.8, "s", _swaps("waited", LARGE, "other", "p95"), note=_from_swaps),
+    ActivationGoal("1B parked, first token", 0.12, "s", _row(SMALL, "parked", "first_token_s")),
+    ActivationGoal("8B copy, share of the link", 0.95, "", _row(LARGE, "parked", "link_share"), at_least=True),
+    ActivationGoal("8B evicted, KV empty", 0.05, "s", _row(LARGE, "parked", "evict_s")),
+    ActivationGoal("8B evicted, 20 GiB of KV", 0.2, "s", _full_eviction, note=_full_note),
+    ActivationGoal("decode, 1 stream, of stock SGLang", 0.97, "", _decode(1), at_least=True),
+    ActivationGoal("decode, 32 streams, of stock SGLang", 0.97, "", _decode(32), at_least=True),
+    ActivationGoal("worker killed, another is blank", 5, "s", _replaced("blank")),
+    ActivationGoal("worker killed, its GPU memory is back", 5, "s", _replaced("memory")),
+    ActivationGoal("CPU of a blank or parked worker", 1, "% of a core", _busiest_idle),
+    ActivationGoal("swaps under load", SWAPS, "", _swaps("swaps"), at_least=True, note=_from_swaps),
+    ActivationGoal("failed requests over them", 0, "", _swaps("load", "all", "failed"), note=_from_swaps),
+    ActivationGoal("GPU memory lost over them", 100, "MiB", _swaps("device_lost_mib"), note=_from_swaps),
+    ActivationGoal("host memory grown over them", 2, "%", _swaps("host_grown_percent"), note=_from_swaps),
+    ActivationGoal("GPU memory of a blank worker", 0.8, "GiB", _gib(lambda figures: figures["blank_worker_bytes"])),
+    ActivationGoal(
+        "GPU memory of a parked 8B", 1.3, "GiB", _gib(lambda figures: figures["parked_worker_bytes"].get(LARGE))
+    ),
 )

@@ -1,4 +1,4 @@
-"""What the link to a device can do, for a report."""
+"""Measures the link to a device, for a report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simulator.errors import StudyError
 
 
 async def link_rate(device: str) -> dict[str, Any]:
-    """`enginepool.host.link_rate.measure` in a process of its own. Raises: StudyError."""
+    """Run `enginepool.host.link_rate.measure` in a process of its own. Raises: StudyError."""
     command = [sys.executable, "-m", "enginepool.host.link_rate", device]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=PROJECT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

@@ -1,4 +1,4 @@
-"""How soon a worker that is killed is replaced, and its memory back."""
+"""Measures how soon a killed worker is replaced and its memory freed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from scheduler.state.phases import Phase
 from simulator.errors import StudyError
 
 WITHIN = 120.0
-"""Seconds."""
+"""Timeout in seconds."""
 
 
 class Replacement(NamedTuple):
     """Seconds from the kill."""
 
     blank: float
-    """Until a new, warm worker is there."""
+    """Until a new worker is ready."""
     memory: float | None
-    """Until the device has the weights' memory back; None on a CPU."""
+    """Until the weights' device memory is free; None on a CPU."""
 
 
 async def kill(subject: GatewayUnderTest, memory: DeviceMemory | None, model: str) -> Replacement:
-    """Activate the model and kill its worker's process with -9. Raises: StudyError."""
+    """Activate the model and send SIGKILL to its worker's process. Raises: StudyError."""
     await subject.command("activate", model=model)
     await subject.settled()
     worker = await subject.active_worker(model)

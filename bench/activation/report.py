@@ -1,4 +1,4 @@
-"""What `bench.activation` has measured, as rows, goals, a table, JSON and Markdown."""
+"""Reports the results of `bench.activation`: rows, goals, a table, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from typing import Any
 
 from bench.activation.goals import judge
 from bench.activation.replacement import Replacement
-from bench.activation.rounds import Eviction, Round
+from bench.activation.rounds import ActivationRound, Eviction
 from bench.machine import describe_machine, in_words, versions
 from config.units import format_size
 from simulator.percentiles import percentile
 
 Row = dict[str, Any]
-"""The medians of all rounds of one model from one state; times in seconds, None for what was not measured."""
+"""Medians over all rounds of one model in one state; times in seconds, None if not measured."""
 
 
 STOPPED_EARLY = "Stopped before its end: what is missing here was not reached."
 
 
 @dataclass
-class Measured:
-    rounds: list[Round] = field(default_factory=list)
+class ActivationFigures:
+    rounds: list[ActivationRound] = field(default_factory=list)
     link: dict[str, Any] = field(default_factory=dict)
-    """GB/s and what it was measured between."""
+    """Rate in GB/s, and the endpoints."""
     blank_bytes: int | None = None
     """Device memory of a blank worker."""
     parked_bytes: dict[str, int] = field(default_factory=dict)
-    """Device memory of a worker that has the model parked."""
+    """Device memory of a worker with the model parked, in bytes."""
     full_eviction: Eviction | None = None
     full_bytes: int = 0
-    """KV cache that was mapped then."""
+    """Bytes of KV cache mapped at the full eviction."""
     decode: dict[int, float] = field(default_factory=dict)
-    """Tokens/s by streams at a time."""
+    """Tokens per second by number of concurrent streams."""
     stock_decode: dict[int, float] = field(default_factory=dict)
-    """Likewise of SGLang's own server."""
+    """The same for SGLang's own server."""
     ttft: dict[int, float] = field(default_factory=dict)
-    """Seconds to the first token of a model that is active, by a prompt's length in tokens."""
+    """TTFT of an active model in seconds, by prompt length in tokens."""
     stock_ttft: dict[int, float] = field(default_factory=dict)
-    """Likewise of SGLang's own server."""
+    """The same for SGLang's own server."""
     neighbour: dict[str, Any] | None = None
-    """What `beside_copies` found."""
+    """Result of `beside_copies`."""
     idle: dict[str, float] = field(default_factory=dict)
-    """Share of a core by a worker's state."""
+    """CPU use as a share of a core, by worker state."""
     replacements: list[Replacement] = field(default_factory=list)
     stopped: bool = False
-    """Before its end."""
+    """Whether the run was stopped early."""
 
 
-def write_report(chosen: argparse.Namespace, measured: Measured) -> str:
-    """Write the files that were asked for; returns the table for people. Raises: OSError."""
+def write_report(chosen: argparse.Namespace, measured: ActivationFigures) -> str:
+    """Write the requested files; returns the text table. Raises: OSError."""
     swaps = json.loads(chosen.swaps.read_text()) if chosen.swaps else None
     real = chosen.engine == "sglang" and chosen.device != "cpu" and not chosen.tiny
     figures = summarize(measured, swaps, chosen.note, real=real)
@@ -73,7 +73,7 @@ def _write(prefix: Path, suffix: str, content: str) -> None:
 
 
 def command_of(chosen: argparse.Namespace) -> str:
-    """To be run again elsewhere: without files, and with what decides even where it was left to its default."""
+    """The command line to repeat the run elsewhere: without file names, and with the decisive defaults spelt out."""
     parts = [f"--models {','.join(chosen.models)}", f"--states {','.join(chosen.states)}", f"--rounds {chosen.rounds}"]
     parts += [f"--device {chosen.device}", f"--engine {chosen.engine}", f"--workers {chosen.workers}"]
     parts += [f"--set {key}={value}" for key, value in chosen.set]
@@ -83,13 +83,13 @@ def command_of(chosen: argparse.Namespace) -> str:
     return " ".join(["python -m bench.activation", *flags, *parts])
 
 
-def summarize(measured: Measured, swaps: Mapping[str, Any] | None, note: str, *, real: bool) -> dict[str, Any]:
-    """Everything that the run has shown. `swaps` is what `bench.swaps` wrote, if it ran.
+def summarize(measured: ActivationFigures, swaps: Mapping[str, Any] | None, note: str, *, real: bool) -> dict[str, Any]:
+    """All figures of the run. `swaps` is the result of `bench.swaps`, if it ran.
 
-    Goals are judged in a `real` run only: whole models on a GPU.
+    Goals are judged only in a `real` run, with full-size models on a GPU.
     """
     link = measured.link["gbps"]
-    groups: dict[tuple[str, str], list[Round]] = {}
+    groups: dict[tuple[str, str], list[ActivationRound]] = {}
     for taken in measured.rounds:
         groups.setdefault((taken.model, taken.state), []).append(taken)
     full = measured.full_eviction
@@ -114,7 +114,7 @@ def summarize(measured: Measured, swaps: Mapping[str, Any] | None, note: str, *,
     return {**figures, "goals": judge(figures, swaps, real=real)}
 
 
-def _row(rounds: Sequence[Round], link: float) -> Row:
+def _row(rounds: Sequence[ActivationRound], link: float) -> Row:
     first = rounds[0]
     copy = _median([taken.copy_gbps for taken in rounds])
     names = dict.fromkeys(name for taken in rounds for name in taken.phases)
@@ -154,12 +154,12 @@ def cells(row: Row) -> list[str]:
 
 
 def seconds(value: float | None) -> str:
-    """To the millisecond, or to three digits where that is more."""
+    """Formats seconds to the millisecond, or to three digits if that is more."""
     return "-" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line per model and state; seconds."""
+    """A text table with one line per model and state; times in seconds."""
     lines = [COLUMNS, *(cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
@@ -179,7 +179,7 @@ def _verdict(goal: Mapping[str, Any]) -> str:
 
 
 def markdown(figures: Mapping[str, Any], how: str) -> str:
-    """The report as it stands in docs/results."""
+    """The report in the form used in docs/results."""
     link = figures["link"]
     lines = [
         "# From a request to the first token of a model that is not active",
@@ -204,7 +204,7 @@ def markdown(figures: Mapping[str, Any], how: str) -> str:
 
 
 def _beside(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What no goal is about."""
+    """Further figures, for which there are no goals."""
     found = []
     for tokens, took in figures["ttft_s"].items():
         stock = figures["stock_ttft_s"].get(tokens)

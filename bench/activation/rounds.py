@@ -1,4 +1,4 @@
-"""One activation after another, each from a state that was brought about before; for `bench.activation`."""
+"""Measures single activations, each after bringing the model into a given state; for `bench.activation`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from bench.load.operating import RESTING, pid_of
-from bench.load.outcomes import Outcome
+from bench.load.outcomes import RequestOutcome
 from bench.load.prompts import ExactWriter, PromptWriter
 from bench.load.tokens import counter_of
 from bench.subjects.device_memory import DeviceMemory
@@ -20,42 +20,43 @@ from gateway.report import ModelState
 from simulator.errors import StudyError
 
 PROMPT_TOKENS = 256
-"""With what the chat template adds."""
+"""Tokens per prompt, chat template included."""
 ANSWER_TOKENS = 8
 WEIGHT_PHASES = frozenset({"copy", "weights", "assign"})
-"""Phases of an activation after the last of which the weights are in place."""
+"""Phases of an activation; the weights are in place at the end of the last of these."""
 BEFORE_COPY = frozenset({"resume", "teardown"})
-"""After the last of these begins a copy whose duration is told apart from the phases."""
+"""Phases before the copy, for engines that report its duration separately."""
 FREED = 0.9
-"""Share of the weights' bytes that must be gone for a device's memory to count as free."""
+"""Share of the weights' bytes that must be freed for the eviction to count as complete."""
 FREED_WITHIN = 10.0
 REST = 1.0
-"""Seconds before each activation: a GPU clears what was freed, some 0.1 s for 16 GB, and copies slowly meanwhile."""
+"""Seconds to wait before each activation: a GPU clears freed memory, some 0.1 s for 16 GB, and copies slowly
+meanwhile."""
 FILL_PROMPT = 4096
-"""Tokens of a request that fills the KV cache."""
+"""Prompt tokens of each request that fills the KV cache."""
 FILL_AT_ONCE = 8
 STATS_EVERY = 1.5
-"""Seconds; workers report their KV cache once a second."""
+"""Seconds between reads of the KV cache's size, which workers report once a second."""
 
 
 @dataclass(frozen=True)
-class Round:
-    """One activation. Seconds from the request that wanted it, phases one after another up to the first token."""
+class ActivationRound:
+    """One activation. Times are seconds from the request; the phases are consecutive up to the first token."""
 
     model: str
     state: str
     nbytes: int
     phases: Mapping[str, float]
     weights: float | None
-    """Until the weights are in place; None when no phase says so."""
+    """Until the weights are in place; None if no phase tells."""
     ready: float
     first_token: float
     prompt_tokens: int | None = None
     evict: float | None = None
-    """From the command until the device's memory is free, or, on a CPU, until the answer."""
+    """From the eviction command until the device's memory is free; on a CPU, until the answer."""
     evict_answer: float | None = None
     copy: float | None = None
-    """Of the weights alone, which may go on beside other phases."""
+    """Duration of copying the weights, which may overlap with other phases."""
 
     @property
     def copy_gbps(self) -> float | None:
@@ -72,7 +73,8 @@ class Eviction:
 
 
 class Prompts:
-    """Prompts of `PROMPT_TOKENS` tokens, none twice. `folder` is where models have their folders; None: by estimate."""
+    """Writes unique prompts of `PROMPT_TOKENS` tokens. Tokenizers are read from `folder`; without it, lengths are
+    estimates."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -87,10 +89,10 @@ class Prompts:
         return self._exact[model].write(tokens)
 
 
-class Rounds:
-    """Brings models of one gateway into a state and measures their way out of it.
+class ActivationRounds:
+    """Brings models of one gateway into a state and measures activations from there.
 
-    `reserve` is how many workers it keeps blank: as long as fewer are, it tears down whatever is parked.
+    `reserve` is the number of workers that the gateway keeps blank, by tearing down parked models.
     """
 
     def __init__(
@@ -109,27 +111,28 @@ class Rounds:
 
     # states
 
-    async def disk(self, model: str) -> Round:
-        """Nobody has asked for the model yet."""
+    async def disk(self, model: str) -> ActivationRound:
+        """Measure a model that has not been requested yet."""
         return await self._measure(model, "disk")
 
-    async def parked(self, model: str) -> Round:
-        """Its worker keeps the skeleton; all others are blank."""
+    async def parked(self, model: str) -> ActivationRound:
+        """Measure a parked model while all other workers are blank."""
         await self._park(model)
         return await self._measure(model, "parked")
 
-    async def blank(self, model: str) -> Round:
-        """Its weights are in host memory, no worker has a skeleton of it, and blank ones are free.
+    async def blank(self, model: str) -> ActivationRound:
+        """Measure a model with weights in host memory and no skeleton, while blank workers are free.
 
-        Needs a reserve of all workers but one: another model on that one has the gateway tear down what is parked.
+        Needs a reserve of all workers but one, so that activating another model makes the gateway tear down parked
+        ones.
         """
         other = next(name for name in self._models if name != model)
         await self._only([other])
         await self._until_held({other})
         return await self._measure(model, "blank")
 
-    async def other(self, model: str) -> Round:
-        """Every worker but the reserve serves another model."""
+    async def other(self, model: str) -> ActivationRound:
+        """Measure a model while every worker except the reserve serves another one."""
         places = len(await self._subject.workers()) - self._reserve
         others = [name for name in self._models if name != model][:places]
         await self._only(others)
@@ -145,13 +148,13 @@ class Rounds:
         await self._until_held({model})
 
     async def active_and_parked(self, active: str, parked: str) -> None:
-        """Have nothing else on a worker, if the reserve leaves room for both."""
+        """Bring these two models, and no others, onto workers, if the reserve leaves room for both."""
         await self._only([active, parked])
         await self._subject.evict(parked)
         await self._subject.settled()
 
     async def _only(self, others: Sequence[str]) -> None:
-        """Have exactly `others` active."""
+        """Make exactly `others` active."""
         for name, entry in (await self._subject.models()).items():
             if entry.state is ModelState.ACTIVE and name not in others:
                 await self._subject.evict(name)
@@ -171,13 +174,13 @@ class Rounds:
 
     # measuring
 
-    async def _measure(self, model: str, state: str) -> Round:
+    async def _measure(self, model: str, state: str) -> ActivationRound:
         prompt = self._prompts.write(model)
         await asyncio.sleep(REST if self._memory is not None else 0)
         began = time.perf_counter()
         asking = asyncio.create_task(self._subject.ask(model, prompt, ANSWER_TOKENS))
         try:
-            await self._subject.command("activate", model=model)  # answered when the model is active
+            await self._subject.command("activate", model=model)  # returns when the model is active
             ready = time.perf_counter() - began
             outcome = await asking
         finally:
@@ -186,16 +189,16 @@ class Rounds:
         await self._subject.settled()
         eviction = await self.evict(model, taken.nbytes)
         freed = eviction.answered if eviction.freed is None else eviction.freed
-        return Round(**{**vars(taken), "evict": freed, "evict_answer": eviction.answered})
+        return ActivationRound(**{**vars(taken), "evict": freed, "evict_answer": eviction.answered})
 
-    async def _round(self, model: str, state: str, ready: float, outcome: Outcome) -> Round:
+    async def _round(self, model: str, state: str, ready: float, outcome: RequestOutcome) -> ActivationRound:
         assert outcome.first_token is not None
         worker = await self._subject.active_worker(model)
         inside: dict[str, float] = worker.activation_phases_s or {}
         ready = min(max(ready, sum(inside.values())), outcome.first_token)
         before = max(0.0, ready - sum(inside.values()))
         phases = {"load" if state == "disk" else "waiting": before, **inside, "prefill": outcome.first_token - ready}
-        return Round(
+        return ActivationRound(
             model,
             state,
             (await self._subject.models())[model].weight_bytes,
@@ -208,7 +211,7 @@ class Rounds:
         )
 
     async def evict(self, model: str, nbytes: int) -> Eviction:
-        """Evict an active model whose weights are `nbytes` long."""
+        """Evict an active model with `nbytes` of weights."""
         began = time.perf_counter()
         if self._memory is None:
             await self._subject.command("evict", model=model)
@@ -221,11 +224,11 @@ class Rounds:
         finally:
             watching.cancel()
         if freed is None:
-            raise StudyError(f"{model} is evicted, and its memory is still in use after {FREED_WITHIN:g} s")
+            raise StudyError(f"{model} was evicted, but its memory is still in use after {FREED_WITHIN:g} s")
         return Eviction(answered, freed)
 
     async def evict_full(self, model: str, kv_bytes: int) -> tuple[Eviction, int]:
-        """Fill the model's KV cache with up to `kv_bytes`, then evict it; the bytes that it came to."""
+        """Fill the model's KV cache up to `kv_bytes`, then evict it; returns the bytes reached too."""
         await self._subject.command("activate", model=model)
         mapped = -1
         while (now := await self._kv_bytes(model)) < kv_bytes and now > mapped:
@@ -240,10 +243,10 @@ class Rounds:
         return sum(worker.kv_bytes for worker in await self._subject.workers() if worker.model == model)
 
     async def parked_bytes(self, model: str, all_blank: int, of_blank: float) -> int:
-        """Device memory of a worker that has the model parked while all others are blank.
+        """Device memory, in bytes, of a worker with the model parked while all others are blank.
 
-        By the driver's account of its processes; where there is none, by what is used above `all_blank`, in which the
-        others have what their own models left behind.
+        Taken from the driver's figures per process; without those, from the memory in use in excess of `all_blank`,
+        which includes what models left behind in the other workers.
         """
         assert self._memory is not None
         await self._park(model)
@@ -254,7 +257,7 @@ class Rounds:
 
 
 def until_weights(phases: Mapping[str, float], copy: float | None) -> float | None:
-    """Seconds. `copy` is what the copy took, which may go on beside other phases, where the engine tells."""
+    """Seconds until the weights are in place. `copy` is the duration of the copy, if the engine reports it."""
     if copy and (before := _until_last(phases, BEFORE_COPY)) is not None:
         return before + copy
     return _until_last(phases, WEIGHT_PHASES)

@@ -1,4 +1,4 @@
-"""The order in which `bench.activation` measures, and the gateways that it starts for that."""
+"""Runs the measurements of `bench.activation` and the gateways that they need."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.activation.copy_interference import beside_copies
 from bench.activation.decode import decode_rates, first_tokens
-from bench.activation.idle import idle_shares
+from bench.activation.idle_cpu import idle_shares
 from bench.activation.link import link_rate
-from bench.activation.neighbour import beside_copies
 from bench.activation.replacement import kill
-from bench.activation.report import Measured
-from bench.activation.rounds import Prompts, Round, Rounds
+from bench.activation.report import ActivationFigures
+from bench.activation.rounds import ActivationRound, ActivationRounds, Prompts
 from bench.activation.stock_server import stock_server
 from bench.shapes import config_of
 from bench.subjects.checkpoints import tensors_of
@@ -27,20 +27,20 @@ from simulator.errors import StudyError
 from simulator.progress import say
 
 START_TIMEOUT = 600.0
-"""Seconds for the workers to come up; the first time on a machine they compile kernels."""
+"""Seconds for the workers to start; the first time on a machine they compile kernels."""
 HOST_SLACK = 1.25
-"""Host memory for the weights, over the size of their files: SGLang's own form of them may be larger."""
+"""Host memory for weights relative to their files, since SGLang's format of them may be larger."""
 
 
-class Run:
-    """One measurement from the command line's wishes; `measured` fills up."""
+class ActivationRun:
+    """One run of the benchmark; results are collected in `measured`."""
 
     def __init__(self, chosen: argparse.Namespace, folder: Path, memory: DeviceMemory | None) -> None:
         self._chosen = chosen
         self._folder = folder
         self._memory = memory
         self._prompts = Prompts(None if chosen.engine == "simulated" else folder)
-        self.measured = Measured()
+        self.measured = ActivationFigures()
 
     async def measure(self) -> None:
         """Raises: StudyError."""
@@ -62,20 +62,20 @@ class Run:
         path, given = self._folder / model, shlex.split(self._chosen.cold_args)
         async with stock_server(model, path, self._prompts.write(model), given) as stock:
             took = stock.first_token
-            self._take(Round(model, "cold", _file_bytes(path), {"start": took}, None, took, took))
+            self._take(ActivationRound(model, "cold", _file_bytes(path), {"start": took}, None, took, took))
             if self._chosen.decode and model == self._largest():
                 prompts = [self._prompts.write(model) for _ in range(32)]
                 self.measured.stock_decode = await decode_rates(stock.client, stock.url, model, prompts)
                 self.measured.stock_ttft = await first_tokens(stock.client, stock.url, model, self._prompts.write)
 
     async def _one_at_a_time(self) -> None:
-        """The states in which no other model serves. All workers but one are the reserve: what is parked there soon
-        becomes blank."""
+        """Measure the states in which no other model is active. All workers but one are reserve, so that parked models
+        are soon torn down."""
         chosen = self._chosen
         reserve = chosen.workers - 1
         before = self._memory.used if self._memory is not None else 0
         async with serving(self._registry(reserve), START_TIMEOUT) as subject:
-            rounds = Rounds(subject, chosen.models, reserve, self._prompts, self._memory)
+            rounds = ActivationRounds(subject, chosen.models, reserve, self._prompts, self._memory)
             all_blank = self._memory.used if self._memory is not None else 0
             self.measured.blank_bytes = int((all_blank - before) / chosen.workers) if self._memory is not None else None
             for model in chosen.models:
@@ -92,8 +92,8 @@ class Run:
             await self._extras(subject, rounds)
             await subject.check_workers()
 
-    async def _extras(self, subject: GatewayUnderTest, rounds: Rounds) -> None:
-        """What is measured of the largest model only."""
+    async def _extras(self, subject: GatewayUnderTest, rounds: ActivationRounds) -> None:
+        """Measurements of the largest model only."""
         model = self._largest()
         if self._chosen.fill_kv:
             say(f"evicting {model} with its KV cache full")
@@ -107,7 +107,7 @@ class Run:
     async def _among_others(self) -> None:
         chosen = self._chosen
         async with serving(self._registry(chosen.reserve), START_TIMEOUT) as subject:
-            rounds = Rounds(subject, chosen.models, chosen.reserve, self._prompts, self._memory)
+            rounds = ActivationRounds(subject, chosen.models, chosen.reserve, self._prompts, self._memory)
             for model in chosen.models:
                 say(f"bringing {model} into host memory")
                 await rounds.disk(model)
@@ -119,8 +119,8 @@ class Run:
             if chosen.kill:
                 await self._kill(subject)
 
-    async def _beside(self, subject: GatewayUnderTest, rounds: Rounds) -> None:
-        """What the largest model's activations do to the smallest, and what both take of a CPU when nobody asks."""
+    async def _beside(self, subject: GatewayUnderTest, rounds: ActivationRounds) -> None:
+        """Measure how activations of the largest model affect the smallest, and their CPU use when idle."""
         chosen, copied = self._chosen, self._largest()
         neighbour = min((it for it in chosen.models if it != copied), key=self._weight_bytes, default=copied)
         if chosen.neighbour:
@@ -140,7 +140,7 @@ class Run:
             say(f"{model}'s worker killed: another is blank after {1000 * found.blank:.0f} ms")
             self.measured.replacements.append(found)
 
-    def _take(self, taken: Round) -> None:
+    def _take(self, taken: ActivationRound) -> None:
         self.measured.rounds.append(taken)
         evicted = "" if taken.evict is None else f", evicted in {1000 * taken.evict:.0f} ms"
         say(f"{taken.model:>14} {taken.state:>7}: first token after {1000 * taken.first_token:.0f} ms{evicted}")
@@ -178,7 +178,7 @@ class Run:
 
 
 def registry_models(engine: str, folder: Path, names: Sequence[str], *, dummy: bool) -> list[dict[str, str]]:
-    """The models of a registry that `make_models` makes in `folder`."""
+    """Registry entries for the models that `make_models` creates in `folder`."""
     if engine == "simulated":
         return [{"name": name} for name in names]
     weights = "dummy" if dummy else "checkpoint"
@@ -186,12 +186,12 @@ def registry_models(engine: str, folder: Path, names: Sequence[str], *, dummy: b
 
 
 async def make_models(folder: Path, wanted: list[str], *, tiny: bool, dummy: bool) -> None:
-    """In a process of its own, which leaves no CUDA context. Raises: StudyError."""
+    """Create models in a process of its own, so that no CUDA context remains. Raises: StudyError."""
     options = [*(["--tiny"] if tiny else []), *(["--no-weights"] if dummy else [])]
     command = [sys.executable, "-m", "bench.shapes", "--out", folder, *wanted, *options]
     process = await asyncio.create_subprocess_exec(*map(str, command), cwd=PROJECT)
     if await process.wait():
-        raise StudyError("the models could not be made")
+        raise StudyError("the models could not be created")
 
 
 def _file_bytes(folder: Path) -> int:

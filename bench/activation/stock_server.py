@@ -1,4 +1,4 @@
-"""SGLang's own server, started for one model: what every activation is compared with."""
+"""Starts SGLang's own server for one model, as a baseline for activations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from bench.subjects.processes import free_port, running
 
 MODULE = "sglang.launch_server"
 HIGHEST_PORT = 55000
-"""It takes a second one, 10000 above."""
+"""Upper limit, because SGLang uses a second port 10000 above."""
 START_TIMEOUT = 900.0
-"""Seconds; the first time on a machine it compiles kernels."""
+"""Timeout in seconds; the first time on a machine it compiles kernels."""
 
 
 class StockServer:
-    """It serves `model`; `first_token` are the seconds from the start of its process to the first token."""
+    """A running server of `model`; `first_token` is the time from starting its process to its first token."""
 
     def __init__(self, url: str, client: aiohttp.ClientSession, model: str, first_token: float) -> None:
         self.url = url
@@ -34,7 +34,7 @@ class StockServer:
 
 @asynccontextmanager
 async def stock_server(model: str, path: Path, prompt: str, arguments: Sequence[str]) -> AsyncIterator[StockServer]:
-    """Start it and ask once with `prompt`. Raises: StudyError."""
+    """Start the server and send `prompt` once. Raises: StudyError."""
     port = free_port()
     while port > HIGHEST_PORT:
         port = free_port()

@@ -1,10 +1,10 @@
 """Calibrates the simulator: `python -m bench.calibration --out FILE.json --calibration simulator/h200.json`.
 
-Two sorts of engines on one GPU. Several of SGLang's own, not modified: what steps take by length, batch and context
-while one works alone, and how much they slow each other. And Prism's own workers behind their gateway, with MPS and
-without: what their hosts add, what lies in front of them, first uses, what several at once take. Models have real
-shapes and random weights, which changes no speed. `--from FILE.json --parts together` measures a part again, and keeps
-the rest.
+It measures two kinds of engines on one GPU: unmodified SGLang engines, for the duration of steps by length, batch and
+context when one works alone, and how much several slow each other down; and Prism's own workers behind their gateway,
+with and without MPS, for host time, the way from gateway to engine, first uses, and several workers at once. Models
+have real shapes and random weights, which does not affect speed. `--from FILE.json --parts together` repeats one part
+and keeps the rest.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _nothing(chosen: argparse.Namespace) -> Measurements:
 
 
 async def _measure(chosen: argparse.Namespace, measured: Measurements) -> list[str]:
-    """The parts that are wanted; returns what failed in them. Raises: StudyError."""
+    """Measure the requested parts; returns the failures. Raises: StudyError."""
     with tempfile.TemporaryDirectory(prefix="prism-calibration-") as name:
         folder = Path(name)
         if ENGINES in chosen.parts:
@@ -106,7 +106,7 @@ async def _workers(chosen: argparse.Namespace, measured: Measurements, parts: li
 def _modes(chosen: argparse.Namespace) -> list[bool]:
     wanted = {"on": [True], "off": [False], "both": [False, True]}[chosen.mps]
     if chosen.tiny and True in wanted:
-        say("no MPS here: what it is about is left out")
+        say("MPS is not available, so its measurements are left out")
         return [mps for mps in wanted if not mps]
     return list(wanted)
 
@@ -117,7 +117,7 @@ def _out(chosen: argparse.Namespace) -> Path:
 
 
 def _conclude(chosen: argparse.Namespace, measured: Measurements) -> None:
-    """Fit, and write what was asked for. Raises: StudyError."""
+    """Fit the model and write the requested files. Raises: StudyError."""
     fits = fit(measured)
     workers = fit_workers(measured, fits, read_calibration(chosen.calibration or H200))
     out = _out(chosen)

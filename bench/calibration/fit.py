@@ -1,4 +1,4 @@
-"""From measurements to what a calibration says: least squares in relative error, nothing below zero. Pure."""
+"""Fits a calibration to measurements: non-negative least squares of relative errors. Pure."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from config.shape import Shape
 from simulator.errors import StudyError
 
 ROUNDS = 10
-"""In which the longer one of two times is looked for again, after a fit."""
+"""Maximum iterations of choosing the longer of two times and fitting again."""
 
 UNEVEN = "uneven"
-"""The part in which contexts differ."""
+"""The part with contexts of different lengths."""
 MAY_NOT_COUNT = {"longest KV bytes"}
-"""In some machines' measurements."""
+"""Terms that may turn out as zero."""
 AT_ONCE = 1e15
-"""Bytes a second of what takes no time."""
+"""Bytes per second for something that takes no time."""
 Counts = Mapping[str, float]
-"""By term: how often it counts."""
+"""How often each term counts."""
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Either:
-    """Two times of which the longer one counts."""
+    """Two times, the longer of which counts."""
 
     one: Counts
     other: Counts
@@ -41,7 +41,7 @@ class Either:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured, and of what it consists."""
+    """A measurement and the terms it consists of."""
 
     words: str
     seconds: float
@@ -57,12 +57,12 @@ class Point:
 
     @property
     def error(self) -> float:
-        """Relative."""
+        """Relative error."""
         return self.fitted / self.measured - 1
 
 
 @dataclass(frozen=True)
-class Fit:
+class LeastSquaresFit:
     terms: dict[str, float]
     points: list[Point]
 
@@ -72,25 +72,25 @@ class Fit:
 
     @property
     def mean_error(self) -> float:
-        """Relative, whichever its sign."""
+        """Mean absolute relative error."""
         return statistics.fmean(abs(point.error) for point in self.points)
 
     @property
     def quality(self) -> str:
-        """In words."""
+        """The quality of the fit in words."""
         worst = self.worst
         return f"off by {self.mean_error:.0%} on average, at most by {abs(worst.error):.0%} ({worst.words})"
 
 
 @dataclass(frozen=True)
 class Fits:
-    prefill: Fit
-    decode: Fit
+    prefill: LeastSquaresFit
+    decode: LeastSquaresFit
     per_neighbour: float
 
 
 def fit(measured: Measurements) -> Fits:
-    """Raises: StudyError when there are too few measurements, or they contradict the formulas."""
+    """Fit all terms. Raises: StudyError if there are too few measurements or they contradict the formulas."""
     shapes = measured.shapes
     return Fits(
         fit_prefill(measured.prefill, shapes, measured.chunk),
@@ -102,7 +102,7 @@ def fit(measured: Measurements) -> Fits:
 # --- prefill --------------------------------------------------------------------------------------------------
 
 
-def fit_prefill(points: Sequence[PrefillPoint], shapes: Mapping[str, Shape], chunk: int) -> Fit:
+def fit_prefill(points: Sequence[PrefillPoint], shapes: Mapping[str, Shape], chunk: int) -> LeastSquaresFit:
     """The terms of `simulator.calibration.PrefillCost`. Raises: StudyError."""
     samples = [
         Sample(
@@ -117,7 +117,7 @@ def fit_prefill(points: Sequence[PrefillPoint], shapes: Mapping[str, Shape], chu
 
 
 def _steps(tokens: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """Tokens of each step, and those before them."""
+    """Yields each step's tokens and the number of tokens before them."""
     for before in range(0, tokens, chunk):
         yield min(chunk, tokens - before), before
 
@@ -135,11 +135,13 @@ def _prefill_step(shape: Shape, tokens: int, before: int) -> Either:
 # --- decode ---------------------------------------------------------------------------------------------------
 
 
-def fit_decode(points: Sequence[DecodePoint], shapes: Mapping[str, Shape], uneven: Sequence[Steps] = ()) -> Fit:
-    """The terms of `simulator.calibration.DecodeCost`; `uneven` are steps of contexts of different lengths.
+def fit_decode(
+    points: Sequence[DecodePoint], shapes: Mapping[str, Shape], uneven: Sequence[Steps] = ()
+) -> LeastSquaresFit:
+    """The terms of `simulator.calibration.DecodeCost`; `uneven` are steps with contexts of different lengths.
 
     Raises:
-        StudyError: too few, or they contradict the formula.
+        StudyError: there are too few measurements, or they contradict the formula.
     """
     rates = {
         "weight bytes": "weight_bytes_per_s",
@@ -176,7 +178,7 @@ def _decode_terms(shape: Shape, batch: int, context: float, longest: float) -> t
 
 
 def per_neighbour(together: Sequence[Together]) -> float:
-    """By how much an engine is slower for each other one, on average over all in `together`. Raises: StudyError."""
+    """Mean relative slowdown of an engine per other busy engine, over all of `together`. Raises: StudyError."""
     shares = [(slow - 1) / (len(them.members) - 1) for them in together for slow in _slowdowns(them.members)]
     if not shares:
         raise StudyError("no two engines were measured together")
@@ -184,7 +186,7 @@ def per_neighbour(together: Sequence[Together]) -> float:
 
 
 def by_load(pairs: Sequence[Together]) -> dict[tuple[str, str], float]:
-    """Mean slow-down by an engine's own load and the other's, over all sizes."""
+    """Mean slowdown over all sizes, by an engine's own load and the other's."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for pair in pairs:
         for own, other in (pair.members, reversed(pair.members)):
@@ -202,7 +204,7 @@ def _slowdowns(members: Sequence[Member]) -> list[float]:
 
 @dataclass(frozen=True)
 class _System:
-    """Samples as matrices with a column for each term; `owners` are the samples to which the pairs of times belong."""
+    """Samples as matrices with one column per term; `owners` maps pairs of times to samples."""
 
     seconds: Array
     always: Array
@@ -211,7 +213,7 @@ class _System:
     owners: npt.NDArray[np.int64]
 
     def counts(self, other: Mask) -> Array:
-        """Of all terms for each sample, if of its pairs these have the other time as the longer one."""
+        """Counts of all terms per sample; `other` selects the pairs whose second time is the longer one."""
         counts = self.always.copy()
         np.add.at(counts, self.owners, np.where(other[:, None], self.others, self.ones))
         return counts
@@ -227,7 +229,7 @@ class _System:
         return float(np.square(self.fitted(terms) / self.seconds - 1).sum())
 
 
-def _fit(samples: Sequence[Sample]) -> Fit:
+def _fit(samples: Sequence[Sample]) -> LeastSquaresFit:
     names = _names(samples)
     if len(samples) < len(names):
         raise StudyError(f"{len(samples)} measurements are too few to find {', '.join(names)}")
@@ -237,12 +239,12 @@ def _fit(samples: Sequence[Sample]) -> Fit:
         Point(sample.words, sample.seconds, float(value))
         for sample, value in zip(samples, system.fitted(best), strict=True)
     ]
-    return Fit(dict(zip(names, map(float, best), strict=True)), points)
+    return LeastSquaresFit(dict(zip(names, map(float, best), strict=True)), points)
 
 
 def _candidates(system: _System) -> Iterator[Array]:
-    """Which of two times is the longer one depends on the terms, and they on that. So it is tried: the other one is,
-    where it counts for so many times the one or more; and then where the terms that follow say."""
+    """Candidate solutions. Which of two times is longer depends on the terms, which depend on that choice. So start
+    from different thresholds for the choice, fit, then choose again by the fitted terms until nothing changes."""
     shares = system.others.sum(axis=1) / system.ones.sum(axis=1)
     for share in sorted({*shares, float("inf")}):
         other = shares >= share
@@ -266,7 +268,7 @@ def _system(samples: Sequence[Sample], names: Sequence[str]) -> _System:
 
 
 def _names(samples: Sequence[Sample]) -> list[str]:
-    """Of all terms, in the order in which they are met."""
+    """Names of all terms, in order of appearance."""
     found: dict[str, None] = {}
     for sample in samples:
         for counts in (sample.always, *(it for pair in sample.longer for it in (pair.one, pair.other))):
@@ -279,8 +281,8 @@ def _matrix(rows: Sequence[Counts], names: Sequence[str]) -> Array:
 
 
 def factors_to_one(matrix: Array) -> Array:
-    """The factors, none below zero, with which `matrix` comes closest to ones. By trying which of them are zero: there
-    are five at most."""
+    """The non-negative factors with which `matrix` comes closest to ones. Tries all sets of zero factors, as there are
+    at most five."""
     count = matrix.shape[1]
     size = np.abs(matrix).max(axis=0)
     scaled = matrix / np.where(size > 0, size, 1.0)
@@ -295,8 +297,8 @@ def factors_to_one(matrix: Array) -> Array:
     return best / np.where(size > 0, size, 1.0)
 
 
-def _as_rates(found: Fit, rates: Mapping[str, str], what: str) -> Fit:
-    """Seconds for each operation or byte become so many a second."""
+def _as_rates(found: LeastSquaresFit, rates: Mapping[str, str], what: str) -> LeastSquaresFit:
+    """Converts seconds per operation or byte into rates per second. Raises: StudyError."""
     terms = {}
     for name, value in found.terms.items():
         if name in MAY_NOT_COUNT and value <= 0:
@@ -305,4 +307,4 @@ def _as_rates(found: Fit, rates: Mapping[str, str], what: str) -> Fit:
         if name in rates and value <= 0:
             raise StudyError(f"the measurements of {what} do not grow with {name}: no rate follows from them")
         terms[rates.get(name, name)] = 1 / value if name in rates else value
-    return Fit(terms, found.points)
+    return LeastSquaresFit(terms, found.points)

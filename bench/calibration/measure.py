@@ -1,4 +1,4 @@
-"""Runs a plan: engines are started together, then each figure is taken in turn."""
+"""Executes a calibration plan: starts all engines together, then takes the measurements one by one."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.calibration.measurements import Alone, DecodePoint, Load, Measurements, Member, PrefillPoint, Together
-from bench.calibration.plan import ROOM_BESIDE, STEPS, Decode, Plan, Prefill
+from bench.calibration.measurements import (
+    Alone,
+    DecodePoint,
+    Measurements,
+    Member,
+    PrefillPoint,
+    RepeatedLoad,
+    Together,
+)
+from bench.calibration.plan import ROOM_BESIDE, STEPS, CalibrationPlan, Decode, Prefill
 from bench.calibration.plan import Member as Busy
-from bench.calibration.subjects import COMMAND, Seat, Subject, at_once, subjects
+from bench.calibration.subjects import COMMAND, EngineSeat, EngineSubject, at_once, subjects
 from simulator.errors import StudyError
 from simulator.progress import say
 
 Rounds = Sequence[tuple[float, float]]
-"""Begin and end of each."""
+"""Begin and end of each round."""
 
 
 @dataclass(frozen=True)
-class Step:
+class MeasureStep:
     words: str
     seconds: float
-    """That it is thought to take, for the time left."""
+    """Estimated duration, for showing the remaining time."""
     run: Callable[[], Awaitable[None]]
 
 
 async def measure(
-    plan: Plan,
+    plan: CalibrationPlan,
     folders: dict[str, Path],
     device: str,
     logs: Path,
@@ -38,7 +46,7 @@ async def measure(
     save: Callable[[], None],
     command: Sequence[str] = COMMAND,
 ) -> None:
-    """Fill `measured`, and `save` after each figure.
+    """Take all measurements into `measured`, calling `save` after each.
 
     Raises:
         StudyError: an engine cannot be started, has ended or does not answer.
@@ -58,30 +66,30 @@ async def measure(
     say(f"measured after {time.perf_counter() - began:.0f} s")
 
 
-def seats_of(plan: Plan, folders: dict[str, Path]) -> list[Seat]:
+def seats_of(plan: CalibrationPlan, folders: dict[str, Path]) -> list[EngineSeat]:
     return [
-        Seat(model, folders[model], number, min(plan.room, ROOM_BESIDE) if number else plan.room)
+        EngineSeat(model, folders[model], number, min(plan.room, ROOM_BESIDE) if number else plan.room)
         for model, count in plan.engines.items()
         for number in range(count)
     ]
 
 
 class _Run:
-    def __init__(self, plan: Plan, running: Sequence[Subject], measured: Measurements) -> None:
+    def __init__(self, plan: CalibrationPlan, running: Sequence[EngineSubject], measured: Measurements) -> None:
         self._plan = plan
         self._running = running
         self._measured = measured
         self._loads = {load.name: load for load in plan.loads}
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[MeasureStep]:
         plan = self._plan
-        found = [Step("every load once", 10.0, self._warm_up)]
+        found = [MeasureStep("every load once", 10.0, self._warm_up)]
         found += [
-            Step(f"{it.model}: a prompt of {it.tokens} tokens", 1 + it.tokens / 4096, partial(self._prefill, it))
+            MeasureStep(f"{it.model}: a prompt of {it.tokens} tokens", 1 + it.tokens / 4096, partial(self._prefill, it))
             for it in plan.prefill
         ]
         found += [
-            Step(
+            MeasureStep(
                 f"{it.model}: decode, batch {it.batch}, prompts of {it.prompt}",
                 1 + it.batch * it.prompt / 30_000,
                 partial(self._decode, it),
@@ -89,28 +97,28 @@ class _Run:
             for it in plan.decode
         ]
         busy = dict.fromkeys(one for pair in plan.pairs for one in pair)
-        found += [Step(f"{_words([one])} alone", plan.pair_seconds, partial(self._alone, one)) for one in busy]
+        found += [MeasureStep(f"{_words([one])} alone", plan.pair_seconds, partial(self._alone, one)) for one in busy]
         for members, seconds in (
             *((pair, plan.pair_seconds) for pair in plan.pairs),
             *((group, plan.group_seconds) for group in plan.groups),
         ):
-            found.append(Step(_words(members), seconds + 0.5, partial(self._together, members, seconds)))
+            found.append(MeasureStep(_words(members), seconds + 0.5, partial(self._together, members, seconds)))
         return found
 
     async def _warm_up(self) -> None:
-        """By all at once, so that no window of several begins with one that compiles."""
+        """Warm up all engines at once, so that none still compiles when several are measured together."""
         for load in self._plan.loads:
             await at_once(subject.ask(_command("measure", load, times=1)) for subject in self._running)
 
     async def _prefill(self, wanted: Prefill) -> None:
         (subject,) = self._seated([(wanted.model, "")])
-        load = Load("", 1, wanted.tokens, 1)
+        load = RepeatedLoad("", 1, wanted.tokens, 1)
         answer = await subject.ask(_command("measure", load, times=wanted.times))
         self._measured.prefill.append(PrefillPoint(wanted.model, wanted.tokens, answer["seconds"]))
 
     async def _decode(self, wanted: Decode) -> None:
         (subject,) = self._seated([(wanted.model, "")])
-        load = Load("", wanted.batch, wanted.prompt, STEPS + 1)
+        load = RepeatedLoad("", wanted.batch, wanted.prompt, STEPS + 1)
         answer = await subject.ask(_command("measure", load, times=wanted.times, warm=wanted.warm))
         self._measured.decode.append(DecodePoint(wanted.model, wanted.batch, wanted.prompt, STEPS + 1, answer["steps"]))
 
@@ -137,8 +145,8 @@ class _Run:
                 raise StudyError(f"{model}, {load}: not one round began within {seconds:g} s")
         return [answer["rounds"] for answer in answers]
 
-    def _seated(self, members: Sequence[Busy]) -> list[Subject]:
-        """An engine for each: the first of its model, the second for the second of that model, and so on."""
+    def _seated(self, members: Sequence[Busy]) -> list[EngineSubject]:
+        """Assigns an engine to each member: the n-th engine of a model to its n-th member."""
         taken: Counter[str] = Counter()
         found = []
         for model, _ in members:
@@ -149,13 +157,13 @@ class _Run:
 
 
 def whole(rounds: Sequence[Rounds]) -> list[list[float]]:
-    """Seconds of each engine's rounds that lie wholly within the time in which all engines had one."""
+    """Durations of each engine's rounds that lie within the time in which all engines were busy."""
     begin = max(its[0][0] for its in rounds)
     end = min(its[-1][1] for its in rounds)
     return [[after - before for before, after in its if begin <= before and after <= end] for its in rounds]
 
 
-def _command(do: str, load: Load, **more: object) -> dict[str, object]:
+def _command(do: str, load: RepeatedLoad, **more: object) -> dict[str, object]:
     return {"do": do, "batch": load.batch, "prompt": load.prompt, "tokens": load.tokens, **more}
 
 

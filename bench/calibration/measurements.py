@@ -1,4 +1,4 @@
-"""What a calibration run measures, as it is kept in its JSON file. Seconds, tokens."""
+"""The measurements of a calibration run, as stored in its JSON file. Times in seconds, lengths in tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from config.shape import Shape, shape_of
 from simulator.errors import StudyError
 
 
-class Load(Struct, frozen=True):
-    """What an engine is kept busy with: rounds of `batch` prompts, `tokens` new tokens for each."""
+class RepeatedLoad(Struct, frozen=True):
+    """A load for an engine: repeated rounds of `batch` prompts with `tokens` new tokens each."""
 
     name: str
     batch: int
@@ -24,7 +24,7 @@ class Load(Struct, frozen=True):
 
 
 class PrefillPoint(Struct, frozen=True):
-    """One prompt, to its only token."""
+    """A prompt with a single output token."""
 
     model: str
     tokens: int
@@ -41,7 +41,7 @@ class DecodePoint(Struct, frozen=True):
     prompt: int
     tokens: int
     steps: list[float]
-    """Seconds of a step, in each round."""
+    """Seconds per step, by round."""
 
     @property
     def median(self) -> float:
@@ -49,12 +49,12 @@ class DecodePoint(Struct, frozen=True):
 
     @property
     def context(self) -> float:
-        """Tokens of all requests together, in the middle of a round."""
+        """Total context tokens of all requests in the middle of a round."""
         return self.batch * (self.prompt + self.tokens / 2)
 
 
 class Alone(Struct, frozen=True):
-    """Rounds of a load while nothing else runs."""
+    """Rounds of a load while all other engines are idle."""
 
     model: str
     load: str
@@ -62,13 +62,13 @@ class Alone(Struct, frozen=True):
 
 
 class Member(Struct, frozen=True):
-    """One of several engines at once; `seconds` are of its rounds while all others were busy."""
+    """One of several busy engines; `seconds` are its rounds while all others were busy."""
 
     model: str
     load: str
     seconds: list[float]
     slowdown: float | None
-    """Median over that alone; None if no round lay wholly within the time in which all were busy."""
+    """Median relative to that of the engine alone; None if no round lay within the time in which all were busy."""
 
 
 class Together(Struct, frozen=True):
@@ -79,16 +79,16 @@ class Measurements(Struct, kw_only=True):
     machine: dict[str, Any]
     versions: dict[str, str]
     models: dict[str, dict[str, Any]]
-    """Their config.json."""
+    """Contents of their config.json."""
     chunk: int
-    """Tokens of prompts that a prefill step takes."""
-    loads: list[Load]
+    """Maximum prompt tokens per prefill step."""
+    loads: list[RepeatedLoad]
     prefill: list[PrefillPoint] = []
     decode: list[DecodePoint] = []
     alone: list[Alone] = []
     together: list[Together] = []
     workers: WorkerRows = msgspec.field(default_factory=WorkerRows)
-    """Of Prism's own workers; all before is of SGLang's own engines."""
+    """Measurements of Prism's own workers; all the others are of unmodified SGLang engines."""
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -104,10 +104,10 @@ class Measurements(Struct, kw_only=True):
 
 
 def read_measurements(path: Path) -> Measurements:
-    """What a run has written, its fits left aside. Raises: StudyError."""
+    """Read the measurements in a run's file, ignoring its fits. Raises: StudyError."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Measurements)
     except OSError as error:
         raise StudyError(f"{path}: cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: not what bench.calibration has measured: {error}") from error
+        raise StudyError(f"{path}: not a file of bench.calibration: {error}") from error

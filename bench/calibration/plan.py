@@ -1,4 +1,4 @@
-"""What a calibration run measures, decided before it begins."""
+"""Plans the measurements of a calibration run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
-from bench.calibration.measurements import Load
+from bench.calibration.measurements import RepeatedLoad
 
 ROOM = 272_000
-"""Tokens of KV cache of the first engine of a model: 32 requests of 8192, and what they say."""
+"""KV cache, in tokens, of a model's first engine: enough for 32 requests of 8192 tokens and their answers."""
 ROOM_BESIDE = 16_384
-"""Of its others, which only run loads."""
+"""KV cache, in tokens, of a model's other engines, which only run loads."""
 STEPS = 64
-"""Decode steps of a round, after its first token."""
+"""Decode steps per round, after the first token."""
 LARGE = 3
-"""Engines of the smallest model beside one of the largest."""
+"""Number of engines of the smallest model that are measured together with one of the largest."""
 
 Member = tuple[str, str]
 """Model and load."""
@@ -38,29 +38,30 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CalibrationPlan:
     engines: dict[str, int]
-    """How many of each model, the smallest first."""
+    """Number of engines per model, smallest model first."""
     room: int
     prefill: list[Prefill]
     decode: list[Decode]
-    loads: list[Load]
+    loads: list[RepeatedLoad]
     pairs: list[tuple[Member, ...]]
     groups: list[tuple[Member, ...]]
     pair_seconds: float
     group_seconds: float
 
 
-def make_plan(models: Sequence[str], *, quick: bool, room: int = ROOM) -> Plan:
-    """For two models or more, the smallest first; what needs more than `room` tokens of KV cache is left out."""
+def make_plan(models: Sequence[str], *, quick: bool, room: int = ROOM) -> CalibrationPlan:
+    """Plan for at least two models, smallest first; measurements that need more than `room` tokens of KV cache are left
+    out."""
     loads = [
-        Load("decode 1", 1, 64, 128),
-        Load("decode 32", 32, 64, 128),
-        Load("prefill", 1, 2048 if quick else 4096, 1),
+        RepeatedLoad("decode 1", 1, 64, 128),
+        RepeatedLoad("decode 32", 32, 64, 128),
+        RepeatedLoad("prefill", 1, 2048 if quick else 4096, 1),
     ]
     loads = [load for load in loads if load.batch * (load.prompt + load.tokens) <= room]
     busy = [(model, load.name) for model in models for load in loads]
-    return Plan(
+    return CalibrationPlan(
         engines={model: 2 if place else 1 + LARGE for place, model in enumerate(models)},
         room=room,
         prefill=[it for model in models for it in _prefill(model, quick) if it.tokens < room],
@@ -81,7 +82,7 @@ def _prefill(model: str, quick: bool) -> list[Prefill]:
 def _decode(model: str, quick: bool) -> list[Decode]:
     short = [Decode(model, batch, 64, 3, True) for batch in ((1, 8, 32) if quick else (1, 4, 8, 16, 32, 64))]
     long = [(2048, 1), (2048, 32)] if quick else [(2048, 1), (2048, 8), (2048, 32), (8192, 1), (8192, 8), (8192, 32)]
-    # Their prompts take seconds, and only what comes after them is timed: with kernels that the short ones have warmed.
+    # Long prompts take seconds each and only the steps after them are timed, with kernels warmed by the short ones.
     return short + [Decode(model, batch, prompt, 2 if batch == 1 else 1, False) for prompt, batch in long]
 
 

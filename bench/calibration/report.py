@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from bench.calibration.fit import Fit, Fits, by_load
+from bench.calibration.fit import Fits, LeastSquaresFit, by_load
 from bench.calibration.measurements import Measurements, Member, Together
 from bench.calibration.tables import ms, percent, table, times
 from bench.calibration.worker_fit import WorkerFits
@@ -54,7 +54,7 @@ def _write(path: Path, content: str) -> None:
         raise StudyError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _fit(found: Fit) -> dict[str, Any]:
+def _fit(found: LeastSquaresFit) -> dict[str, Any]:
     points = [{**asdict(point), "error": point.error} for point in found.points]
     return {"terms": found.terms, "mean_error": found.mean_error, "points": points}
 
@@ -98,7 +98,7 @@ def _decode(measured: Measurements, fits: Fits) -> list[str]:
     return table(header, rows)
 
 
-def _terms(found: Fit, formula: str) -> list[str]:
+def _terms(found: LeastSquaresFit, formula: str) -> list[str]:
     rows = [[name, f"{value:.4g}"] for name, value in found.terms.items()]
     return ["", f"Fitted: {formula}", "", *table(("term", "value"), rows), "", f"It is {found.quality}."]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bench.calibration.worker_rows import Busy, FirstTokens, Group, WorkerRows
+from bench.calibration.worker_rows import Busy, EngineGroup, FirstTokens, WorkerRows
 from simulator.calibration import Calibration
 from simulator.costs import Costs
 from simulator.sharing import Contention, MpsKernelSharing, Sharing, StepLoad, TimeSlicedSharing
@@ -27,14 +27,14 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Found:
+class FittedEntry:
     """An entry's terms, and where they come from."""
 
     terms: dict[str, float]
     words: str
 
 
-def fit_slices(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+def fit_slices(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
     groups = [group for group in rows.groups if not group.mps]
     if not _decoding(groups):
         return None
@@ -47,17 +47,19 @@ def fit_slices(rows: WorkerRows, calibration: Calibration, models: Models) -> Fo
     fine = _best(off, *(_around(*it) for it in zip(coarse, (SLICES, SWITCHES), strict=True)))
     found = TimeSlicedSharing(*fine, launch)
     terms = {"slice_seconds": fine[0], "switch_seconds": fine[1], "launch_per_neighbour": launch}
-    return Found(terms, _words(groups, models, found) + known)
+    return FittedEntry(terms, _words(groups, models, found) + known)
 
 
-def fit_mps(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+def fit_mps(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
     groups = [group for group in rows.groups if group.mps]
     if not _decoding(groups):
         return None
     launch, known = _launch(groups, rows.firsts, models, calibration.mps.launch_per_neighbour)
     share = min(SHARES, key=lambda it: _off(groups, models, MpsKernelSharing(it, launch)))
     found = MpsKernelSharing(float(share), launch)
-    return Found({"wait_share": float(share), "launch_per_neighbour": launch}, _words(groups, models, found) + known)
+    return FittedEntry(
+        {"wait_share": float(share), "launch_per_neighbour": launch}, _words(groups, models, found) + known
+    )
 
 
 def _best(off: Callable[[float, float], float], ones: Iterable[float], others: Iterable[float]) -> tuple[float, float]:
@@ -70,7 +72,7 @@ def _around(value: float, tried: Array) -> Array:
     return np.asarray(np.clip(value + (tried - tried.mean()) / 10, 0, None))
 
 
-def predicted(member: Busy, group: Group, models: Models, sharing: Sharing) -> float:
+def predicted(member: Busy, group: EngineGroup, models: Models, sharing: Sharing) -> float:
     """Seconds of its step, or of its first token, among the others."""
     others = [_load(other, models) for other in group.members if other is not member]
     beside, costs = Contention(sharing, [others], resident=True), models[member.model]
@@ -93,12 +95,12 @@ def _context(member: Busy) -> float:
     return member.prompt + member.said
 
 
-def _decoding(groups: Sequence[Group]) -> list[Group]:
+def _decoding(groups: Sequence[EngineGroup]) -> list[EngineGroup]:
     """A prompt after another is busy for a part of the time only: such groups say nothing of what shares a GPU."""
     return [group for group in groups if all(member.batch for member in group.members)]
 
 
-def _errors(groups: Sequence[Group], models: Models, sharing: Sharing) -> list[float]:
+def _errors(groups: Sequence[EngineGroup], models: Models, sharing: Sharing) -> list[float]:
     """Relative."""
     return [
         predicted(member, group, models, sharing) / member.seconds - 1
@@ -107,11 +109,13 @@ def _errors(groups: Sequence[Group], models: Models, sharing: Sharing) -> list[f
     ]
 
 
-def _off(groups: Sequence[Group], models: Models, sharing: Sharing) -> float:
+def _off(groups: Sequence[EngineGroup], models: Models, sharing: Sharing) -> float:
     return float(np.square(_errors(groups, models, sharing)).sum())
 
 
-def _launch(groups: Sequence[Group], firsts: Sequence[FirstTokens], models: Models, before: float) -> tuple[float, str]:
+def _launch(
+    groups: Sequence[EngineGroup], firsts: Sequence[FirstTokens], models: Models, before: float
+) -> tuple[float, str]:
     """By which share launching a prefill takes longer for each neighbour, and where it comes from; `before`, where
     nothing says so."""
     found = []
@@ -132,7 +136,7 @@ def _alone(member: Busy, firsts: Sequence[FirstTokens]) -> float | None:
     return max(found, key=lambda it: it.beside).median if found else None
 
 
-def _words(groups: Sequence[Group], models: Models, sharing: Sharing) -> str:
+def _words(groups: Sequence[EngineGroup], models: Models, sharing: Sharing) -> str:
     errors = _errors(groups, models, sharing)
     mean, worst = statistics.fmean(map(abs, errors)), max(errors, key=abs)
     at_once, by = sorted({len(group.members) for group in groups}), "with MPS" if groups[0].mps else "without MPS"

@@ -36,7 +36,7 @@ TOKEN_IDS = range(10, 4000)
 
 
 @dataclass(frozen=True)
-class Round:
+class EngineRound:
     """Times of time.time()."""
 
     begin: float
@@ -54,7 +54,7 @@ def main() -> None:
     with _own_pipes() as (commands, answers):
         engine = _engine(chosen)
         try:
-            _obey(Rounds(engine), commands, answers)
+            _obey(EngineRounds(engine), commands, answers)
         finally:
             engine.shutdown()
 
@@ -111,7 +111,7 @@ def _on_gpu() -> dict[str, Any]:
     }
 
 
-def _obey(rounds: Rounds, commands: TextIO, answers: TextIO) -> None:
+def _obey(rounds: EngineRounds, commands: TextIO, answers: TextIO) -> None:
     print(json.dumps({"ready": True}), file=answers)
     for line in commands:
         command = json.loads(line)
@@ -127,7 +127,7 @@ def _obey(rounds: Rounds, commands: TextIO, answers: TextIO) -> None:
         print(json.dumps(answer), file=answers)
 
 
-class Rounds:
+class EngineRounds:
     """Of one engine."""
 
     def __init__(self, engine: Any) -> None:
@@ -164,11 +164,11 @@ class Rounds:
             self._round(prompts, tokens)
             self._warmed.add(kind)
 
-    def _round(self, prompts: list[list[int]], tokens: int) -> Round:
-        taken: Round = self._engine.loop.run_until_complete(self._ask(prompts, tokens))
+    def _round(self, prompts: list[list[int]], tokens: int) -> EngineRound:
+        taken: EngineRound = self._engine.loop.run_until_complete(self._ask(prompts, tokens))
         return taken
 
-    async def _ask(self, prompts: list[list[int]], tokens: int) -> Round:
+    async def _ask(self, prompts: list[list[int]], tokens: int) -> EngineRound:
         """All prompts at once. SGLang takes prompts in turn, and before it decodes: so the last one's first token
         is when all of them begin to decode together."""
         sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
@@ -176,7 +176,7 @@ class Rounds:
         *others, last = prompts
         answers = [self._engine.async_generate(input_ids=one, sampling_params=sampling) for one in others]
         *_, step = await asyncio.gather(*answers, self._watch(last, sampling))
-        return Round(begin, time.time(), step)
+        return EngineRound(begin, time.time(), step)
 
     async def _watch(self, prompt: list[int], sampling: dict[str, Any]) -> float | None:
         arrived: list[tuple[float, int]] = []

@@ -32,7 +32,7 @@ LONGEST_ANSWER = 2**22
 
 
 @dataclass(frozen=True)
-class Seat:
+class EngineSeat:
     """What a subject is started for."""
 
     model: str
@@ -46,8 +46,8 @@ class Seat:
         return f"{self.model}-{self.number}"
 
 
-class Subject:
-    def __init__(self, seat: Seat, process: asyncio.subprocess.Process, log: Path) -> None:
+class EngineSubject:
+    def __init__(self, seat: EngineSeat, process: asyncio.subprocess.Process, log: Path) -> None:
         self.seat = seat
         self._process = process
         self._log = log
@@ -98,8 +98,8 @@ class Subject:
 
 @asynccontextmanager
 async def subjects(
-    seats: Iterable[Seat], device: str, logs: Path, command: Sequence[str] = COMMAND
-) -> AsyncIterator[list[Subject]]:
+    seats: Iterable[EngineSeat], device: str, logs: Path, command: Sequence[str] = COMMAND
+) -> AsyncIterator[list[EngineSubject]]:
     """Start one for each seat, all at once; what they print goes to files in `logs`.
 
     Raises:
@@ -107,7 +107,7 @@ async def subjects(
         PoolError: packages for a GPU are missing.
     """
     environment = {**os.environ, **(gpu_environment(os.environ) if device == "cuda" else {}), **PLAIN}
-    running: list[Subject] = []
+    running: list[EngineSubject] = []
     try:
         for seat in seats:
             running.append(await _start(seat, device, logs, command, environment))
@@ -117,7 +117,9 @@ async def subjects(
         await asyncio.gather(*(subject.stop() for subject in running))
 
 
-async def _start(seat: Seat, device: str, logs: Path, command: Sequence[str], environment: dict[str, str]) -> Subject:
+async def _start(
+    seat: EngineSeat, device: str, logs: Path, command: Sequence[str], environment: dict[str, str]
+) -> EngineSubject:
     arguments = [str(seat.folder), "--max-total-tokens", str(seat.max_total_tokens), "--device", device]
     log = logs / f"{seat.name}.log"
     with log.open("wb") as output:
@@ -135,7 +137,7 @@ async def _start(seat: Seat, device: str, logs: Path, command: Sequence[str], en
             )
         except OSError as error:
             raise StudyError(f"{seat.name} cannot be started: {error}") from error
-    return Subject(seat, process, log)
+    return EngineSubject(seat, process, log)
 
 
 async def at_once(asked: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

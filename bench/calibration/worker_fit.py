@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from bench.calibration.fit import AT_ONCE, Fits, factors_to_one
 from bench.calibration.measurements import Measurements
-from bench.calibration.sharing_fit import Found, fit_mps, fit_slices
+from bench.calibration.sharing_fit import FittedEntry, fit_mps, fit_slices
 from bench.calibration.worker_rows import SPLITS, FirstTokens, Stalls, Steps, WorkerRows
 from simulator.calibration import Calibration
 from simulator.costs import Costs
@@ -30,7 +30,7 @@ Row = TypeVar("Row", Steps, Stalls, FirstTokens)
 
 @dataclass(frozen=True)
 class WorkerFits:
-    found: dict[str, Found]
+    found: dict[str, FittedEntry]
     """By entry; what was not measured is not there."""
     calibration: Calibration
     """With what was found."""
@@ -43,7 +43,7 @@ def fit_workers(measured: Measurements, fits: Fits, before: Calibration) -> Work
         prefill=replace(before.prefill, **fits.prefill.terms),
         decode=replace(before.decode, **fits.decode.terms),
     )
-    found: dict[str, Found] = {}
+    found: dict[str, FittedEntry] = {}
     for entry, find in FITS.items():
         it = find(measured.workers, calibration, costs_of(measured, calibration))
         if it is not None:
@@ -60,7 +60,7 @@ def costs_of(measured: Measurements, calibration: Calibration) -> dict[str, Cost
 # --- one engine -----------------------------------------------------------------------------------------------
 
 
-def fit_decode_host(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+def fit_decode_host(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
     """From those steps that take longer than their kernels."""
     plain = [row for row in rows.steps if row.kv_splits == SPLITS]
     bound = [row for row in plain if row.seconds > BOUND_BY_HOST * kernels(row, models)]
@@ -68,13 +68,13 @@ def fit_decode_host(rows: WorkerRows, calibration: Calibration, models: Models) 
         return None
     names = ("seconds", "seconds_per_request", "seconds_beside")
     if not bound:
-        return Found(dict.fromkeys(names, 0.0), f"{_where(plain)}: no step took longer than its kernels.")
+        return FittedEntry(dict.fromkeys(names, 0.0), f"{_where(plain)}: no step took longer than its kernels.")
     counts = np.array([[1.0, row.batch, float(row.beside > 0)] for row in bound])
     seconds = np.array([row.seconds for row in bound])
     terms = factors_to_one(counts / seconds[:, None])
     off = statistics.fmean(abs(counts @ terms / seconds - 1))
     words = f"{_where(plain)}; of {len(plain)} steps the {len(bound)} that take longer than their kernels, off by "
-    return Found(dict(zip(names, map(float, terms), strict=True)), f"{words}{off:.0%} on average.")
+    return FittedEntry(dict(zip(names, map(float, terms), strict=True)), f"{words}{off:.0%} on average.")
 
 
 def kernels(row: Steps, models: Models) -> float:
@@ -82,14 +82,14 @@ def kernels(row: Steps, models: Models) -> float:
     return models[row.model].decode(row.batch, round(row.context), row.longest)
 
 
-def fit_prefill_host(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+def fit_prefill_host(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
     """The mean of what is left of a stall."""
     stalls = _among_others(rows.stalls)
     if not stalls:
         return None
     left = [row.median - _prefill(models[row.model], row.tokens) for row in stalls]
     words = f"{_stalls(stalls)}; {_ms(min(left))} to {_ms(max(left))} besides their kernels, the mean."
-    return Found({"seconds": max(0.0, statistics.fmean(left))}, words)
+    return FittedEntry({"seconds": max(0.0, statistics.fmean(left))}, words)
 
 
 def _stalls(stalls: Sequence[Stalls]) -> str:
@@ -100,7 +100,7 @@ def _stalls(stalls: Sequence[Stalls]) -> str:
     )
 
 
-def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
     """A line by tokens through what is left of first tokens."""
     firsts = _among_others(rows.firsts)
     if not firsts:
@@ -110,10 +110,10 @@ def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> Fou
     seconds, per_token = _line([(row.tokens, rest) for row, rest in zip(firsts, left, strict=True)])
     words = f"{_models(firsts)} with {_beside(firsts)}: first tokens of an idle engine, less its prefill step; "
     words += f"{len(firsts)} points from {_ms(min(left))} to {_ms(max(left))}, a line by tokens."
-    return Found({"seconds": seconds, "seconds_per_token": per_token}, words)
+    return FittedEntry({"seconds": seconds, "seconds_per_token": per_token}, words)
 
 
-def fit_first_use(rows: WorkerRows, calibration: Calibration, models: Models) -> Found | None:
+def fit_first_use(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
     """A line by bytes of weights."""
     uses: dict[str, list[float]] = defaultdict(list)
     for row in rows.first_uses:
@@ -125,10 +125,10 @@ def fit_first_use(rows: WorkerRows, calibration: Calibration, models: Models) ->
     seconds, per_byte = _line([(models[model].weight_bytes, it) for model, it in medians.items()])
     each = ", ".join(f"{model} {_ms(it)}" for model, it in medians.items())
     words = f"a process's first token of a model, less later ones, in the median: {each}; a line by bytes."
-    return Found({"seconds": seconds, "bytes_per_s": 1 / per_byte if per_byte else AT_ONCE}, words)
+    return FittedEntry({"seconds": seconds, "bytes_per_s": 1 / per_byte if per_byte else AT_ONCE}, words)
 
 
-Find = Callable[[WorkerRows, Calibration, Models], Found | None]
+Find = Callable[[WorkerRows, Calibration, Models], FittedEntry | None]
 FITS: dict[str, Find] = {
     "decode_host": fit_decode_host,
     "prefill_host": fit_prefill_host,

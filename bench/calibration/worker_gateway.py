@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.calibration.worker_plan import Seat, WorkerPlan
+from bench.calibration.worker_plan import WorkerPlan, WorkerSeat
 from bench.calibration.worker_rows import SPLITS
 from bench.subjects.gateway_under_test import GatewayUnderTest, serving
 
@@ -53,7 +53,7 @@ def _registry(plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: 
     }
 
 
-def _model(seat: Seat, folder: Path) -> dict[str, Any]:
+def _model(seat: WorkerSeat, folder: Path) -> dict[str, Any]:
     made: dict[str, Any] = {
         "name": seat.name,
         "shape": str(folder / "config.json"),

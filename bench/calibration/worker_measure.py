@@ -20,12 +20,12 @@ from bench.calibration.worker_plan import (
     STEP_SECONDS,
     UNEVEN,
     USE_SECONDS,
-    Seat,
-    Wanted,
+    GroupMember,
     WorkerPlan,
+    WorkerSeat,
 )
-from bench.calibration.worker_rows import Busy, FirstTokens, FirstUse, Group, Stalls, Steps, WorkerRows
-from bench.calibration.worker_streams import Rate, Streams, rates
+from bench.calibration.worker_rows import Busy, EngineGroup, FirstTokens, FirstUse, Stalls, Steps, WorkerRows
+from bench.calibration.worker_streams import DecodeRate, Streams, rates
 from bench.load.operating import RESTING
 from bench.subjects.gateway_under_test import GatewayUnderTest
 from bench.subjects.rawclient import EventCount
@@ -114,7 +114,7 @@ class WorkerRun:
             steps += self._of_one(seat, "idle", BATCHES if place == 0 else (1, 16))
         return steps
 
-    def _of_one(self, seat: Seat, part: str, batches: Sequence[int]) -> list[Step]:
+    def _of_one(self, seat: WorkerSeat, part: str, batches: Sequence[int]) -> list[Step]:
         found: list[Step] = [
             (f"{seat.name}: decode, batch {batch}", partial(self._decode, seat, part, [PROMPT] * batch))
             for batch in batches
@@ -138,7 +138,7 @@ class WorkerRun:
 
     # one engine
 
-    async def _decode(self, seat: Seat, part: str, contexts: list[int]) -> None:
+    async def _decode(self, seat: WorkerSeat, part: str, contexts: list[int]) -> None:
         async with self._decoding(seat, contexts) as count:
             (rate,) = await rates([count], WINDOW)
         row = Steps(
@@ -153,7 +153,7 @@ class WorkerRun:
         )
         self._rows.steps.append(row)
 
-    async def _first(self, seat: Seat, part: str, tokens: int) -> None:
+    async def _first(self, seat: WorkerSeat, part: str, tokens: int) -> None:
         seconds = [await self._first_token(seat, tokens) for _ in range(1 + TIMES)]
         row = FirstTokens(
             part=part,
@@ -165,7 +165,7 @@ class WorkerRun:
         )
         self._rows.firsts.append(row)
 
-    async def _stall(self, seat: Seat, part: str, tokens: int) -> None:
+    async def _stall(self, seat: WorkerSeat, part: str, tokens: int) -> None:
         async with self._decoding(seat, [PROMPT]) as count:
             count.timing = True
             await asyncio.sleep(WINDOW / 2)
@@ -182,27 +182,27 @@ class WorkerRun:
         )
         self._rows.stalls.append(row)
 
-    async def _longest_gap(self, seat: Seat, tokens: int, count: EventCount) -> float:
+    async def _longest_gap(self, seat: WorkerSeat, tokens: int, count: EventCount) -> float:
         """Of a stream, around a prefill: from a little before to a little after."""
         seen = len(count.gaps)
         await self._streams.first_token(seat.name, tokens)
         await asyncio.sleep(WINDOW / 8)
         return max(count.gaps[seen:])
 
-    async def _first_token(self, seat: Seat, tokens: int) -> float:
+    async def _first_token(self, seat: WorkerSeat, tokens: int) -> float:
         seconds = await self._streams.first_token(seat.name, tokens)
         await self._quiet()
         return seconds
 
     @asynccontextmanager
-    async def _decoding(self, seat: Seat, contexts: Sequence[int]) -> AsyncIterator[EventCount]:
+    async def _decoding(self, seat: WorkerSeat, contexts: Sequence[int]) -> AsyncIterator[EventCount]:
         async with self._streams.decoding(seat.name, contexts) as count:
             yield count
         await self._quiet()
 
     # several
 
-    async def _group(self, group: list[Wanted]) -> None:
+    async def _group(self, group: list[GroupMember]) -> None:
         async with AsyncExitStack() as stack:
             counts = {
                 it.seat.name: await stack.enter_async_context(
@@ -216,7 +216,7 @@ class WorkerRun:
             firsts = await self._prefill_until(watching, prefilling)
             found = dict(zip(counts, await watching, strict=True))
         await self._quiet()
-        rate = {name: Rate(seconds, 0.0) for name, seconds in firsts.items()} | found
+        rate = {name: DecodeRate(seconds, 0.0) for name, seconds in firsts.items()} | found
         members = [
             Busy(
                 model=it.seat.model,
@@ -227,9 +227,11 @@ class WorkerRun:
             )
             for it in group
         ]
-        self._rows.groups.append(Group(part="together", mps=self._mps, members=members))
+        self._rows.groups.append(EngineGroup(part="together", mps=self._mps, members=members))
 
-    async def _prefill_until(self, over: asyncio.Task[list[Rate]], prefilling: Sequence[Wanted]) -> dict[str, float]:
+    async def _prefill_until(
+        self, over: asyncio.Task[list[DecodeRate]], prefilling: Sequence[GroupMember]
+    ) -> dict[str, float]:
         """Median seconds to the first token, one prompt after another, once at least."""
         taken: dict[str, list[float]] = {it.seat.name: [] for it in prefilling}
         while prefilling:
@@ -241,7 +243,7 @@ class WorkerRun:
 
     # states
 
-    async def _only(self, seats: Sequence[Seat]) -> None:
+    async def _only(self, seats: Sequence[WorkerSeat]) -> None:
         """These models active and no others, and nothing going on in the background."""
         wanted = {seat.name for seat in seats}
         for name in sorted(self._active - wanted):
@@ -251,7 +253,7 @@ class WorkerRun:
         self._active = wanted
         await self._settled()
 
-    async def _use(self, seat: Seat) -> None:
+    async def _use(self, seat: WorkerSeat) -> None:
         """Activate it, and have its process do whatever it does but once."""
         await self._subject.command("activate", model=seat.name)
         self._active.add(seat.name)
@@ -278,7 +280,7 @@ class WorkerRun:
         )
 
 
-def _words(group: Sequence[Wanted]) -> str:
+def _words(group: Sequence[GroupMember]) -> str:
     return " + ".join(
         f"{it.seat.name} {f'decode {it.batch}' if it.batch else f'prompts of {it.prompt}'}" for it in group
     )

@@ -9,7 +9,7 @@ from bench.calibration.measurements import Measurements
 from bench.calibration.sharing_fit import predicted
 from bench.calibration.tables import ms, percent, table
 from bench.calibration.worker_fit import WorkerFits, costs_of
-from bench.calibration.worker_rows import SPLITS, Busy, Group, Steps
+from bench.calibration.worker_rows import SPLITS, Busy, EngineGroup, Steps
 from simulator.sharing import ALONE, Contention, sharing_of
 
 Row = list[str]
@@ -96,7 +96,7 @@ class WorkerPage:
         header = ("at once", "MPS", "engine", "step or first token, ms", "simulated", "off by")
         return table(header, [row for group in self._rows.groups for row in self._group(group)])
 
-    def _group(self, group: Group) -> Iterator[Row]:
+    def _group(self, group: EngineGroup) -> Iterator[Row]:
         sharing = sharing_of(self._calibration, mps=group.mps)
         for place, member in enumerate(group.members):
             made = predicted(member, group, self._costs, sharing)
@@ -124,7 +124,7 @@ def _contexts(contexts: Sequence[int]) -> str:
     return " + ".join(f"{count} x {tokens}" for tokens, count in Counter(contexts).items())
 
 
-def _names(group: Group) -> str:
+def _names(group: EngineGroup) -> str:
     counted = Counter(member.model for member in group.members)
     return ", ".join(f"{count} {model}" for model, count in counted.items())
 

@@ -27,7 +27,7 @@ FIRST_USE = "first use"
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerSeat:
     """A model of the registry."""
 
     name: str
@@ -37,21 +37,21 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GroupMember:
     """An engine's part in a group; with a batch of 0 it prefills one prompt after another."""
 
-    seat: Seat
+    seat: WorkerSeat
     batch: int
     prompt: int = PROMPT
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    seats: list[Seat]
-    alone: list[Seat]
+    seats: list[WorkerSeat]
+    alone: list[WorkerSeat]
     """One of each size, the smallest first."""
-    uneven: list[Seat]
-    groups: list[list[Wanted]]
+    uneven: list[WorkerSeat]
+    groups: list[list[GroupMember]]
 
 
 def make_worker_plan(models: Sequence[str]) -> WorkerPlan:
@@ -59,9 +59,9 @@ def make_worker_plan(models: Sequence[str]) -> WorkerPlan:
     small, middle, large = models[0], models[len(models) // 2], models[-1]
     smalls = _copies(small, SMALL_COPIES)
     larges = _copies(large, LARGE_COPIES)
-    others = [Seat(f"{model}-0", model) for model in models if model not in (small, large)]
+    others = [WorkerSeat(f"{model}-0", model) for model in models if model not in (small, large)]
     first = next((seat for seat in (*others, *larges) if seat.model == middle), smalls[0])
-    split = [Seat(f"{middle}-k{splits}", middle, splits) for splits in KV_SPLITS if splits != SPLITS]
+    split = [WorkerSeat(f"{middle}-k{splits}", middle, splits) for splits in KV_SPLITS if splits != SPLITS]
     return WorkerPlan(
         seats=[*smalls, *others, *larges, *split],
         alone=[smalls[0], *others, larges[0]],
@@ -70,20 +70,20 @@ def make_worker_plan(models: Sequence[str]) -> WorkerPlan:
     )
 
 
-def _copies(model: str, count: int) -> list[Seat]:
-    return [Seat(f"{model}-{number}", model) for number in range(count)]
+def _copies(model: str, count: int) -> list[WorkerSeat]:
+    return [WorkerSeat(f"{model}-{number}", model) for number in range(count)]
 
 
-def _decoding(smalls: list[Seat], larges: list[Seat]) -> list[list[Wanted]]:
+def _decoding(smalls: list[WorkerSeat], larges: list[WorkerSeat]) -> list[list[GroupMember]]:
     groups = [smalls[:2], smalls, larges, [larges[0], smalls[0]], [*larges, *smalls]]
-    return [[Wanted(seat, batch) for seat in group] for batch in (1, 16) for group in groups]
+    return [[GroupMember(seat, batch) for seat in group] for batch in (1, 16) for group in groups]
 
 
-def _prefilling(smalls: list[Seat], larges: list[Seat]) -> list[list[Wanted]]:
+def _prefilling(smalls: list[WorkerSeat], larges: list[WorkerSeat]) -> list[list[GroupMember]]:
     """Prompts whose step is as long as launching its kernels, and those whose step is longer; of each before others."""
     beside = ((larges[0], smalls), (larges[0], larges[1:]), (smalls[0], larges))
     return [
-        [Wanted(one, 0, tokens), *(Wanted(other, 4) for other in others)]
+        [GroupMember(one, 0, tokens), *(GroupMember(other, 4) for other in others)]
         for tokens in (PROMPT, 2048)
         for one, others in beside
     ]

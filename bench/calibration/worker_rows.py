@@ -95,7 +95,7 @@ class Busy(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Group(Struct, frozen=True, kw_only=True):
+class EngineGroup(Struct, frozen=True, kw_only=True):
     part: str
     mps: bool
     members: list[Busy]
@@ -108,7 +108,7 @@ class WorkerRows(Struct, kw_only=True):
     firsts: list[FirstTokens] = []
     stalls: list[Stalls] = []
     first_uses: list[FirstUse] = []
-    groups: list[Group] = []
+    groups: list[EngineGroup] = []
 
     def forget(self, part: str, mps: bool) -> None:
         """Before it is measured again."""

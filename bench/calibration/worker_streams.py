@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bench.calibration.subject import TOKEN_IDS
-from bench.subjects.rawclient import Address, EventCount, EventStream, connect
+from bench.subjects.rawclient import Address, EventCount, RawEventStream, connect
 from simulator.errors import StudyError
 
 LONG, SHORT = 1536, 768
@@ -26,7 +26,7 @@ LARGE = 16
 
 
 @dataclass(frozen=True)
-class Rate:
+class DecodeRate:
     """Of a batch that decodes."""
 
     seconds: float
@@ -75,10 +75,10 @@ class Streams:
         finally:
             stream.close()
 
-    async def _open(self, model: str, tokens: int, answer: int, count: EventCount) -> EventStream:
+    async def _open(self, model: str, tokens: int, answer: int, count: EventCount) -> RawEventStream:
         request = self._request(model, tokens, answer)
         try:
-            return await connect(self._address, partial(EventStream, request, count))
+            return await connect(self._address, partial(RawEventStream, request, count))
         except OSError as error:
             raise StudyError(f"{self._address.url} does not answer: {error}") from error
 
@@ -104,7 +104,7 @@ def _check(count: EventCount, model: str) -> None:
         raise StudyError(f"{model}: {count.failed} of {count.streams} streams were refused or ended early")
 
 
-async def rates(counts: Sequence[EventCount], seconds: float) -> list[Rate]:
+async def rates(counts: Sequence[EventCount], seconds: float) -> list[DecodeRate]:
     """Watch batches that decode for so long."""
     before, began = [count.events for count in counts], perf_counter()
     await asyncio.sleep(seconds)
@@ -112,9 +112,9 @@ async def rates(counts: Sequence[EventCount], seconds: float) -> list[Rate]:
     return [_rate(count, events, took) for count, events in zip(counts, before, strict=True)]
 
 
-def _rate(count: EventCount, before: int, took: float) -> Rate:
+def _rate(count: EventCount, before: int, took: float) -> DecodeRate:
     """Raises: StudyError when nothing came."""
     seen = count.events - before
     if not seen:
         raise StudyError(f"no token within {took:.1f} s")
-    return Rate(took * count.streams / seen, (before + seen / 2) / count.streams)
+    return DecodeRate(took * count.streams / seen, (before + seen / 2) / count.streams)

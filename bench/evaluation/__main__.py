@@ -17,15 +17,15 @@ from pathlib import Path
 from bench.evaluation.chart import draw
 from bench.evaluation.real import command as real
 from bench.evaluation.report import NAME, write_report
-from bench.evaluation.run import Plan, evaluate
+from bench.evaluation.run import EvaluationPlan, evaluate
 from bench.evaluation.scenarios import SCENARIOS, chosen
-from bench.evaluation.trials import Effort
+from bench.evaluation.trials import SearchEffort
 from simulator.arguments import POLICIES
 from simulator.calibration import H200, read_calibration
 from simulator.command_line import Parser, positive_int
 from simulator.errors import StudyError, UsageError
 
-QUICK = Effort(precision=1.3, placements=10, placements_elsewhere=5)
+QUICK = SearchEffort(precision=1.3, placements=10, placements_elsewhere=5)
 OUT = Path("docs/results")
 
 
@@ -57,11 +57,11 @@ def run(options: argparse.Namespace, command: str) -> list[Path]:
     """Returns what it wrote. Raises: StudyError."""
     if options.reference not in POLICIES:
         raise UsageError(f"--reference: expected one of {', '.join(POLICIES)}, got {options.reference}")
-    plan = Plan(
+    plan = EvaluationPlan(
         chosen(options.only, is_quick=options.quick),
         options.policies,
         options.reference,
-        QUICK if options.quick else Effort(),
+        QUICK if options.quick else SearchEffort(),
         read_calibration(options.calibration),
         options.traces,
         options.jobs,

@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bench.evaluation.run import Outcome, Plan
+from bench.evaluation.run import CaseOutcome, EvaluationPlan
 from bench.evaluation.scenarios import GOODPUT_AT, Scenario
 from bench.evaluation.summary import Quantity, goodput, gpus, of_policy, of_scenario, rate
 from bench.evaluation.trials import MOST_GPUS
@@ -23,7 +23,7 @@ from simulator.pictures import ALL, BAD, save
 Panel = Callable[[Axes], None]
 
 
-def draw(path: Path, plan: Plan, outcomes: Sequence[Outcome]) -> None:
+def draw(path: Path, plan: EvaluationPlan, outcomes: Sequence[CaseOutcome]) -> None:
     """Write the page as PNG. Raises: StudyError when it cannot be written."""
     palette = plt.get_cmap("tab10")
     colours = {policy: palette(index % 10) for index, policy in enumerate(plan.policies)}
@@ -49,7 +49,9 @@ def draw(path: Path, plan: Plan, outcomes: Sequence[Outcome]) -> None:
     save(figure, path)
 
 
-def _panels(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome], colours: Mapping[str, Any]) -> list[Panel]:
+def _panels(
+    plan: EvaluationPlan, scenario: Scenario, outcomes: Sequence[CaseOutcome], colours: Mapping[str, Any]
+) -> list[Panel]:
     colours = {policy: colours[policy] for policy in plan.policies_of(scenario)}
     bars = partial(_bars, outcomes=outcomes, workloads=scenario.workloads, colours=colours)
     made: dict[str, Panel] = {
@@ -74,7 +76,7 @@ def _panels(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome], colours
 
 def _bars(
     axis: Axes,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CaseOutcome],
     workloads: Sequence[str],
     colours: Mapping[str, Any],
     quantity: Quantity,
@@ -106,7 +108,7 @@ def _bars(
     axis.set_ylim(bottom=0)
 
 
-def _goodput(axis: Axes, scenario: Scenario, outcomes: Sequence[Outcome], colours: Mapping[str, Any]) -> None:
+def _goodput(axis: Axes, scenario: Scenario, outcomes: Sequence[CaseOutcome], colours: Mapping[str, Any]) -> None:
     """Against what was asked for: a line for each policy, a band from the least to the most."""
     for policy, colour in colours.items():
         spreads = [of_policy(outcomes, policy, partial(goodput, times=times)) for times in GOODPUT_AT]

@@ -13,10 +13,10 @@ from typing import Any
 from bench.evaluation.cases import GOAL, GPU_MEMORY, TPOT_SCALE, TTFT_SCALE
 from bench.evaluation.goals import goal_table
 from bench.evaluation.placements import FINALISTS, SCREENED_AT, SCREENED_FOR
-from bench.evaluation.run import Outcome, Plan
+from bench.evaluation.run import CaseOutcome, EvaluationPlan
 from bench.evaluation.scenarios import GOODPUT_AT, HEADLINE, Scenario
 from bench.evaluation.summary import Quantity, Spread, at_fixed_rate, goodput, gpus, of_policy, of_scenario, rate
-from bench.evaluation.trials import JUDGED, Run
+from bench.evaluation.trials import JUDGED, TrialRun
 from config.units import format_size
 from simulator.errors import StudyError
 
@@ -26,7 +26,7 @@ NOTES = f"{NAME}_notes.md"
 """The text that is kept by hand, beside the report; it is read, and never written."""
 
 
-def write_report(plan: Plan, outcomes: Sequence[Outcome], command: str, folder: Path) -> list[Path]:
+def write_report(plan: EvaluationPlan, outcomes: Sequence[CaseOutcome], command: str, folder: Path) -> list[Path]:
     """Writes `scheduler.json` and `scheduler.md` into `folder`; returns their paths. Raises: StudyError."""
     data, page, notes = folder / f"{NAME}.json", folder / f"{NAME}.md", folder / NOTES
     try:
@@ -38,7 +38,7 @@ def write_report(plan: Plan, outcomes: Sequence[Outcome], command: str, folder: 
     return [data, page]
 
 
-def figures(plan: Plan, outcomes: Sequence[Outcome], command: str) -> dict[str, Any]:
+def figures(plan: EvaluationPlan, outcomes: Sequence[CaseOutcome], command: str) -> dict[str, Any]:
     """Everything that was found, and every run that it follows from."""
     return {
         "command": command,
@@ -53,7 +53,7 @@ def figures(plan: Plan, outcomes: Sequence[Outcome], command: str) -> dict[str, 
     }
 
 
-def _case(outcome: Outcome) -> dict[str, Any]:
+def _case(outcome: CaseOutcome) -> dict[str, Any]:
     case = outcome.case
     slos = {model.name: model.slo for model in case.series.registry.models}
     return {
@@ -79,11 +79,11 @@ def _case(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: TrialRun) -> dict[str, Any]:
     return asdict(run.row) | ({} if run.placement is None else {"placement_seed": run.placement})
 
 
-def markdown(plan: Plan, outcomes: Sequence[Outcome], command: str, notes: str) -> str:
+def markdown(plan: EvaluationPlan, outcomes: Sequence[CaseOutcome], command: str, notes: str) -> str:
     scenarios = [scenario for scenario in plan.scenarios if of_scenario(outcomes, scenario.name)]
     parts = [
         "# The scheduler's policies, compared in the simulator",
@@ -99,7 +99,7 @@ def markdown(plan: Plan, outcomes: Sequence[Outcome], command: str, notes: str) 
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _method(plan: Plan) -> str:
+def _method(plan: EvaluationPlan) -> str:
     assumed = ", ".join(plan.calibration.assumptions) or "nothing"
     effort, times = plan.effort, ", ".join(f"{times:g}" for times in GOODPUT_AT)
     text = f"""GPUs of {format_size(GPU_MEMORY)}, otherwise calibrated on {plan.calibration.machine}; assumed, not
@@ -117,7 +117,7 @@ def _method(plan: Plan) -> str:
     return "## How\n\n" + textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False)
 
 
-def _section(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome]) -> list[str]:
+def _section(plan: EvaluationPlan, scenario: Scenario, outcomes: Sequence[CaseOutcome]) -> list[str]:
     parts = [f"## {scenario.name}: {scenario.text}", _models(scenario, outcomes[0])]
     titles: dict[str, tuple[str, Quantity]] = {
         "rate": (f"Highest rate held on {scenario.gpus} GPUs, in times the fixed one:", rate),
@@ -136,7 +136,7 @@ def _section(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome]) -> lis
     return [*parts, "The fixed rates:", _rates(outcomes)]
 
 
-def _models(scenario: Scenario, outcome: Outcome) -> str:
+def _models(scenario: Scenario, outcome: CaseOutcome) -> str:
     groups = ", ".join(
         f"{group.number} {group.size}" + (f" (TP {group.tensor_parallel})" if group.tensor_parallel > 1 else "")
         for group in scenario.models
@@ -148,7 +148,7 @@ def _models(scenario: Scenario, outcome: Outcome) -> str:
     return text
 
 
-def _table(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome], quantity: Quantity) -> str:
+def _table(plan: EvaluationPlan, scenario: Scenario, outcomes: Sequence[CaseOutcome], quantity: Quantity) -> str:
     """A line for each policy, a column for each workload: mean and spread over the seeds."""
     workloads = [name for name in scenario.workloads if any(outcome.case.workload == name for outcome in outcomes)]
     lines = [["policy", *workloads, "all"]]
@@ -158,7 +158,7 @@ def _table(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome], quantity
     return _aligned(lines)
 
 
-def _goodput_table(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome]) -> str:
+def _goodput_table(plan: EvaluationPlan, scenario: Scenario, outcomes: Sequence[CaseOutcome]) -> str:
     lines = [["policy", *(f"x{times:g}" for times in GOODPUT_AT)]]
     for policy in plan.policies_of(scenario):
         spreads = [of_policy(outcomes, policy, partial(goodput, times=times)) for times in GOODPUT_AT]
@@ -166,7 +166,7 @@ def _goodput_table(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome]) 
     return _aligned(lines)
 
 
-def _fixed_table(plan: Plan, scenario: Scenario, outcomes: Sequence[Outcome]) -> str:
+def _fixed_table(plan: EvaluationPlan, scenario: Scenario, outcomes: Sequence[CaseOutcome]) -> str:
     lines = [["policy", "TTFT attained", "TPOT attained", "goodput/s", "activations", "migrations"]]
     for policy in plan.policies_of(scenario):
         rows = at_fixed_rate(outcomes, policy)
@@ -185,7 +185,7 @@ def _percent(shares: Sequence[float | None]) -> str:
     return f"{known.text()}%" if known.cases else "-"
 
 
-def _rates(outcomes: Sequence[Outcome]) -> str:
+def _rates(outcomes: Sequence[CaseOutcome]) -> str:
     lines = [["workload", "seed", "times its rate", "requests/s", "judged", "trace"]]
     for outcome in outcomes:
         case = outcome.case

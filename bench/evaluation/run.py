@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from bench.evaluation.cases import Case, open_case
 from bench.evaluation.scenarios import Scenario
-from bench.evaluation.trials import Effort, Found, Run, Trials, measure
+from bench.evaluation.trials import PolicyResult, SearchEffort, TrialRun, Trials, measure
 from bench.evaluation.workloads import missing
 from simulator.calibration import Calibration
 from simulator.objectives import alone
@@ -19,12 +19,12 @@ from simulator.progress import say, say_again
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EvaluationPlan:
     scenarios: Sequence[Scenario]
     policies: Sequence[str]
     reference: str
     """The policy that sets the fixed rate."""
-    effort: Effort
+    effort: SearchEffort
     calibration: Calibration
     traces: Path | None
     """The folder of recorded traces."""
@@ -35,21 +35,21 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CaseOutcome:
     """A case, the runs that fixed its rate, and what each policy reached in it, in the order of the plan's policies."""
 
     case: Case
-    fixing: Sequence[Run]
-    found: Sequence[Found]
+    fixing: Sequence[TrialRun]
+    found: Sequence[PolicyResult]
 
-    def of(self, policy: str) -> Found | None:
+    def of(self, policy: str) -> PolicyResult | None:
         return next((found for found in self.found if found.policy == policy), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
     case: Case
-    runs: Sequence[Run]
+    runs: Sequence[TrialRun]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Task:
     policy: str
 
 
-def evaluate(plan: Plan) -> list[Outcome]:
+def evaluate(plan: EvaluationPlan) -> list[CaseOutcome]:
     """Raises: StudyError."""
     fixed = run_each(_fix, plan, open_cases(plan), jobs=plan.jobs, done=_say_fixed)
     shared = (plan.effort, [each.case for each in fixed])
@@ -69,12 +69,12 @@ def evaluate(plan: Plan) -> list[Outcome]:
     ]
     found = dict(zip(tasks, run_each(_measure, shared, tasks, jobs=plan.jobs, done=_say_found), strict=True))
     return [
-        Outcome(each.case, each.runs, [found[task] for task in tasks if task.case == number])
+        CaseOutcome(each.case, each.runs, [found[task] for task in tasks if task.case == number])
         for number, each in enumerate(fixed)
     ]
 
 
-def open_cases(plan: Plan) -> list[Case]:
+def open_cases(plan: EvaluationPlan) -> list[Case]:
     """Those whose traces are there; of the others it is said what is missing. Raises: StudyError."""
     cases = []
     with TemporaryDirectory(prefix="prism-evaluation-") as folder:
@@ -97,7 +97,7 @@ def open_cases(plan: Plan) -> list[Case]:
     return cases
 
 
-def _fix(plan: Plan, case: Case, report: Report) -> Fixed:
+def _fix(plan: EvaluationPlan, case: Case, report: Report) -> Fixed:
     """The case with its objectives, at the rate that the reference policy just holds; for goodput, at its own."""
     series = case.series
     registry = alone(
@@ -111,7 +111,7 @@ def _fix(plan: Plan, case: Case, report: Report) -> Fixed:
     return Fixed(dataclasses.replace(case, scale=scale or case.scale, held=scale is not None), trials.runs)
 
 
-def _measure(shared: tuple[Effort, list[Case]], task: Task, report: Report) -> Found:
+def _measure(shared: tuple[SearchEffort, list[Case]], task: Task, report: Report) -> PolicyResult:
     effort, cases = shared
     return measure(cases[task.case], task.policy, effort, report)
 
@@ -135,7 +135,7 @@ def _say_fixed(fixed: Fixed) -> None:
     say(f"{case.name}: {case.reference} holds {rate}")
 
 
-def _say_found(found: Found) -> None:
+def _say_found(found: PolicyResult) -> None:
     said = [f"{found.scale:.3g} times the rate" if found.scale else "", f"{found.gpus} GPUs" if found.gpus else ""]
     said += [f"{goodput:.2f} good requests/s at x{times:g}" for times, goodput in found.goodput.items()]
     say_again("")

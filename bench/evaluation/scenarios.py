@@ -13,7 +13,7 @@ Measure = Literal["rate", "gpus", "goodput"]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ModelGroup:
     """Models of one size, by its name in `sizes`."""
 
     size: str
@@ -25,7 +25,7 @@ class Group:
 class Scenario:
     name: str
     text: str
-    models: tuple[Group, ...]
+    models: tuple[ModelGroup, ...]
     gpus: int
     """On which the reference policy sets the rate."""
     rate: float
@@ -51,30 +51,30 @@ HEADLINE = 1.0
 """The one of them that goals are about."""
 
 _SMALL = (
-    Group("llama-1b", 2),
-    Group("qwen3-1.7b", 1),
-    Group("llama-3b", 2),
-    Group("qwen3-4b", 1),
-    Group("llama-8b", 2),
+    ModelGroup("llama-1b", 2),
+    ModelGroup("qwen3-1.7b", 1),
+    ModelGroup("llama-3b", 2),
+    ModelGroup("qwen3-4b", 1),
+    ModelGroup("llama-8b", 2),
 )
 _EIGHTEEN = (
-    Group("llama-1b", 6),
-    Group("qwen3-1.7b", 3),
-    Group("llama-3b", 4),
-    Group("qwen3-4b", 2),
-    Group("llama-8b", 3),
+    ModelGroup("llama-1b", 6),
+    ModelGroup("qwen3-1.7b", 3),
+    ModelGroup("llama-3b", 4),
+    ModelGroup("qwen3-4b", 2),
+    ModelGroup("llama-8b", 3),
 )
 _FIFTY_EIGHT = (
-    Group("llama-1b", 15),
-    Group("qwen3-1.7b", 14),
-    Group("llama-3b", 14),
-    Group("qwen3-4b", 4),
-    Group("llama-8b", 4),
-    Group("qwen3-14b", 1),
-    Group("mistral-24b", 1, tensor_parallel=2),
-    Group("mistral-24b", 1, tensor_parallel=4),
-    Group("qwen3-32b", 2, tensor_parallel=4),
-    Group("llama-70b", 2, tensor_parallel=8),
+    ModelGroup("llama-1b", 15),
+    ModelGroup("qwen3-1.7b", 14),
+    ModelGroup("llama-3b", 14),
+    ModelGroup("qwen3-4b", 4),
+    ModelGroup("llama-8b", 4),
+    ModelGroup("qwen3-14b", 1),
+    ModelGroup("mistral-24b", 1, tensor_parallel=2),
+    ModelGroup("mistral-24b", 1, tensor_parallel=4),
+    ModelGroup("qwen3-32b", 2, tensor_parallel=4),
+    ModelGroup("llama-70b", 2, tensor_parallel=8),
 )
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -114,7 +114,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario(
             "unequal",
             "four unequal models, all of them always active, on 2 GPUs: nothing to gain by moving",
-            (Group("llama-1b", 1), Group("llama-3b", 1), Group("qwen3-4b", 1), Group("llama-8b", 1)),
+            (
+                ModelGroup("llama-1b", 1),
+                ModelGroup("llama-3b", 1),
+                ModelGroup("qwen3-4b", 1),
+                ModelGroup("llama-8b", 1),
+            ),
             gpus=2,
             rate=4.0,
             workloads=("steady",),
@@ -124,7 +129,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario(
             "rotating",
             "six models on 2 GPUs, of which another pair is hot every 120 s",
-            (Group("llama-8b", 6),),
+            (ModelGroup("llama-8b", 6),),
             gpus=2,
             rate=4.0,
             workloads=("rotating",),

@@ -8,25 +8,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.evaluation.run import Outcome
+from bench.evaluation.run import CaseOutcome
 from bench.evaluation.scenarios import HEADLINE
-from bench.evaluation.trials import Found
+from bench.evaluation.trials import PolicyResult
 from simulator.report import RunRow
 
-Quantity = Callable[[Outcome, Found], float]
+Quantity = Callable[[CaseOutcome, PolicyResult], float]
 
 
-def rate(outcome: Outcome, found: Found) -> float:
+def rate(outcome: CaseOutcome, found: PolicyResult) -> float:
     """The highest that is held, in times the fixed rate; 0 if none is."""
     return (found.scale or 0.0) / outcome.case.scale
 
 
-def gpus(outcome: Outcome, found: Found) -> float:
+def gpus(outcome: CaseOutcome, found: PolicyResult) -> float:
     """The fewest that hold the fixed rate; infinite if no number does."""
     return math.inf if found.gpus is None else float(found.gpus)
 
 
-def goodput(outcome: Outcome, found: Found, times: float = HEADLINE) -> float:
+def goodput(outcome: CaseOutcome, found: PolicyResult, times: float = HEADLINE) -> float:
     """Requests a second, at so many times the trace's own rate."""
     return found.goodput[times]
 
@@ -62,12 +62,12 @@ class Spread:
         return f"{self.mean:.{digits}g}{spread}{none}"
 
 
-def of_policy(outcomes: Sequence[Outcome], policy: str, quantity: Quantity) -> Spread:
+def of_policy(outcomes: Sequence[CaseOutcome], policy: str, quantity: Quantity) -> Spread:
     found = [(outcome, reached) for outcome in outcomes if (reached := outcome.of(policy)) is not None]
     return Spread.of([quantity(outcome, reached) for outcome, reached in found])
 
 
-def at_fixed_rate(outcomes: Sequence[Outcome], policy: str) -> list[RunRow]:
+def at_fixed_rate(outcomes: Sequence[CaseOutcome], policy: str) -> list[RunRow]:
     """The runs at the fixed rates on the scenario's own number of GPUs."""
     found = []
     for outcome in outcomes:
@@ -108,7 +108,7 @@ def _cases(number: int) -> str:
     return "1 case" if number == 1 else f"{number} cases"
 
 
-def ratio(outcomes: Sequence[Outcome], quantity: Quantity, one: str, other: str) -> Ratio:
+def ratio(outcomes: Sequence[CaseOutcome], quantity: Quantity, one: str, other: str) -> Ratio:
     """`one`'s over `other`'s in every case that has both."""
     values, undecided = [], 0
     for outcome in outcomes:
@@ -125,5 +125,5 @@ def ratio(outcomes: Sequence[Outcome], quantity: Quantity, one: str, other: str)
     return Ratio(tuple(values), undecided)
 
 
-def of_scenario(outcomes: Sequence[Outcome], name: str) -> list[Outcome]:
+def of_scenario(outcomes: Sequence[CaseOutcome], name: str) -> list[CaseOutcome]:
     return [outcome for outcome in outcomes if outcome.case.scenario.name == name]

@@ -24,7 +24,7 @@ MOST_GPUS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class SearchEffort:
     """How much is spent on a figure: the ratio at which a search for a rate ends, and placements tried."""
 
     precision: float = 1.05
@@ -35,7 +35,7 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TrialRun:
     """One simulated run that counted. `placement` is the seed of `static`'s."""
 
     row: RunRow
@@ -43,7 +43,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PolicyResult:
     """What one policy reached in a case. None is: not measured, or that nothing holds."""
 
     case: str
@@ -54,30 +54,30 @@ class Found:
     """The fewest that hold the fixed rate."""
     goodput: Mapping[float, float] = field(default_factory=dict)
     """Requests a second that met both objectives, by times the trace's own rate."""
-    runs: tuple[Run, ...] = ()
+    runs: tuple[TrialRun, ...] = ()
 
 
 class Trials:
     """Runs of one policy in one case, each made once. `placed_at` is the scale at which placements are chosen."""
 
-    def __init__(self, case: Case, policy: str, effort: Effort, report: Report, *, placed_at: float) -> None:
+    def __init__(self, case: Case, policy: str, effort: SearchEffort, report: Report, *, placed_at: float) -> None:
         self._case = case
         self._policy = policy
         self._effort = effort
         self._report = report
         self._placed_at = placed_at
         self._placements: dict[int, int] = {}
-        self._runs: dict[tuple[int, float], Run] = {}
+        self._runs: dict[tuple[int, float], TrialRun] = {}
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[TrialRun, ...]:
         return tuple(self._runs.values())
 
     def run(self, gpus: int, scale: float) -> RunRow:
         if (gpus, scale) not in self._runs:
             placement = self._placement(gpus) if self._policy == STATIC else None
             made = self._attempt(gpus, scale, placement)
-            self._runs[gpus, scale] = Run(made, placement)
+            self._runs[gpus, scale] = TrialRun(made, placement)
         return self._runs[gpus, scale].row
 
     def highest_scale(self) -> float | None:
@@ -118,7 +118,7 @@ class Trials:
         return row.goodput_rps * judged_for / row.requests if row.requests else 1.0
 
 
-def measure(case: Case, policy: str, effort: Effort, report: Report) -> Found:
+def measure(case: Case, policy: str, effort: SearchEffort, report: Report) -> PolicyResult:
     """All measures of the case's scenario."""
     measures = case.scenario.measures
     placed_at = case.scale * (HEADLINE if "goodput" in measures else 1.0)
@@ -135,7 +135,7 @@ def measure(case: Case, policy: str, effort: Effort, report: Report) -> Found:
         if "gpus" in measures:
             gpus = min((number for number in (gpus, again.fewest_gpus()) if number is not None), default=None)
         runs += again.runs
-    return Found(case.name, policy, scale, gpus, goodput, runs)
+    return PolicyResult(case.name, policy, scale, gpus, goodput, runs)
 
 
 def _highest_scale(trials: Trials, case: Case, policy: str) -> float | None:

@@ -35,7 +35,7 @@ _SHARES, _STARTS, _DEALT = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WorkloadRequest:
     models: int
     rate: float
     duration: float
@@ -56,7 +56,7 @@ def make(workload: str, scenario: Scenario, names: Sequence[str], seed: int, fol
     Raises:
         StudyError: a file is wrong.
     """
-    wanted = Wanted(len(names), scenario.rate, scenario.duration, seed, folder)
+    wanted = WorkloadRequest(len(names), scenario.rate, scenario.duration, seed, folder)
     trace, words = _MAKERS[workload](wanted)
     dealt = [names[index] for index in generator(seed, _DEALT).permutation(len(names))]
     trace = trace.stored()
@@ -67,20 +67,20 @@ def _synthetic(made: Synthetic) -> tuple[Trace, str]:
     return made.trace(), f"`{written(made)}`"
 
 
-def _zipf(wanted: Wanted) -> tuple[Trace, str]:
+def _zipf(wanted: WorkloadRequest) -> tuple[Trace, str]:
     return _synthetic(Zipf(models=wanted.models, rate=wanted.rate, duration=wanted.duration, seed=wanted.seed))
 
 
-def _steady(wanted: Wanted) -> tuple[Trace, str]:
+def _steady(wanted: WorkloadRequest) -> tuple[Trace, str]:
     return _synthetic(Steady(models=wanted.models, rate=wanted.rate, duration=wanted.duration, seed=wanted.seed))
 
 
-def _rotating(wanted: Wanted) -> tuple[Trace, str]:
+def _rotating(wanted: WorkloadRequest) -> tuple[Trace, str]:
     made = Rotating(models=wanted.models, rate=wanted.rate, duration=wanted.duration, seed=wanted.seed, period=PERIOD)
     return _synthetic(made)
 
 
-def _servegen(wanted: Wanted) -> tuple[Trace, str]:
+def _servegen(wanted: WorkloadRequest) -> tuple[Trace, str]:
     """Another part of the two weeks, and other clients, for each seed."""
     rates, lengths = (_folder(wanted) / name for name in (SERVEGEN, SERVEGEN_LENGTHS))
     start = (36 + 31 * wanted.seed) * HOUR
@@ -103,12 +103,12 @@ def _servegen(wanted: Wanted) -> tuple[Trace, str]:
     return trace, f"ServeGen m-mid, {wanted.models} clients drawn by seed {wanted.seed}, from {start / HOUR:g} h"
 
 
-def _prism_27(wanted: Wanted) -> tuple[Trace, str]:
+def _prism_27(wanted: WorkloadRequest) -> tuple[Trace, str]:
     trace = read_requests(_folder(wanted) / PRISM_27).window(0.0, wanted.duration)
     return trace.at_rate(wanted.rate, wanted.seed), f"Prism's 27 models, dealt by seed {wanted.seed}"
 
 
-def _azure(wanted: Wanted) -> tuple[Trace, str]:
+def _azure(wanted: WorkloadRequest) -> tuple[Trace, str]:
     """Every model gets a part of its own of one of the two hours, at a rate that is a power law of its rank."""
     hours = [read_requests(_folder(wanted) / name) for name in AZURE]
     weights = [1 / (rank + 1) for rank in range(wanted.models)]
@@ -131,12 +131,12 @@ def _any(requests: Iterable[object]) -> bool:
     return next(iter(requests), None) is not None
 
 
-def _folder(wanted: Wanted) -> Path:
+def _folder(wanted: WorkloadRequest) -> Path:
     assert wanted.folder is not None, "the caller has looked what is missing"
     return wanted.folder
 
 
-_MAKERS: Mapping[str, Callable[[Wanted], tuple[Trace, str]]] = {
+_MAKERS: Mapping[str, Callable[[WorkloadRequest], tuple[Trace, str]]] = {
     "zipf": _zipf,
     "steady": _steady,
     "rotating": _rotating,

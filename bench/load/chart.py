@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bench.load.outcomes import Outcome, Slo
+from bench.load.outcomes import ClientSlo, RequestOutcome
 from simulator.pictures import ALL, BAD, GOOD, LATE, save
 
 MOST_LINES = 8
@@ -20,11 +20,15 @@ WIDE = 20.0
 SLOTS = 5
 """Bars that there is room for at least, so that two models do not get fat ones."""
 
-Value = Callable[[Outcome], float | None]
+Value = Callable[[RequestOutcome], float | None]
 
 
 def draw(
-    path: Path, title: str, outcomes: Sequence[Outcome], slos: Mapping[str, Slo], figures: Mapping[str, Any]
+    path: Path,
+    title: str,
+    outcomes: Sequence[RequestOutcome],
+    slos: Mapping[str, ClientSlo],
+    figures: Mapping[str, Any],
 ) -> None:
     """Write the chart as PNG. Raises: StudyError when the file cannot be written."""
     ended = [outcome for outcome in outcomes if outcome.ended is not None]
@@ -46,10 +50,10 @@ def draw(
 def _distribution(
     axis: Axes,
     title: str,
-    ended: Sequence[Outcome],
-    slos: Mapping[str, Slo],
+    ended: Sequence[RequestOutcome],
+    slos: Mapping[str, ClientSlo],
     value: Value,
-    objective: Callable[[Slo], float | None],
+    objective: Callable[[ClientSlo], float | None],
 ) -> None:
     """The share of answers below each time: of all, and of the busiest models."""
     colours = plt.get_cmap("tab10")
@@ -78,19 +82,19 @@ def _scale(axis: Axes) -> None:
         axis.xaxis.set_minor_formatter("")
 
 
-def _busiest(ended: Sequence[Outcome]) -> list[str]:
+def _busiest(ended: Sequence[RequestOutcome]) -> list[str]:
     models = [outcome.arrival.model for outcome in ended]
     return sorted(set(models), key=lambda model: (-models.count(model), model))[:MOST_LINES]
 
 
-def _steps(axis: Axes, ended: Sequence[Outcome], value: Value, label: str, colour: object, width: float) -> None:
+def _steps(axis: Axes, ended: Sequence[RequestOutcome], value: Value, label: str, colour: object, width: float) -> None:
     times = sorted(found for outcome in ended if outcome.completed and (found := value(outcome)) is not None)
     if times:
         shares = np.arange(1, len(times) + 1) / len(times)
         axis.step(times, shares, where="post", label=label, color=colour, linewidth=width)
 
 
-def _attainment(axis: Axes, slos: Mapping[str, Slo], models: Mapping[str, Any]) -> None:
+def _attainment(axis: Axes, slos: Mapping[str, ClientSlo], models: Mapping[str, Any]) -> None:
     """One bar per model: the share of its requests that met both objectives."""
     names = [name for name in slos if models[name]["requests"]][::-1]
     shares = [models[name]["attainment"]["both"] for name in names]
@@ -107,7 +111,7 @@ def _attainment(axis: Axes, slos: Mapping[str, Slo], models: Mapping[str, Any]) 
     axis.set_ylim(len(names) - 0.4 - max(len(names), SLOTS), len(names) - 0.4)
 
 
-def _timeline(axis: Axes, ended: Sequence[Outcome], slos: Mapping[str, Slo], took: float) -> None:
+def _timeline(axis: Axes, ended: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo], took: float) -> None:
     """Requests per second by the time they arrived, split by what became of them."""
     width = max(1.0, round(took / 60))
     edges = np.arange(0, took + width, width)

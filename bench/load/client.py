@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from bench.load.outcomes import Outcome, Slo
+from bench.load.outcomes import ClientSlo, RequestOutcome
 from gateway.http.routing import DEVICE_HEADER, WORKER_HEADER
 from simulator.errors import StudyError
 
@@ -75,7 +75,7 @@ async def session(api_key: str | None) -> AsyncIterator[aiohttp.ClientSession]:
         yield made
 
 
-async def list_models(client: aiohttp.ClientSession, url: str) -> dict[str, Slo]:
+async def list_models(client: aiohttp.ClientSession, url: str) -> dict[str, ClientSlo]:
     """The server's models, with the objectives that it states.
 
     Raises:
@@ -91,7 +91,7 @@ async def list_models(client: aiohttp.ClientSession, url: str) -> dict[str, Slo]
         raise StudyError(f"no server answers at {url}: {error or type(error).__name__}") from error
     except msgspec.MsgspecError as error:
         raise StudyError(f"{url}/v1/models is no list of models: {error}") from error
-    return {model.id: Slo(model.slo.ttft_s, model.slo.tpot_s) for model in listed}
+    return {model.id: ClientSlo(model.slo.ttft_s, model.slo.tpot_s) for model in listed}
 
 
 def chat_body(model: str, prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> bytes:
@@ -110,7 +110,7 @@ def chat_body(model: str, prompt: str, max_tokens: int, *, ignore_eos: bool = Fa
 
 
 async def stream_chat(
-    client: aiohttp.ClientSession, url: str, body: bytes, outcome: Outcome, clock: Clock, patience: float
+    client: aiohttp.ClientSession, url: str, body: bytes, outcome: RequestOutcome, clock: Clock, patience: float
 ) -> None:
     """Send `body` and note in `outcome` what becomes of it, for at most `patience` seconds. Only cancelling raises."""
     try:
@@ -127,7 +127,9 @@ async def stream_chat(
     outcome.ended = clock()
 
 
-async def _stream(client: aiohttp.ClientSession, url: str, body: bytes, outcome: Outcome, clock: Clock) -> str | None:
+async def _stream(
+    client: aiohttp.ClientSession, url: str, body: bytes, outcome: RequestOutcome, clock: Clock
+) -> str | None:
     headers = {"Content-Type": "application/json"}
     async with client.post(f"{url}/v1/chat/completions", data=body, headers=headers) as response:
         if response.status != HTTPStatus.OK:
@@ -147,7 +149,7 @@ async def _stream(client: aiohttp.ClientSession, url: str, body: bytes, outcome:
         return "cut off"
 
 
-def _note(line: bytes, outcome: Outcome, at: float) -> str | None:
+def _note(line: bytes, outcome: RequestOutcome, at: float) -> str | None:
     """Account for one line of the stream; the kind of failure if it reports one."""
     if not line.startswith(b"data: "):
         return None

@@ -19,11 +19,11 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from bench.load.acquaintance import Acquaintance, bodies_of, by_tokenizer, meet, stranger
 from bench.load.client import list_models, session
 from bench.load.counters import counters, named_folder
 from bench.load.operating import Operator
 from bench.load.plan import choose_models, make_plan, objectives
+from bench.load.prompt_recipes import PromptRecipe, bodies_of, by_tokenizer, meet, stranger
 from bench.load.replay import Replay
 from bench.load.report import report
 from bench.load.summary import summarize
@@ -158,7 +158,7 @@ async def load(chosen: argparse.Namespace) -> int:
 
 async def get_acquainted(
     chosen: argparse.Namespace, client: aiohttp.ClientSession, models: Sequence[str]
-) -> dict[str, Acquaintance]:
+) -> dict[str, PromptRecipe]:
     """Raises: StudyError."""
     known = counters(dict(chosen.tokenizer), chosen.registry, models)
     if not chosen.estimate:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from bench.load.client import chat_body, stream_chat
-from bench.load.outcomes import Outcome
+from bench.load.outcomes import RequestOutcome
 from bench.load.workload import Arrival
 from config.errors import OperatorError
 from config.registry import PolicyName
@@ -103,7 +103,7 @@ class Operator:
             lambda workers: all(worker.state in RESTING for worker in workers), "no worker changes its state"
         )
 
-    async def ask(self, model: str, prompt: str, tokens: int) -> Outcome:
+    async def ask(self, model: str, prompt: str, tokens: int) -> RequestOutcome:
         """Stream a chat to its end; times count from the sending. Raises: StudyError when it fails."""
         return await ask(self.client, self.url, model, prompt, tokens)
 
@@ -115,7 +115,7 @@ def pid_of(worker: WorkerStatus) -> int:
     return worker.pid
 
 
-async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, tokens: int) -> Outcome:
+async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, tokens: int) -> RequestOutcome:
     """Stream a chat of any OpenAI-compatible server to its end; times count from the sending.
 
     Raises:
@@ -127,10 +127,10 @@ async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, 
     return outcome
 
 
-async def send(client: aiohttp.ClientSession, url: str, model: str, body: bytes) -> Outcome:
+async def send(client: aiohttp.ClientSession, url: str, model: str, body: bytes) -> RequestOutcome:
     """Likewise of a chat that is written already. Raises: StudyError when it fails."""
     began = time.perf_counter()
-    outcome = Outcome(Arrival(0.0, model, 0, 0))
+    outcome = RequestOutcome(Arrival(0.0, model, 0, 0))
     await stream_chat(client, url, body, outcome, lambda: time.perf_counter() - began, PATIENCE)
     if outcome.error is not None:
         raise StudyError(f"{model} failed on a request: {outcome.error}")

@@ -8,7 +8,7 @@ from bench.load.workload import Arrival
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestOutcome:
     """One request. Moments count from the start of the run."""
 
     arrival: Arrival
@@ -73,21 +73,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Slo:
+class ClientSlo:
     """A model's objectives in seconds; None where there is none."""
 
     ttft: float | None = None
     tpot: float | None = None
 
-    def ttft_met(self, outcome: Outcome) -> bool:
+    def ttft_met(self, outcome: RequestOutcome) -> bool:
         """A failed request has missed every objective."""
         return outcome.completed and _within(outcome.ttft, self.ttft)
 
-    def tpot_met(self, outcome: Outcome) -> bool:
+    def tpot_met(self, outcome: RequestOutcome) -> bool:
         """Likewise; an answer of one token has no TPOT to miss."""
         return outcome.completed and _within(outcome.tpot, self.tpot)
 
-    def met(self, outcome: Outcome) -> bool:
+    def met(self, outcome: RequestOutcome) -> bool:
         return self.ttft_met(outcome) and self.tpot_met(outcome)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.load.outcomes import Slo
+from bench.load.outcomes import ClientSlo
 from bench.load.workload import Arrival, arrival_times, draw_models
 from simulator.errors import UsageError
 from simulator.progress import say
@@ -16,7 +16,7 @@ from simulator.traces.readers import names_models, read_trace
 from simulator.traces.trace import map_models
 
 
-def choose_models(wanted: str, listed: Mapping[str, Slo]) -> list[str]:
+def choose_models(wanted: str, listed: Mapping[str, ClientSlo]) -> list[str]:
     """The models to load, of those that the server has. Raises: UsageError."""
     if wanted == "all":
         return list(listed)
@@ -66,10 +66,12 @@ def cap(arrival: Arrival, chosen: argparse.Namespace) -> Arrival:
     )
 
 
-def objectives(chosen: argparse.Namespace, listed: Mapping[str, Slo], models: Sequence[str]) -> dict[str, Slo]:
+def objectives(
+    chosen: argparse.Namespace, listed: Mapping[str, ClientSlo], models: Sequence[str]
+) -> dict[str, ClientSlo]:
     """Each model's objectives in seconds: from the command line, else as the server states them."""
     return {
-        name: Slo(
+        name: ClientSlo(
             listed[name].ttft if chosen.slo_ttft is None else chosen.slo_ttft,
             listed[name].tpot if chosen.slo_tpot is None else chosen.slo_tpot,
         )

@@ -11,7 +11,7 @@ from time import perf_counter
 import aiohttp
 
 from bench.load.client import stream_chat
-from bench.load.outcomes import Outcome
+from bench.load.outcomes import RequestOutcome
 from bench.load.workload import Arrival
 from simulator.percentiles import percentile
 from simulator.progress import say, say_again
@@ -28,7 +28,7 @@ class Replay:
     def __init__(
         self, client: aiohttp.ClientSession, url: str, plan: Sequence[Arrival], bodies: Sequence[bytes], patience: float
     ) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[RequestOutcome] = []
         self.stopped = False
         self.began = 0.0
         """On the performance counter; outcomes count from it."""
@@ -78,7 +78,7 @@ class Replay:
         await asyncio.sleep(0)
 
     async def _send(self, arrival: Arrival, body: bytes) -> None:
-        outcome = Outcome(arrival, sent=self._now())
+        outcome = RequestOutcome(arrival, sent=self._now())
         self.outcomes.append(outcome)
         await stream_chat(self._client, self._url, body, outcome, self._now, self._patience)
 

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.load.chart import draw
-from bench.load.outcomes import Outcome, Slo
+from bench.load.outcomes import ClientSlo, RequestOutcome
 
 
 def report(
-    chosen: argparse.Namespace, figures: dict[str, Any], outcomes: Sequence[Outcome], slos: Mapping[str, Slo]
+    chosen: argparse.Namespace,
+    figures: dict[str, Any],
+    outcomes: Sequence[RequestOutcome],
+    slos: Mapping[str, ClientSlo],
 ) -> None:
     print(f"\n{table(figures)}")
     for warning in warnings(figures):
@@ -25,7 +28,7 @@ def report(
         draw(chosen.png, headline(chosen, figures), outcomes, slos, figures)
 
 
-def entry_of(outcome: Outcome) -> dict[str, Any]:
+def entry_of(outcome: RequestOutcome) -> dict[str, Any]:
     """One request: what was asked for, and what came. Seconds; `at` from the start, the others from `at`."""
     return {
         "at": outcome.arrival.at,

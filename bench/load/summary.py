@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.load.outcomes import Outcome, Slo
+from bench.load.outcomes import ClientSlo, RequestOutcome
 from bench.load.replay import LATENESS_ALLOWED
 from simulator.percentiles import percentile, spread
 
 
-def summarize(outcomes: Sequence[Outcome], slos: Mapping[str, Slo], took: float) -> dict[str, Any]:
+def summarize(outcomes: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo], took: float) -> dict[str, Any]:
     """Everything that the run has shown, per model and for all. `took` is in seconds.
 
     Requests that were still in flight when the run was stopped are counted as unfinished and nowhere else.
@@ -34,13 +34,13 @@ def summarize(outcomes: Sequence[Outcome], slos: Mapping[str, Slo], took: float)
     }
 
 
-def _tpot_source(ended: Sequence[Outcome]) -> str:
+def _tpot_source(ended: Sequence[RequestOutcome]) -> str:
     """Whether tokens were counted by the server, or, where it does not say, by the events that held text."""
     counted = {outcome.completion_tokens is not None for outcome in ended if outcome.completed}
     return {frozenset({True}): "usage", frozenset({False}): "chunks"}.get(frozenset(counted), "usage and chunks")
 
 
-def _group(ended: Sequence[Outcome], slos: Mapping[str, Slo], took: float) -> dict[str, Any]:
+def _group(ended: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo], took: float) -> dict[str, Any]:
     done = [outcome for outcome in ended if outcome.completed]
     good = sum(slos[outcome.arrival.model].met(outcome) for outcome in ended)
     return {
@@ -61,11 +61,11 @@ def _group(ended: Sequence[Outcome], slos: Mapping[str, Slo], took: float) -> di
     }
 
 
-def _known(outcomes: Sequence[Outcome], value: Callable[[Outcome], float | None]) -> list[float]:
+def _known(outcomes: Sequence[RequestOutcome], value: Callable[[RequestOutcome], float | None]) -> list[float]:
     return [found for outcome in outcomes if (found := value(outcome)) is not None]
 
 
-def _objectives(models: set[str], slos: Mapping[str, Slo]) -> dict[str, float | None] | None:
+def _objectives(models: set[str], slos: Mapping[str, ClientSlo]) -> dict[str, float | None] | None:
     """The objectives that hold for all of `models`, None where they differ."""
     found = {slos[model] for model in models}
     if len(found) != 1:
@@ -74,16 +74,16 @@ def _objectives(models: set[str], slos: Mapping[str, Slo]) -> dict[str, float | 
     return {"ttft_s": slo.ttft, "tpot_s": slo.tpot}
 
 
-def _attainment(ended: Sequence[Outcome], slos: Mapping[str, Slo]) -> dict[str, float | None]:
+def _attainment(ended: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo]) -> dict[str, float | None]:
     """Shares of requests that met their model's objectives; None where there is no objective to meet."""
     return {
         "ttft": _share([slo.ttft_met(outcome) for outcome, slo in _judged(ended, slos) if slo.ttft is not None]),
         "tpot": _share([slo.tpot_met(outcome) for outcome, slo in _judged(ended, slos) if slo.tpot is not None]),
-        "both": _share([slo.met(outcome) for outcome, slo in _judged(ended, slos) if slo != Slo()]),
+        "both": _share([slo.met(outcome) for outcome, slo in _judged(ended, slos) if slo != ClientSlo()]),
     }
 
 
-def _judged(ended: Sequence[Outcome], slos: Mapping[str, Slo]) -> list[tuple[Outcome, Slo]]:
+def _judged(ended: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo]) -> list[tuple[RequestOutcome, ClientSlo]]:
     return [(outcome, slos[outcome.arrival.model]) for outcome in ended]
 
 
@@ -91,12 +91,12 @@ def _share(met: Sequence[bool]) -> float | None:
     return sum(met) / len(met) if met else None
 
 
-def _prompt_tokens(done: Sequence[Outcome]) -> dict[str, float | None]:
+def _prompt_tokens(done: Sequence[RequestOutcome]) -> dict[str, float | None]:
     """How close the prompts came to the lengths asked for, by the server's own count."""
     return _closeness([(outcome.arrival.prompt_tokens, outcome.prompt_tokens) for outcome in done])
 
 
-def _answer_tokens(done: Sequence[Outcome]) -> dict[str, float | None]:
+def _answer_tokens(done: Sequence[RequestOutcome]) -> dict[str, float | None]:
     """Likewise the answers."""
     return _closeness([(outcome.arrival.output_tokens, outcome.completion_tokens) for outcome in done])
 

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from bench.load.acquaintance import Acquaintance
 from bench.load.operating import Operator, pid_of, send
+from bench.load.prompt_recipes import PromptRecipe
 from bench.load.workload import Arrival
 from gateway.report import WorkerStatus
 from scheduler.state.phases import Phase
@@ -35,7 +35,7 @@ Pair = tuple[WorkerStatus, str]
 class WarmUp:
     """Knows which models are warm in which processes; `cold` says why others are not."""
 
-    def __init__(self, subject: Operator, met: Mapping[str, Acquaintance]) -> None:
+    def __init__(self, subject: Operator, met: Mapping[str, PromptRecipe]) -> None:
         self._subject = subject
         self._met = met
         self._warm: set[tuple[int, str]] = set()
@@ -156,7 +156,7 @@ async def _restore(subject: Operator, before: Sequence[WorkerStatus]) -> None:
     await subject.settled()
 
 
-async def warm_up(subject: Operator, met: Mapping[str, Acquaintance]) -> None:
+async def warm_up(subject: Operator, met: Mapping[str, PromptRecipe]) -> None:
     """Of a gateway that somebody else runs, which is left as it was found. Raises: StudyError."""
     async with left_as_found(subject):
         warming = WarmUp(subject, met)

@@ -73,7 +73,7 @@ WITH_MPS = (
 )
 
 
-class Subject:
+class MpsProcess:
     """A process of a round, from its start to its end."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -81,7 +81,7 @@ class Subject:
         self.pid = process.pid
 
     @classmethod
-    async def start(cls, part: Part, client: MpsClient | None, nbytes: int = 0) -> Subject:
+    async def start(cls, part: Part, client: MpsClient | None, nbytes: int = 0) -> MpsProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bench.mps.subject", part.work, str(nbytes),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=PROJECT,
@@ -113,7 +113,7 @@ async def _memory(client: MpsClient | None, device: str) -> dict[str, Any]:
     with device_memory(device) as memory:
         assert memory is not None
         before = memory.used
-        subjects = [await Subject.start(Part("idle"), client, gib * 2**30) for gib in (1, 2, 3)]
+        subjects = [await MpsProcess.start(Part("idle"), client, gib * 2**30) for gib in (1, 2, 3)]
         try:
             own = [await subject.said() for subject in subjects]
             handle = nvml_handle(uuid_of(device, os.environ))
@@ -134,7 +134,7 @@ def _listed(running: Iterable[Any]) -> dict[int, int | None]:
 
 async def _round(parts: Sequence[Part], client: MpsClient | None) -> list[dict[str, Any]]:
     """Seconds of each part's steps while all of them run. Raises: StudyError."""
-    subjects = [await Subject.start(part, client) for part in parts]
+    subjects = [await MpsProcess.start(part, client) for part in parts]
     try:
         for subject in subjects:
             await subject.said()
@@ -148,7 +148,7 @@ async def _round(parts: Sequence[Part], client: MpsClient | None) -> list[dict[s
         await _end(subjects)
 
 
-async def _end(subjects: Sequence[Subject]) -> None:
+async def _end(subjects: Sequence[MpsProcess]) -> None:
     await asyncio.gather(*(subject.end() for subject in subjects))
 
 

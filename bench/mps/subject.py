@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import torch
 
 
-class Shape(NamedTuple):
+class LayerShape(NamedTuple):
     hidden: int
     intermediate: int
     layers: int
 
 
-SHAPES = {"1b": Shape(2048, 8192, 16), "8b": Shape(4096, 14336, 32)}
+SHAPES = {"1b": LayerShape(2048, 8192, 16), "8b": LayerShape(4096, 14336, 32)}
 PREFILL = 2048
 """Tokens."""
 
@@ -68,7 +68,7 @@ def _step(kind: str, size: str) -> Callable[[], object]:
     return forward if kind == "prefill" else _captured(forward)
 
 
-def _forward(shape: Shape, tokens: int) -> Callable[[], object]:
+def _forward(shape: LayerShape, tokens: int) -> Callable[[], object]:
     """The matrix products of a model's layers."""
     sizes = [(shape.hidden, 2 * shape.hidden), (2 * shape.hidden, shape.hidden)]
     sizes += [(shape.hidden, 2 * shape.intermediate), (2 * shape.intermediate, shape.hidden)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.goals import comparison_table, goal_table
 from bench.overhead import peers
-from bench.overhead.comparison import FULL, PEERS, QUICK, SOAK, Run
+from bench.overhead.comparison import FULL, PEERS, QUICK, SOAK, OverheadRun
 from bench.subjects.processes import cancel_on_signals, run_to_its_end
 from simulator.command_line import Parser, new_file
 from simulator.errors import StudyError
@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
 
 async def overhead(chosen: argparse.Namespace) -> dict[str, Any]:
     """All figures of one run. Raises: StudyError."""
-    run = Run(QUICK if chosen.quick else FULL, [] if chosen.no_peers else list(PEERS), chosen.soak)
+    run = OverheadRun(QUICK if chosen.quick else FULL, [] if chosen.no_peers else list(PEERS), chosen.soak)
     if run.peers:
         try:
             await peers.install()

@@ -34,7 +34,7 @@ MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
-class Effort:
+class OverheadEffort:
     """How long to measure."""
 
     rounds: int
@@ -47,15 +47,15 @@ class Effort:
     window: float
 
 
-FULL = Effort(60, 50, 15, 3, 3.0, STREAMS, 8.0)
-QUICK = Effort(4, 20, 5, 1, 1.0, 100, 2.0)
+FULL = OverheadEffort(60, 50, 15, 3, 3.0, STREAMS, 8.0)
+QUICK = OverheadEffort(4, 20, 5, 1, 1.0, 100, 2.0)
 
 
 @dataclass
-class Run:
+class OverheadRun:
     """One run of the benchmark: what it was asked for and what it has found."""
 
-    effort: Effort
+    effort: OverheadEffort
     peers: list[str]
     soak: bool
     direct: dict[str, Any] = field(default_factory=dict)

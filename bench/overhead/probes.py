@@ -14,10 +14,10 @@ from bench.overhead.targets import MODEL, PROMPT, Target, small_chat
 from bench.subjects.rawclient import (
     Address,
     Caller,
-    Connection,
     EventCount,
-    EventStream,
-    Reply,
+    RawConnection,
+    RawEventStream,
+    RawReply,
     chat_request,
     connect_many,
 )
@@ -81,7 +81,7 @@ async def _one_round(target: Target, caller: Caller, requests: int, expected: by
             found.seconds.append(took)
 
 
-def _is_right(reply: Reply, expected: bytes) -> bool:
+def _is_right(reply: RawReply, expected: bytes) -> bool:
     return reply.status == 200 and expected in reply.body
 
 
@@ -96,7 +96,7 @@ class ClosedLoop:
         self.failed = 0
         self._request = request
         self._expected = expected
-        self._connections: list[Connection] = []
+        self._connections: list[RawConnection] = []
         self._stop_at: int | None = None
         self._reached = asyncio.Event()
 
@@ -120,11 +120,11 @@ class ClosedLoop:
             connection.close()
         self._connections = []
 
-    def _connection(self) -> Connection:
-        connection = Connection(lambda reply: self._on_reply(connection, reply))
+    def _connection(self) -> RawConnection:
+        connection = RawConnection(lambda reply: self._on_reply(connection, reply))
         return connection
 
-    def _on_reply(self, connection: Connection, reply: Reply | None) -> None:
+    def _on_reply(self, connection: RawConnection, reply: RawReply | None) -> None:
         if reply is None:
             self.failed += 1
             self._connections.remove(connection)
@@ -210,12 +210,12 @@ async def streaming(target: Target, streams: int, tokens_per_s: float, window: f
 @asynccontextmanager
 async def open_streams(
     target: Target, request: bytes, number: int, count: EventCount
-) -> AsyncIterator[list[EventStream]]:
+) -> AsyncIterator[list[RawEventStream]]:
     """`number` streams that are open while the block runs. Raises: StudyError when the target takes no connections."""
-    opened: list[EventStream] = []
+    opened: list[RawEventStream] = []
 
-    def new_stream() -> EventStream:
-        opened.append(EventStream(request, count))
+    def new_stream() -> RawEventStream:
+        opened.append(RawEventStream(request, count))
         return opened[-1]
 
     try:

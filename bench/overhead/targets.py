@@ -43,7 +43,7 @@ class Target:
     server: Server
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ReferenceAnswer(msgspec.Struct, frozen=True):
     """What two servers in front of the same model must have in common."""
 
     text: str
@@ -62,7 +62,15 @@ class Launch(Protocol):
 async def plain(timing: Timing) -> AsyncIterator[Target]:
     """The server that answers itself."""
     address = Address("127.0.0.1", free_port())
-    command = [sys.executable, "-m", "bench.overhead.standin", "--port", str(address.port), "--tpot", str(timing.tpot)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.overhead.mock_server",
+        "--port",
+        str(address.port),
+        "--tpot",
+        str(timing.tpot),
+    ]
     with tempfile.TemporaryDirectory(prefix="prism-bench-") as folder:
         async with running("direct", command, Path(folder)) as server:
             yield await answering("direct", address, server)
@@ -160,7 +168,7 @@ def small_chat(address: Address) -> bytes:
     return chat_request(address, MODEL, prompt=PROMPT, max_tokens=8, stream=False)
 
 
-async def answer_of(target: Target) -> Answer:
+async def answer_of(target: Target) -> ReferenceAnswer:
     """What the target answers to `small_chat`. Raises: StudyError."""
     caller = Caller()
     await caller.connect(target.address)
@@ -171,7 +179,7 @@ async def answer_of(target: Target) -> Answer:
     if reply is None or reply.status != 200:
         raise StudyError(f"{target.name} refuses a small chat: {reply}")
     try:
-        return msgspec.convert(_flat(msgspec.json.decode(reply.body)), Answer)
+        return msgspec.convert(_flat(msgspec.json.decode(reply.body)), ReferenceAnswer)
     except (msgspec.MsgspecError, LookupError, TypeError) as error:
         raise BadReply(f"{target.name} answers a small chat with {reply.body[:200]!r}") from error
 

@@ -39,7 +39,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Reply:
+class RawReply:
     status: int
     body: bytes
 
@@ -60,7 +60,7 @@ def chat_request(address: Address, model: str, *, prompt: str, max_tokens: int, 
     return head.encode() + body
 
 
-def cut_reply(received: bytes) -> Reply | None:
+def cut_reply(received: bytes) -> RawReply | None:
     """The reply that `received` is, or None while a part of it is still to come.
 
     Raises:
@@ -73,9 +73,9 @@ def cut_reply(received: bytes) -> Reply | None:
     body = received[head_end + 4 :]
     length = LENGTH.search(received, 0, head_end)
     if length is not None:
-        return Reply(status, body) if len(body) >= int(length[1]) else None
+        return RawReply(status, body) if len(body) >= int(length[1]) else None
     if CHUNKED.search(received, 0, head_end) is not None:
-        return Reply(status, join_chunks(body)) if body.endswith(LAST_CHUNK) else None
+        return RawReply(status, join_chunks(body)) if body.endswith(LAST_CHUNK) else None
     raise BadReply(f"a reply with neither length nor chunks: {received[:80]!r}")
 
 
@@ -98,10 +98,10 @@ def join_chunks(body: bytes) -> bytes:
         body = rest[size + 2 :]
 
 
-class Connection(asyncio.Protocol):
+class RawConnection(asyncio.Protocol):
     """One kept-alive connection with one request on it at a time; `on_reply` gets None when the server hangs up."""
 
-    def __init__(self, on_reply: Callable[[Reply | None], None]) -> None:
+    def __init__(self, on_reply: Callable[[RawReply | None], None]) -> None:
         self._on_reply = on_reply
         self._received = b""
         self._closing = False
@@ -132,14 +132,14 @@ class Caller:
     """One request after the other on one connection, each awaited."""
 
     def __init__(self) -> None:
-        self._connection = Connection(self._deliver)
-        self._reply: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        self._connection = RawConnection(self._deliver)
+        self._reply: asyncio.Future[RawReply | None] = asyncio.get_running_loop().create_future()
 
     async def connect(self, address: Address) -> None:
         """Raises: OSError."""
         await connect(address, lambda: self._connection)
 
-    async def call(self, request: bytes) -> Reply | None:
+    async def call(self, request: bytes) -> RawReply | None:
         """The reply, or None when the server hung up instead."""
         self._reply = asyncio.get_running_loop().create_future()
         self._connection.send(request)
@@ -148,7 +148,7 @@ class Caller:
     def close(self) -> None:
         self._connection.close()
 
-    def _deliver(self, reply: Reply | None) -> None:
+    def _deliver(self, reply: RawReply | None) -> None:
         if not self._reply.done():
             self._reply.set_result(reply)
 
@@ -177,7 +177,7 @@ class EventCount:
             self.settled.set()
 
 
-class EventStream(asyncio.Protocol):
+class RawEventStream(asyncio.Protocol):
     """One streamed request on a connection of its own, begun at once and ended by `close`."""
 
     def __init__(self, request: bytes, count: EventCount) -> None:

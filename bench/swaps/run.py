@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.load.client import chat_body, list_models
 from bench.load.operating import PATIENCE, pid_of
-from bench.load.outcomes import Outcome
+from bench.load.outcomes import RequestOutcome
 from bench.load.plan import make_plan
 from bench.load.prompts import PromptWriter
 from bench.load.replay import Replay
@@ -195,7 +195,7 @@ def sources(states: Mapping[str, ModelState], blank: int) -> dict[str, str]:
     return {name: elsewhere.get(state, state.value) for name, state in states.items()}
 
 
-def waited(outcomes: Sequence[Outcome], began: float, sights: Sequence[Sight]) -> dict[str, dict[str, Any]]:
+def waited(outcomes: Sequence[RequestOutcome], began: float, sights: Sequence[Sight]) -> dict[str, dict[str, Any]]:
     """Seconds to the first token of requests whose model was not active when they were sent, by model and state."""
     seconds: dict[str, dict[str, list[float]]] = {}
     for outcome in outcomes:

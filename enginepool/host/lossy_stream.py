@@ -71,7 +71,7 @@ class LossyStream(io.TextIOBase):
             return len(data)
 
 
-def let_nobody_wait(fd: int) -> LossyStream:
+def open_lossy(fd: int) -> LossyStream:
     """A stream for `fd`. If `fd` is a pipe or terminal it is made non-blocking, so that C code does not block either.
 
     It is reopened for that: setting the flag on the existing file description would affect the shell too.

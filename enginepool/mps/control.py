@@ -1,4 +1,4 @@
-"""NVIDIA's MPS from outside: the environment of its clients, and what a daemon that runs can be asked."""
+"""Client side of NVIDIA MPS: the environment of MPS clients, and commands to a running MPS daemon."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from config.gpus import VISIBLE
 from enginepool.messages import MpsClient
 
 CONTROL = "nvidia-cuda-mps-control"
-"""NVIDIA's program: the daemon itself, and what talks to one."""
+"""NVIDIA's program, both the daemon and the client that sends it commands."""
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 NO_DAEMON = "/nonexistent"
-"""As the pipe folder of who shall be nobody's client: without any, CUDA would look where others may have a daemon."""
+"""Pipe folder for processes that must not be MPS clients: if it were unset, CUDA would try the default folder, where
+somebody else's daemon may run."""
 TERMINATION = 1.0
-"""Seconds that a client's termination may take before it is killed all the same."""
+"""Seconds that terminating a client may take before it is killed anyway."""
 
 
 def mps_environment(client: MpsClient | None) -> dict[str, str]:
-    """What a process must have in its environment before CUDA starts in it."""
+    """The variables a process needs before CUDA is initialised in it."""
     if client is None:
         return {PIPES: NO_DAEMON}
     return {PIPES: client.pipes, LOGS: client.logs, VISIBLE: client.gpu}
 
 
 def control_environment(pipes: str) -> dict[str, str]:
-    """Of NVIDIA's own programs, which have no use for what is preloaded into the engine."""
+    """The environment for NVIDIA's own programs, without the libraries preloaded for the engine."""
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | {PIPES: pipes}
 
 
 async def ask(pipes: str, command: str) -> str:
-    """What the daemon of the folder `pipes` answers.
+    """Send `command` to the daemon of the folder `pipes` and return its answer.
 
     Raises:
-        PoolError: there is none, or it does not take the command.
+        PoolError: no daemon is running, or it rejects the command.
     """
     try:
         asked = await asyncio.create_subprocess_exec(
@@ -61,13 +62,13 @@ async def ask(pipes: str, command: str) -> str:
 
 
 async def servers(pipes: str) -> list[int]:
-    """Process ids of the daemon's servers. Raises PoolError."""
+    """Process ids of the daemon's servers. Raises: PoolError."""
     return _numbers(await ask(pipes, "get_server_list"))
 
 
 async def terminate(pipes: str, group: int) -> None:
-    """Have the clients that are in a process group end their work on the GPU, before they are killed: a kill in the
-    middle of it may leave the others undefined, says NVIDIA. Takes `TERMINATION` seconds at most."""
+    """Make the MPS clients in a process group end their GPU work, in at most `TERMINATION` seconds. To be called before
+    killing them: according to NVIDIA, killing a client in the middle of its work may corrupt the others."""
     with contextlib.suppress(PoolError, TimeoutError):
         async with asyncio.timeout(TERMINATION):
             for server in await servers(pipes):

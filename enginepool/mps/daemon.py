@@ -1,6 +1,7 @@
-"""The gateway's own MPS daemons: one for each GPU, so that what happens on one GPU stays there.
+"""The gateway's own MPS daemons: one per GPU, so that a fault on one GPU does not affect others.
 
-Each runs below a keeper (`mps_keeper`), which ends it with the gateway. Its pipes and logs lie in the gateway's folder.
+Each runs under a `keeper` process, which ends it together with the gateway. Pipes and logs are in the gateway's run
+folder.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from enginepool.mps.control import CONTROL, LOGS, PIPES, ask, control_environmen
 log = logging.getLogger("prism.mps")
 
 START_TIMEOUT = 30.0
-"""Seconds from a daemon's start until its server takes clients, with a GPU that nobody has woken yet at worst."""
+"""Seconds from a daemon's start until its server accepts clients; it takes longest on a GPU not yet initialised."""
 STOP_TIMEOUT = 5.0
-"""Seconds that a keeper gets to end all of its daemon's processes."""
+"""Seconds for a keeper to end all processes of its daemon."""
 ASK_INTERVAL = 0.05
-"""Seconds between two questions to a daemon that starts."""
+"""Seconds between polls of a starting daemon."""
 LOG_INTERVAL = 0.5
-"""Seconds between two looks into a server's log."""
+"""Seconds between reads of a server's log."""
 LONGEST_PIPE = 107 - len("/control_privileged")
-"""Bytes of a pipe folder's path: the kernel takes 107 of a socket's."""
+"""Maximum bytes of a pipe folder's path, given the kernel's limit of 107 for a socket's path."""
 _TROUBLE = re.compile(r"error|fail|fault|exception|unable|cannot|could not", re.IGNORECASE)
 
 
 class MpsDaemon:
-    """Of one GPU, which `client` names. `start` may be called again once it has ended."""
+    """The MPS daemon of one GPU. `start` may be called again after it has ended."""
 
     def __init__(self, device: str, gpu: str, folder: Path) -> None:
         self.device = device
@@ -53,14 +54,14 @@ class MpsDaemon:
         self._said: deque[str] = deque(maxlen=3)
         self._relays: list[asyncio.Task[None]] = []
         self._read = 0
-        """Bytes of the server's log."""
+        """Bytes read of the server's log."""
         self._ready = False
 
     async def start(self) -> None:
-        """Start it, and a server that is ready for clients.
+        """Start the daemon and a server that accepts clients.
 
         Raises:
-            PoolError: there is none, with what NVIDIA's programs had to say.
+            PoolError: either does not start; the message quotes NVIDIA's programs.
         """
         shutil.rmtree(self._folder, ignore_errors=True)
         try:
@@ -78,15 +79,15 @@ class MpsDaemon:
         finally:
             if not self._ready:
                 await self.stop()
-        log.info("the workers of %s compute at the same time: its MPS daemon runs", self.device)
+        log.info("the workers of %s compute concurrently: its MPS daemon is running", self.device)
 
     async def ended(self) -> None:
-        """Wait until nothing of it runs any more."""
+        """Wait until all its processes have ended."""
         assert self._keeper is not None
         await self._keeper.wait()
 
     async def stop(self) -> None:
-        """End it with its server, whatever they do."""
+        """End the daemon and its server, by force if necessary."""
         self._ready = False
         if (keeper := self._keeper) is None:
             return
@@ -121,7 +122,7 @@ class MpsDaemon:
         pipes, command = self.client.pipes, f"start_server -uid {os.getuid()}"
         asked = False
         while keeper.returncode is None:
-            with contextlib.suppress(PoolError):  # it may not listen yet
+            with contextlib.suppress(PoolError):  # the daemon may not be listening yet
                 if asked and await servers(pipes):
                     self._ready = True
                     return
@@ -129,7 +130,7 @@ class MpsDaemon:
                     await ask(pipes, command)
                     asked = True
             await asyncio.sleep(ASK_INTERVAL)
-        raise PoolError("it ended")
+        raise PoolError("the daemon exited")
 
     def _describe(self, error: Exception) -> str:
         what = str(error) or f"not ready after {START_TIMEOUT:g} s"
@@ -163,9 +164,9 @@ class MpsDaemon:
 
 
 class MpsDaemons:
-    """The MPS daemons of a pool; none, where its workers compute in turns.
+    """The MPS daemons of a pool; none if its workers compute in turns.
 
-    `on_fault` is told of a daemon that has ended with its clients, which are of no use any more.
+    `on_fault(device, reason)` is called when a daemon has ended, which makes its clients unusable.
     """
 
     def __init__(self, pool: PoolConfig, run_dir: Path, on_fault: Callable[[str, str], None]) -> None:
@@ -174,13 +175,14 @@ class MpsDaemons:
         self._on_fault = on_fault
         self._daemons: dict[str, MpsDaemon] = {}
         self._restarts: dict[str, asyncio.Event] = {}
-        """Set while a device's daemon can be used, or has been given up."""
+        """By device: set while its daemon is usable or has been given up, clear while it is being replaced."""
         self._watching: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """
+        """Start the daemons, if the registry asks for MPS.
+
         Raises:
-            PoolError: the registry insists on MPS, and it cannot be had.
+            PoolError: the registry demands MPS and it is not available.
         """
         if not _is_wanted(self._pool):
             return
@@ -190,17 +192,18 @@ class MpsDaemons:
             await self.stop()
             if self._pool.mps == "on":
                 raise
-            log.warning("workers of a GPU compute in turns, without MPS: %s", error)
+            log.warning("MPS is not available, so the workers of a GPU compute in turns: %s", error)
 
     async def client(self, device: str) -> MpsClient | None:
-        """How a new process can use the device's daemon, once that runs; None where there is none."""
+        """How a new process becomes a client of the device's daemon; waits while that is restarting. None without a
+        daemon."""
         if device in self._restarts:
             await self._restarts[device].wait()
         daemon = self._daemons.get(device)
         return daemon.client if daemon is not None else None
 
     async def stop(self) -> None:
-        """To be called once no client is left."""
+        """End all daemons. To be called when no client is left."""
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
@@ -209,9 +212,10 @@ class MpsDaemons:
 
     async def _start_all(self) -> None:
         if shutil.which(CONTROL) is None:
-            raise PoolError(f"there is no {CONTROL}, which comes with NVIDIA's driver")
+            raise PoolError(f"{CONTROL}, a part of NVIDIA's driver, was not found")
         for index, device in enumerate(filter(is_gpu, self._pool.devices)):
-            folder = self._run_dir / f"m{index}.{os.getpid()}"  # short, for sockets, and no dead gateway's
+            # Short, as it holds sockets, and with the process id, so that it is not a dead gateway's.
+            folder = self._run_dir / f"m{index}.{os.getpid()}"
             if len(os.fsencode(folder)) > LONGEST_PIPE:
                 raise PoolError(f"the path {folder} is too long for MPS; choose a shorter gateway.admin_socket")
             self._daemons[device] = MpsDaemon(device, self._name(device), folder)
@@ -222,17 +226,17 @@ class MpsDaemons:
             self._watching.append(asyncio.create_task(self._watch(daemon)))
 
     def _name(self, device: str) -> str:
-        """An engine that uses no GPUs may name some that are not there."""
+        """The GPU's name for CUDA. An engine that uses no GPUs may name some that do not exist and so have no UUID."""
         return (uuid_of if facts_of(self._pool).uses_gpus else visible_name)(device, os.environ)
 
     async def _watch(self, daemon: MpsDaemon) -> None:
-        """Root of the task that replaces a daemon which has ended; if it cannot be, its GPU's workers do without."""
+        """Root of the task that restarts a daemon which has ended; if that fails, its GPU's workers do without MPS."""
         device = daemon.device
         while True:
             await daemon.ended()
             self._restarts[device].clear()
             await daemon.stop()
-            log.error("the MPS daemon of %s has ended; starting another", device)
+            log.error("the MPS daemon of %s has ended; starting a new one", device)
             self._on_fault(device, "its MPS daemon ended")
             try:
                 await daemon.start()
@@ -245,25 +249,25 @@ class MpsDaemons:
 
 
 def _is_wanted(pool: PoolConfig) -> bool:
-    """By what the registry says; whether it can be had is another matter."""
+    """Whether the registry asks for MPS; it may still be unavailable."""
     if pool.mps != "auto":
         return pool.mps == "on"
     if not any(is_used_gpu(pool, device) for device in pool.devices):
         return False
     if pool.workers_per_device == 1:
-        log.info("MPS is not used: one worker per GPU has nobody to share it with")
+        log.info("MPS is not used, as there is only one worker per GPU")
     return pool.workers_per_device > 1
 
 
 async def _all_or_none(starts: list[object]) -> None:
-    """Wait for all, even if one fails."""
+    """Wait for all awaitables, even if one fails, then raise the first error."""
     for outcome in await asyncio.gather(*starts, return_exceptions=True):  # type: ignore[call-overload]
         if isinstance(outcome, BaseException):
             raise outcome
 
 
 def end_stale(folder: Path) -> None:
-    """Kill NVIDIA's processes whose pipes lie in `folder` or below it: their gateway is gone."""
+    """Kill MPS processes left by a dead gateway: those whose pipes lie in or below `folder`."""
     for found in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if found.name().startswith("nvidia-cuda-mps") and _lies_in(found.environ().get(PIPES, ""), folder):

@@ -1,7 +1,7 @@
-"""`python -m enginepool.mps.keeper`: runs an MPS daemon, and ends all that it has started when the gateway ends.
+"""`python -m enginepool.mps.keeper`: runs an MPS daemon and ends all its processes when the gateway ends.
 
-A daemon has a server, which is no child of the gateway's and outlives a daemon that is killed. So this process adopts
-what its descendants leave, and stays until none is left. The gateway holds the other end of its standard input, which
+A daemon starts a server that is not a child of the gateway and survives if the daemon is killed. So this process adopts
+orphaned descendants and stays until none is left. It notices the gateway's end by its standard input, whose other end
 the kernel closes even after a `kill -9`.
 """
 
@@ -20,13 +20,13 @@ from enginepool import process
 from enginepool.mps.control import CONTROL
 
 QUIT_TIMEOUT = 1.0
-"""Seconds that the daemon and its server get to end by themselves."""
+"""Seconds for the daemon and its server to end by themselves."""
 
 
 def main() -> None:
-    """Returns once nothing of the daemon is left."""
+    """Run the daemon; returns once all its processes have ended."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends with the gateway, after the workers
+        signal.signal(number, signal.SIG_IGN)  # the daemon must outlive the workers, so only the gateway ends it
     process.set_subreaper(True)
     keeper = os.getpid()
     daemon = subprocess.Popen(
@@ -54,7 +54,7 @@ def _quit(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def _end_descendants() -> None:
-    """Those of a killed one become this process's own children."""
+    """Kill all descendants; orphans of killed processes become children of this subreaper in turn."""
     while children := psutil.Process().children(recursive=True):
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):

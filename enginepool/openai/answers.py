@@ -1,7 +1,7 @@
-"""Writes the answers of /v1/chat/completions and /v1/completions, whole or as server-sent events.
+"""Formats answers of /v1/chat/completions and /v1/completions, whole or as server-sent events.
 
-A stream is, per choice, `begin`, `piece`..., `finish`, and `end` once. `piece` runs for each token, so what is the same
-in all of them is encoded once.
+A stream consists of `begin`, `piece`..., `finish` for each choice, and one `end`. `piece` is called for each token, so
+the constant parts are encoded only once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Choice(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens."""
+    """Token counts of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -46,7 +46,7 @@ class Usage(Struct, frozen=True):
 
 
 class OpenAIAnswer:
-    """Formats the answer to one request; made when the request arrives, for its id and time."""
+    """Formats the answer to one request; created when the request arrives, which determines its id and time."""
 
     id_prefix: str
     whole_object: str
@@ -60,12 +60,12 @@ class OpenAIAnswer:
         self._close = b',"logprobs":null}]' + (b',"usage":null' if include_usage else b"") + b"}\n\n"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        """The answer to a request without `stream`."""
+        """The body of an answer that is not streamed."""
         listed = [self._choice(choice) for choice in choices]
         return _encode({"object": self.whole_object, **self._identity, "choices": listed, "usage": usage.as_json()})
 
     def begin(self, index: int) -> bytes:
-        """The first event of a choice; may be empty."""
+        """The first event of a choice, which may be empty."""
         raise NotImplementedError
 
     def piece(self, index: int, text: str) -> bytes:
@@ -130,6 +130,6 @@ class CompletionAnswer(OpenAIAnswer):
 
 
 def answer_to(request: GenerationRequest) -> OpenAIAnswer:
-    """The formatter that fits `request`."""
+    """The formatter for the kind of `request`."""
     kind = ChatAnswer if isinstance(request, ChatRequest) else CompletionAnswer
     return kind(request.model, request.include_usage)

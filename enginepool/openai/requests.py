@@ -1,6 +1,6 @@
-"""Reads the bodies of /v1/chat/completions and /v1/completions for the embedded engines (`openai_answers` writes).
+"""Parses bodies of /v1/chat/completions and /v1/completions for the embedded engines (`answers` formats answers).
 
-A parameter of the API is either supported, or accepted at the one value that asks for nothing, or refused by name.
+Each parameter of the API is either supported, or accepted only with a value that has no effect, or refused by name.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions."""
 
 
-# --- what the engines get -------------------------------------------------------------------------------------
+# --- what engines get -----------------------------------------------------------------------------------------
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
-    """How to choose tokens, and when to stop."""
+    """How to sample tokens and when to stop."""
 
     max_tokens: int | None
-    """None: not given, see `output_limit`."""
+    """None if not given; see `output_limit`."""
     temperature: float
     """0 is greedy."""
     top_p: float
@@ -36,7 +36,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     n: int
     stop: tuple[str, ...]
     ignore_eos: bool = False
-    """Go on to `max_tokens`, whatever the model says; as SGLang and vLLM have it."""
+    """Continue up to `max_tokens` even after an end-of-sequence token, as in SGLang and vLLM."""
 
 
 class ChatMessage(Struct, frozen=True):
@@ -55,7 +55,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
 class CompletionRequest(Struct, frozen=True, kw_only=True):
     model: str
     prompts: tuple[str | tuple[int, ...], ...]
-    """Texts, or token ids. Choice i * n + j is the j-th answer to the i-th prompt."""
+    """Texts or token ids. Choice i * n + j is the j-th answer to the i-th prompt."""
     sampling: Sampling
     stream: bool
     include_usage: bool
@@ -78,7 +78,7 @@ class _StreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What both routes share. `user` and `metadata` are the client's own labels: checked, and of no effect."""
+    """Parameters of both routes. `user` and `metadata` are labels of the client: validated, but without effect."""
 
     model: str
     max_tokens: _AtLeastOne | None = None
@@ -193,10 +193,10 @@ _completion_decoder = msgspec.json.Decoder(_CompletionBody)
 
 
 def parse(path: str, body: bytes) -> GenerationRequest:
-    """Read a request to `path`.
+    """Parse the body of a request to `path`.
 
     Raises:
-        RequestError: 404 for another path, 400 naming the parameter for whatever cannot be honoured.
+        RequestError: 404 for an unknown path; 400, naming the parameter, for anything that cannot be honoured.
     """
     parser = _PARSERS.get(path)
     if parser is None:
@@ -205,7 +205,7 @@ def parse(path: str, body: bytes) -> GenerationRequest:
 
 
 def parse_chat(body: bytes) -> ChatRequest:
-    """Read a body of /v1/chat/completions; raises RequestError (400)."""
+    """Parse a body of /v1/chat/completions. Raises: RequestError (400)."""
     sent = _decode(_chat_decoder, body)
     _refuse_unsupported(sent, _NEUTRAL_CHAT)
     return ChatRequest(
@@ -218,7 +218,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
-    """Read a body of /v1/completions; raises RequestError (400)."""
+    """Parse a body of /v1/completions. Raises: RequestError (400)."""
     sent = _decode(_completion_decoder, body)
     _refuse_unsupported(sent, _NEUTRAL_COMPLETION)
     if sent.best_of not in (None, sent.n or 1):
@@ -236,12 +236,12 @@ def parse_completion(body: bytes) -> CompletionRequest:
 
 
 def output_limit(request: GenerationRequest, prompt_tokens: int, room: int) -> int:
-    """Tokens that one choice may have: as asked for, or OpenAI's default clipped to what fits.
+    """Maximum number of tokens for one choice: as requested, or OpenAI's default limited to what fits.
 
-    `prompt_tokens` is the length of the prompt, `room` what prompt and answer may have together.
+    `prompt_tokens` is the length of the prompt, `room` the maximum for prompt and answer together.
 
     Raises:
-        RequestError: 400, the prompt leaves no room, or less than was asked for.
+        RequestError: 400, the prompt leaves no room or less than requested.
     """
     left = room - prompt_tokens
     asked = request.sampling.max_tokens
@@ -363,7 +363,7 @@ def _invalid(param: str | None, message: str, code: str = "invalid_value") -> Re
     return RequestError(400, message, code=code, param=param)
 
 
-# --- msgspec's errors, in OpenAI's words ----------------------------------------------------------------------
+# --- translation of msgspec's errors --------------------------------------------------------------------------
 
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"^Object (?P<what>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)

@@ -1,6 +1,6 @@
-"""What clients may ask of engines: inference, and nothing that changes what the gateway decides.
+"""The routes that clients may use: inference only, nothing that interferes with the gateway's decisions.
 
-An engine that does not have one of these answers 404; no engine is asked anything else.
+An engine that lacks one of them answers 404; no other routes are forwarded to engines.
 """
 
 from __future__ import annotations

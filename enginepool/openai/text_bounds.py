@@ -1,4 +1,4 @@
-"""What is far too long for a model is refused before all of it has become tokens."""
+"""Refuses texts that are far too long for a model without tokenizing all of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 PIECE = 256 * 1024
-"""Characters that are made tokens of at a time, where a text may be too long: a tenth of a second."""
+"""Characters tokenized at a time to find out whether a text is too long; takes a tenth of a second."""
 SLACK = 64
-"""Tokens by which a piece may have more than the same text within a whole."""
+"""Additional tokens a piece may yield compared with the same text inside the whole."""
 SHRINKS = 4
-"""Times by which a tokenizer's normalizer may shorten a text at most, in bytes."""
+"""Largest factor by which a tokenizer's normalizer may shorten a text, in bytes."""
 
 
 class TextBounds:
-    """Of a model's tokenizer, of transformers: `most` are the tokens that a prompt may have."""
+    """Bounds for texts to be tokenized by a transformers tokenizer; `most` is the maximum number of tokens."""
 
     def __init__(self, tokenizer: Any, most: int) -> None:
         self._tokenizer = tokenizer
@@ -22,10 +22,10 @@ class TextBounds:
         self._longest: int | None = None
 
     def check(self, text: str, encode: Callable[[str], Sized]) -> None:
-        """To be called before `encode`, which gives tokens; in a thread if the text may be long.
+        """Check whether `encode(text)` would yield too many tokens. Call it in a thread if the text may be long.
 
         Raises:
-            ValueError: its tokens are too many.
+            ValueError: the text has too many tokens.
         """
         if len(text) <= PIECE:
             return
@@ -42,7 +42,7 @@ class TextBounds:
         return ValueError(f"The input ({size}) is longer than this model can take ({self._most} tokens).")
 
     def _bytes_per_token(self) -> int:
-        """At most; 0 where one token may stand for a text of any length, as an unknown word does."""
+        """Maximum bytes per token; 0 if a token, such as one for unknown words, can stand for a text of any length."""
         if self._longest is None:
             backend = getattr(self._tokenizer, "backend_tokenizer", None)
             limited = type(getattr(backend, "model", None)).__name__ == "BPE"

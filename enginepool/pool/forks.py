@@ -1,4 +1,4 @@
-"""Forking children from the template: the template's own process, and each child's socket, exit and channel."""
+"""Forks children from the template process and handles their sockets, channels and exits."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ In = TypeVar("In")
 CONNECT_TIMEOUT = 30.0
 """Seconds from the fork to the child's connection."""
 TEMPLATE_TIMEOUT = 300.0
-"""Seconds for the template's imports, from a cold disk at worst."""
+"""Seconds for the template's imports, which are slow from a cold disk."""
 SPAWN_TIMEOUT = 10.0
-"""Seconds for a fork; a template that takes longer is stuck, and replaced."""
+"""Seconds for a fork; a template that takes longer is considered stuck and replaced."""
 ORPHAN_INTERVAL = 0.05
-"""Seconds between two looks for what a dead child had started; freeing a GPU's memory may take it a while."""
+"""Seconds between checks for a dead child's descendants, which may take a while to free a GPU's memory."""
 EXIT_TIMEOUT = 1.0
-"""Seconds that the template gets to end by itself."""
+"""Seconds for the template to end by itself."""
 
 
 class Child(Generic[In]):
-    """A forked process with its connection. `exited` resolves to how it ended, once it is reaped."""
+    """A forked process and its connection. `exited` resolves to how it ended, once it is reaped."""
 
     def __init__(self, name: str, pid: int) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class Child(Generic[In]):
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[str] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
-        """Set once nothing is left of its process group, such as a rank whose GPU memory takes a while to be freed."""
+        """Resolves once its whole process group is gone, including a rank that takes a while to free GPU memory."""
         self._pidfd = os.pidfd_open(pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
@@ -60,38 +60,39 @@ class Child(Generic[In]):
         return hasattr(self, "channel")
 
     def receive(self, receiver: Callable[[In], None]) -> None:
-        """Have every message given to `receiver`, those first that came before this call."""
+        """Pass every message to `receiver`, beginning with those that arrived before this call."""
         early, self._early = self._early, []
         for message in early:
             receiver(message)
         self._receiver = receiver
 
     def take(self, message: In) -> None:
-        """A message came, perhaps before whoever forked this child knows of it."""
+        """Handle a message, which may arrive before `receive` was called."""
         if self._receiver is None:
             self._early.append(message)
         else:
             self._receiver(message)
 
     def end(self, cause: str = "") -> None:
-        """SIGKILL to its process group; `cause`, if any, is told by `exited`. One that has ended is left alone."""
+        """Kill its process group, if it has not ended; `cause`, if given, becomes the result of `exited`."""
         if not self.exited.done():
             self._cause = self._cause or cause
             process.kill_group(self.pid)
 
     async def kill(self) -> None:
-        """`end`, and wait until it is reaped."""
+        """Kill its process group and wait until the child is reaped."""
         self.end()
         await asyncio.shield(self.exited)
 
     def disconnected(self, error: Exception | None) -> None:
-        """A lost connection is nothing to live on with. An OSError only says that it was lost."""
+        """End the child, as it is of no use without a connection. An OSError says no more than that it was lost."""
         self.end("" if error is None or isinstance(error, OSError) else str(error))
 
     def _reap(self) -> None:
         if os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return
-        process.kill_group(self.pid)  # what it had itself started; until it is reaped, the id is nobody else's
+        # Kill its descendants before reaping it: until then its process group id cannot be reused by others.
+        process.kill_group(self.pid)
         info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         assert info is not None
         self._loop.remove_reader(self._pidfd)
@@ -102,7 +103,7 @@ class Child(Generic[In]):
         self._reap_orphans()
 
     def _reap_orphans(self) -> None:
-        """The rest of its process group is killed too, and by now this process's own to wait for."""
+        """Wait for the rest of its process group, killed too and by now adopted by this process, a subreaper."""
         try:
             os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
@@ -121,14 +122,15 @@ class ForkServer:
         self._stopped = False
 
     async def start(self) -> None:
-        """
+        """Start the template.
+
         Raises:
             PoolError: the template does not start.
         """
         await self._get_template()
 
     async def stop(self) -> None:
-        """End the template; what it has forked is not touched, and it forks no more."""
+        """End the template, after which nothing can be forked. Its children keep running."""
         self._stopped = True
         if self._template is not None:
             await self._template.stop()
@@ -138,11 +140,11 @@ class ForkServer:
         return self._template.pid if self._template is not None else None
 
     async def fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None = None) -> Child[In]:
-        """A new process in `role`, connected; call its `receive`. A template that dies over it is replaced, once.
+        """Fork a connected process in `role`; call its `receive` next. A template that dies meanwhile is replaced once.
 
         Raises:
             PoolError: the template or the child does not start.
-            ChannelClosed: the new template died too.
+            ChannelClosed: the replaced template died too.
         """
         with contextlib.suppress(ChannelClosed):
             return await self._fork(role, name, device, union, mps)
@@ -151,7 +153,7 @@ class ForkServer:
     async def _fork(self, role: str, name: str, device: str, union: Any, mps: MpsClient | None) -> Child[In]:
         template = await self._get_template()
         serial = next(self._serials)
-        path = self._run_dir / str(serial)  # short, since the kernel takes 107 bytes in all
+        path = self._run_dir / str(serial)  # short, since the kernel limits socket paths to 107 bytes
         try:
             with _listen(path) as listener:
                 spawn = Spawn(serial, role, name, str(path), device, mps)
@@ -189,7 +191,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 async def _connect(child: Child[In], listener: socket.socket, union: Any) -> None:
-    """Wait for the child's connection; without one it is killed."""
+    """Wait for the child to connect; it is killed if it does not. Raises: PoolError."""
     try:
         connection = await accept_from(child, listener)
         _, child.channel = await asyncio.get_running_loop().create_connection(
@@ -201,8 +203,11 @@ async def _connect(child: Child[In], listener: socket.socket, union: Any) -> Non
 
 
 async def accept_from(child: Child[In], listener: socket.socket) -> socket.socket:
-    """Only whoever waits here accepts, once it is awake: `sock_accept` loses a connection that is made as it is
-    cancelled."""
+    """Wait for the child's connection and accept it. Raises: PoolError.
+
+    Not by `loop.sock_accept`, which loses a connection that arrives while it is being cancelled: here the reader only
+    wakes the waiting coroutine, which then accepts.
+    """
     loop = asyncio.get_running_loop()
     connecting = asyncio.Event()
     loop.add_reader(listener, connecting.set)
@@ -211,7 +216,7 @@ async def accept_from(child: Child[In], listener: socket.socket) -> socket.socke
         await asyncio.wait((waiting, child.exited), timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         return listener.accept()[0]
     except BlockingIOError:
-        child.end(f"silent for {CONNECT_TIMEOUT:g} s after its fork")
+        child.end(f"no connection within {CONNECT_TIMEOUT:g} s of its fork")
         raise PoolError(f"{child.name} did not connect: {await child.exited}") from None
     finally:
         loop.remove_reader(listener)
@@ -219,7 +224,7 @@ async def accept_from(child: Child[In], listener: socket.socket) -> socket.socke
 
 
 class _TemplateProcess:
-    """The template as the gateway sees it. One that dies is replaced at the next fork."""
+    """The gateway's handle of the template process. A dead template is replaced at the next fork."""
 
     def __init__(self, process_: asyncio.subprocess.Process) -> None:
         self._process = process_
@@ -245,7 +250,7 @@ class _TemplateProcess:
                 msgspec.json.encode(pool).decode(),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                # What it leaves in TMPDIR when killed is swept with the rest.
+                # TMPDIR in the run folder, so that leftovers of killed processes are swept along with it.
                 env={**os.environ, **kind_of(pool).environment(pool, os.environ), "TMPDIR": str(run_dir)},
             )
             on_failure.pop_all()
@@ -274,10 +279,10 @@ class _TemplateProcess:
         return self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None
 
     async def spawn(self, command: Spawn) -> int:
-        """Process id of the new child.
+        """Fork a child; returns its process id.
 
         Raises:
-            ChannelClosed: the template is gone, or was stuck and is gone now.
+            ChannelClosed: the template is gone, or was stuck and has been killed.
         """
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting[command.serial] = answer
@@ -285,10 +290,10 @@ class _TemplateProcess:
             self._channel.send(command)
             await asyncio.wait((answer,), timeout=SPAWN_TIMEOUT)
         except asyncio.CancelledError:
-            answer.add_done_callback(_end_unwanted)
+            answer.add_done_callback(_end_unwanted)  # the fork may happen nevertheless
             raise
         if not answer.done():
-            log.warning("the template forks nothing for %g s; starting another", SPAWN_TIMEOUT)
+            log.warning("the template did not fork within %g s; starting a new one", SPAWN_TIMEOUT)
             await self._kill()
         return await answer
 
@@ -349,6 +354,6 @@ class _TemplateProcess:
 
 
 def _end_unwanted(answer: asyncio.Future[int]) -> None:
-    """A child came that nobody waits for any more."""
+    """Kill a child that was forked after its caller was cancelled."""
     if answer.exception() is None:
         Child("unwanted", answer.result()).end()

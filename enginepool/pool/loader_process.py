@@ -1,6 +1,6 @@
-"""A loader: one process that writes one model's weights into a segment, hands it over, and ends.
+"""The loader process: writes one model's weights into a segment, hands the segment over and ends.
 
-A process of its own, so that neither the gateway's loop nor a serving worker pauses while gigabytes are read.
+A separate process, so that reading gigabytes stalls neither the gateway's event loop nor a serving worker.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from enginepool.messages import Exit, Load, Loaded, LoadFailed, LoadProgress, Sp
 from enginepool.weights.loader import LoadWeights
 
 PROGRESS_INTERVAL = 0.1
-"""Seconds between two reports."""
+"""Seconds between progress reports."""
 
 
 def run_loader(spawn: Spawn, pool: PoolConfig) -> None:
+    """Serve the gateway's commands until it says Exit or is gone."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(spawn.socket)
     channel: BlockingChannel[ToLoader] = BlockingChannel(connection, ToLoader)

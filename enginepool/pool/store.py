@@ -1,7 +1,7 @@
-"""The weight store, the gateway's side: which models' weights are in host shared memory, and loading more.
+"""The gateway's side of the weight store: keeps models' weights in host shared memory and has loaders load more.
 
-The gateway holds one file descriptor per model and never maps it. Segments have no name in any file system, so when
-the gateway ends, however it ends, the kernel frees them.
+The gateway holds one file descriptor per model and never maps it. Segments have no name in any file system, so the
+kernel frees them when the gateway ends, however it ends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from enginepool.weights.segment import HeldSegment, adopt
 log = logging.getLogger("prism.store")
 
 LOAD_SILENCE = 600.0
-"""Seconds without a word of progress after which a loader counts as stuck, be it by its disk or by a SIGSTOP."""
+"""Seconds without a progress report after which a loader counts as stuck."""
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""Called with bytes done and bytes in total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class WeightStore:
         return self._models.get(name)
 
     async def load(self, model: ModelSpec, progress: Progress) -> int:
-        """Bring a model into host memory; returns its bytes there.
+        """Load a model into host memory; returns its size there in bytes.
 
         Raises:
-            StoreError: it cannot be read, or the host has not the memory.
+            StoreError: the model cannot be read, or host memory is short.
         """
         try:
             loaded = await _Loading(model, progress).run(self._forks)
@@ -71,7 +71,7 @@ class WeightStore:
         return loaded.manifest.nbytes
 
     def drop(self, name: str) -> None:
-        """Give a model's host memory back. Workers that map it keep it until they park."""
+        """Release a model's host memory. It is freed once no worker maps it any more."""
         stored = self._models.pop(name, None)
         if stored is not None:
             stored.segment.close()
@@ -82,7 +82,7 @@ class WeightStore:
 
 
 class _Loading:
-    """One loader process, from fork to exit."""
+    """The life of one loader process."""
 
     def __init__(self, model: ModelSpec, progress: Progress) -> None:
         self._model = model

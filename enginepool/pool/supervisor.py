@@ -1,4 +1,4 @@
-"""The gateway's side of the pool: starts the template and the workers, watches them, replaces the dead."""
+"""The gateway's side of the pool: starts the template and the workers, monitors them and replaces dead ones."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from enginepool.pool.forks import Child, ForkServer
 log = logging.getLogger("prism.pool")
 
 STOP_TIMEOUT = 5.0
-"""Seconds that workers get to end by themselves."""
+"""Seconds for workers to end by themselves."""
 START_TIMEOUT = 120.0
 """Seconds from fork to ready; a worker that takes longer is replaced."""
 STABLE = 3.0
-"""Seconds after which a worker's death counts as an accident. The first replacement comes at once in any case."""
+"""Seconds a worker must live for its death not to count as early. The first early death has no restart delay."""
 RESTART_DELAY = 0.5
-"""Seconds before the second replacement in a row of workers that died young; doubles with each, up to the maximum."""
+"""Seconds before a worker is restarted after its second early death in a row; doubles with each further one."""
 RESTART_DELAY_MAX = 30.0
+"""Upper bound of the restart delay, in seconds."""
 
 
 class PoolEvents(Protocol):
-    """What the supervisor tells the gateway."""
+    """The supervisor's callbacks into the gateway."""
 
     def worker_message(self, worker: int, message: FromWorker) -> None: ...
 
     def worker_dead(self, worker: int, reason: str) -> None:
-        """It is gone and will be replaced under the same number."""
+        """The worker's process is gone; a new one will get the same number."""
         ...
 
     def device_fault(self, device: str, workers: Sequence[int], reason: str, suspected: bool) -> None:
-        """All of a device's workers that share it by MPS are gone together, and will be replaced. `suspected` if what
-        one of them did may be the cause."""
+        """All workers that share the device through MPS are gone at once and will be replaced. `suspected` says whether
+        the work of one of them may be the cause."""
         ...
 
 
 class WorkerHandle:
-    """One handle of the pool: its number stays, its process may be replaced."""
+    """A worker of the pool. Its number stays the same when its process is replaced."""
 
     def __init__(self, number: int, device: str) -> None:
         self.number = number
@@ -56,17 +57,18 @@ class WorkerHandle:
         self.child: Child[FromWorker] | None = None
         self.ready = False
         self.isolated = False
-        """Whether its process is to share its GPU in turns, even where there is MPS."""
+        """Whether its process must not use MPS, so that a fault cannot affect other workers."""
         self.mps: MpsClient | None = None
-        """How its process computes beside others; None: in turns with them."""
+        """The MPS daemon that its process uses; None without MPS."""
         self.leaving: Child[FromWorker] | None = None
-        """The process before, of which something may not have ended yet."""
+        """The previous process, parts of which may not have ended yet."""
         self.ending: Child[FromWorker] | None = None
         """The process that is about to be killed."""
         self.unanswered = 0
+        """Pings without an answer."""
         self.restarts = 0
         self.recycled: Child[FromWorker] | None = None
-        """The process that was told to make room for a new one."""
+        """The process that was told to end so that a new one can replace it."""
 
     @property
     def name(self) -> str:
@@ -85,17 +87,17 @@ class Supervisor:
         self._events: PoolEvents
         self.forks = ForkServer(config, run_dir)
         self._mps = MpsDaemons(config, run_dir, self._daemon_ended)
-        handles = [device for device in config.devices for _ in range(config.workers_per_device)]
-        self.workers = [WorkerHandle(number, device) for number, device in enumerate(handles)]
+        devices = [device for device in config.devices for _ in range(config.workers_per_device)]
+        self.workers = [WorkerHandle(number, device) for number, device in enumerate(devices)]
         self._failed: dict[str, list[Child[FromWorker]]] = {}
-        """The clients that each device had when it failed last."""
+        """By device: the MPS clients it had at its last fault."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, events: PoolEvents) -> None:
-        """Start the template and begin to start every worker; they report by WorkerReady.
+        """Start the template, and begin to start all workers; each reports with WorkerReady.
 
         Raises:
-            PoolError: the template does not start, or MPS cannot be had where the registry insists on it.
+            PoolError: the template does not start, or the registry demands MPS and it is not available.
         """
         self._events = events
         process.set_subreaper(True)
@@ -106,7 +108,7 @@ class Supervisor:
         self._spawn_task(self._heartbeat())
 
     async def stop(self) -> None:
-        """End every process of the pool; those that do not end in time are killed."""
+        """End all processes of the pool; those that do not end in time are killed."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -123,19 +125,19 @@ class Supervisor:
         await self._mps.stop()
 
     def send(self, worker: int, message: Message) -> None:
-        """Give a worker a message. A dead one is no error here: its death is told by `worker_dead`."""
+        """Send a worker a message. No error if it is dead, which `worker_dead` reports."""
         child = self.workers[worker].child
         if child is not None:
             _send_quietly(child.channel, message)
 
     def kill(self, worker: int, reason: str) -> None:
-        """End a worker's process now; it is replaced."""
+        """Kill a worker's process, which is then replaced."""
         handle = self.workers[worker]
         if handle.child is not None:
             self._end(handle, handle.child, reason)
 
     def recycle(self, worker: int, *, isolated: bool = False) -> None:
-        """Let a worker's process end, and start another in its handle; `worker_dead` is not told of it."""
+        """Replace a worker's process after letting it end. No `worker_dead` is reported for it."""
         handle = self.workers[worker]
         handle.isolated = isolated
         child = handle.recycled = handle.child
@@ -145,7 +147,7 @@ class Supervisor:
             asyncio.get_running_loop().call_later(STOP_TIMEOUT, self._end, handle, child)
 
     def _end(self, handle: WorkerHandle, child: Child[FromWorker], reason: str = "") -> None:
-        """Kill a process of a handle, at once or after a moment."""
+        """Kill a worker's process; an MPS client first gets a moment to leave the GPU."""
         if handle.mps is None:
             child.end(reason)
         elif handle.ending is not child:
@@ -156,26 +158,26 @@ class Supervisor:
         self._device_failed(device, reason, self._clients(device), suspected=False)
 
     def _clients(self, device: str) -> list[WorkerHandle]:
-        """Places whose processes share the device by MPS, and are not about to make room for others."""
+        """Workers that share the device through MPS and are not being recycled."""
         here = (handle for handle in self.workers if handle.device == device and handle.mps is not None)
         return [handle for handle in here if handle.child is not None and handle.child is not handle.recycled]
 
     def _device_failed(self, device: str, reason: str, handles: Sequence[WorkerHandle], *, suspected: bool) -> None:
-        """Have all of them replaced at once: nobody can use the device again before all its clients have ended."""
+        """Replace these workers together, because the MPS server accepts no client until all old ones have ended."""
         self._failed[device] = [child for handle in handles if (child := handle.child or handle.leaving) is not None]
         for handle in handles:
             handle.restarts += 1
             if handle.child is not None:
-                handle.ready, handle.recycled = False, handle.child
+                handle.ready, handle.recycled = False, handle.child  # recycled: no `worker_dead` for each of them
                 handle.child.end(reason)
         if handles:
-            log.warning("%s: %s; all of its %d workers are replaced", device, reason, len(handles))
+            log.warning("%s: %s; replacing all of its %d workers", device, reason, len(handles))
             self._events.device_fault(device, [handle.number for handle in handles], reason, suspected)
 
-    # one handle of the pool
+    # one worker
 
     async def _keep_running(self, handle: WorkerHandle) -> None:
-        """Root of the task that keeps one handle filled."""
+        """Root of the task that keeps a process running for one worker."""
         early_deaths = 0
         while True:
             began = time.monotonic()
@@ -185,7 +187,7 @@ class Supervisor:
                 reason = str(error)
             if handle.child is not None and handle.child is handle.recycled:
                 handle.child = handle.recycled = None
-                log.info("%s has made room for a new process", handle.name)
+                log.info("%s ended to be replaced", handle.name)
                 continue
             early_deaths = 0 if time.monotonic() - began >= STABLE else early_deaths + 1
             delay = _restart_delay(early_deaths)
@@ -193,7 +195,7 @@ class Supervisor:
             await asyncio.sleep(delay)
 
     async def _run_worker(self, handle: WorkerHandle) -> str:
-        """Start one process and wait for its end; returns why it ended."""
+        """Start a process and wait for its end; returns why it ended."""
         handle.unanswered = 0
         handle.ready = False
         isolated = handle.isolated
@@ -202,11 +204,11 @@ class Supervisor:
         handle.mps = None if isolated else await self._mps.client(handle.device)
         child: Child[FromWorker] = await self.forks.fork("worker", handle.name, handle.device, FromWorker, handle.mps)
         handle.child = child
-        if handle.isolated is not isolated:  # told so while this one was on its way
+        if handle.isolated is not isolated:  # `recycle` was called during the fork: this process is outdated already
             handle.recycled = child
             child.end()
         asyncio.get_running_loop().call_later(START_TIMEOUT, self._check_started, handle, child)
-        if handle.leaving is not None:  # what it has of the device's memory is not free before
+        if handle.leaving is not None:  # the previous process may still hold device memory
             await asyncio.wait((handle.leaving.gone, child.exited), return_when=asyncio.FIRST_COMPLETED)
         child.receive(lambda message: self._on_message(handle, message))
         reason = await asyncio.shield(child.exited)
@@ -229,7 +231,7 @@ class Supervisor:
 
     def _on_message(self, handle: WorkerHandle, message: FromWorker) -> None:
         if handle.recycled is not None and handle.child is handle.recycled:
-            return  # What it still says is about work that others have by now.
+            return  # Its requests have been given to others already.
         handle.unanswered = 0
         if isinstance(message, WorkerReady):
             handle.ready = True
@@ -238,7 +240,8 @@ class Supervisor:
     # heartbeat
 
     async def _heartbeat(self) -> None:
-        """Root of the task that pings. Counts unanswered pings, not time: a pause of the gateway kills nobody."""
+        """Root of the task that pings workers. It counts unanswered pings, not time, so that workers survive a pause of
+        the gateway itself."""
         serial = 0
         while True:
             await asyncio.sleep(self._config.heartbeat)
@@ -261,7 +264,7 @@ class Supervisor:
 
 
 async def _until_gone(children: Sequence[Child[FromWorker]]) -> None:
-    """An MPS server that has failed takes no client before all that it had have ended."""
+    """Wait for the clients of a failed MPS server to end, since it accepts no new client before that."""
     if left := [child.gone for child in children if not child.gone.done()]:
         await asyncio.wait(left, timeout=START_TIMEOUT)
 
@@ -272,13 +275,13 @@ async def _end_client(handle: WorkerHandle, child: Child[FromWorker], reason: st
 
 
 async def _leave_gpu(handle: WorkerHandle) -> None:
-    """Before its process is killed."""
+    """End a worker's GPU work through MPS, before its process is killed."""
     if handle.mps is not None and handle.child is not None and not handle.child.exited.done():
         await control.terminate(handle.mps.pipes, handle.child.pid)
 
 
 def _restart_delay(early_deaths: int) -> float:
-    """Seconds to wait after this many early deaths in a row."""
+    """Seconds to wait before the next start, after this many early deaths in a row."""
     if early_deaths < 2:
         return 0.0
     return min(RESTART_DELAY_MAX, RESTART_DELAY * 2.0 ** min(early_deaths - 2, 10))

@@ -1,8 +1,8 @@
-"""The template: imports what a worker needs, once, and forks a warm process in milliseconds when told to.
+"""The template process: imports everything a worker needs once, then forks warm processes within milliseconds.
 
-It runs no event loop and no thread, since a fork copies neither. Each child is forked twice, so that it becomes the
-gateway's own: the gateway waits for it, and the kernel kills it when the gateway dies. So a template may die, and be
-replaced, without any worker noticing.
+It has neither event loop nor threads, since a fork copies neither. Children are forked twice, so that the gateway, a
+subreaper, adopts them: the gateway can wait for them, and the kernel kills them when the gateway dies. A template can
+therefore die and be replaced without affecting any worker.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Template:
                 self._channel.send(Spawned(command.serial, self._fork(command)))
 
     def _fork(self, spawn: Spawn) -> int:
-        """Process id of the grandchild, by now an orphan that the gateway adopts.
+        """Fork twice; returns the process id of the grandchild, which the gateway adopts.
 
         Raises:
-            OSError: the system has no room for another process.
+            OSError: the system cannot create another process.
         """
         read_end, write_end = os.pipe()
         middle = os.fork()
@@ -73,7 +73,7 @@ class Template:
             if child == 0:
                 os.close(write_end)
                 self._run_child(spawn, middle)
-            os.setpgid(child, child)  # here and not there, so that the group exists once its id is told
+            os.setpgid(child, child)  # in the parent, so that the group exists before its id is reported
             os.write(write_end, child.to_bytes(8, "big"))
         finally:
             os._exit(0)
@@ -103,13 +103,13 @@ def _rebuild_torch_threads() -> None:
 
 
 def _wait_for_adoption(middle: int) -> None:
-    """By the gateway, or by whoever takes orphans if it is dead."""
+    """Wait until the intermediate process has ended and the gateway, or init if that is dead, has become the parent."""
     while os.getppid() == middle:
         time.sleep(0.0005)
 
 
 def _run_role(spawn: Spawn, pool: PoolConfig) -> None:
-    """Imports here are cheap: `warm` has loaded what they need."""
+    """Run the child's role. The imports are cheap here, since `warm` has loaded what they need."""
     if spawn.role == "loader":
         from enginepool.pool.loader_process import run_loader
 
@@ -119,11 +119,11 @@ def _run_role(spawn: Spawn, pool: PoolConfig) -> None:
 
 
 def main() -> None:
-    """`python -m enginepool.pool.template FD GATEWAY_PID POOL_JSON`: started by the supervisor only."""
+    """`python -m enginepool.pool.template FD GATEWAY_PID POOL_JSON`; only started by the fork server."""
     fd, gateway, pool_json = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     process.die_with_parent(gateway)
     process.set_up_logging()
-    process.let_output_wait_for_nobody()
+    process.make_stdout_lossy()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     pool = msgspec.json.decode(pool_json, type=PoolConfig)

@@ -1,4 +1,4 @@
-"""A worker process: one connection to the gateway, one engine, one model at a time."""
+"""The worker process: one connection to the gateway and one engine with one model at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from enginepool.messages import (
 )
 
 STATS_INTERVAL = 1.0
-"""Seconds between two reports."""
+"""Seconds between reports."""
 
 
 def run_worker(spawn: Spawn, pool: PoolConfig) -> None:
@@ -107,7 +107,7 @@ class _Worker:
             self._channel.send(output)
 
     async def _run_lifecycle(self) -> None:
-        """Root of the task that changes what is in the engine, one step at a time."""
+        """Root of the task that activates, parks and blanks, one after the other."""
         while True:
             command = await self._lifecycle.get()
             try:
@@ -147,7 +147,7 @@ class _Worker:
             self._channel.send(WorkerActivated(name, phases, self._engine.held, self._engine.copy_seconds))
 
     async def _report(self) -> None:
-        """Root of the task that reports what the engine does."""
+        """Root of the task that reports the engine's load."""
         last: WorkerStats | None = None
         while not self._channel.closed:
             stats = self._stats()
@@ -184,7 +184,7 @@ class _Rates:
         self._prompt_tokens = self._output_tokens = 0
 
     def since_last(self, load: EngineLoad) -> tuple[float, float]:
-        """Prefilled and decoded."""
+        """Tokens prefilled and decoded per second since the last call."""
         now = time.monotonic()
         seconds = max(now - self._at, 1e-3)
         prefilled, decoded = load.prompt_tokens - self._prompt_tokens, load.output_tokens - self._output_tokens

@@ -1,4 +1,4 @@
-"""A model's folder on disk: its weight files, and the digest of what its loaded weights depend on."""
+"""A model's weight files, and the digest of everything that its loaded weights depend on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enginepool.messages import ModelSpec
 
 
 def weight_files(model: ModelSpec) -> list[Path]:
-    """The files with the weights, safetensors before the older form; none if the weights are dummies.
+    """The model's weight files, preferring safetensors; empty for dummy weights.
 
     Raises:
-        StoreError: there are none.
+        StoreError: the folder has no weight files.
     """
     if model.weights == "dummy":
         return []
@@ -27,9 +27,9 @@ def weight_files(model: ModelSpec) -> list[Path]:
 
 
 def digest(model: ModelSpec, *others: str) -> str:
-    """Changes with the checkpoint, the dtype, and each of `others`: versions, arguments, devices.
+    """A digest of the checkpoint, the dtype and `others`, such as versions, arguments and devices.
 
-    Dummy weights change with the model's name in the checkpoint's place.
+    Dummy weights depend on the model's name instead of a checkpoint.
 
     Raises:
         StoreError: the folder cannot be read.

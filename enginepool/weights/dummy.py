@@ -1,9 +1,9 @@
-"""Weights that nobody trained: random numbers in the place of a checkpoint, for any module, the same for the same seed.
+"""Dummy weights: random numbers instead of a checkpoint, for any module, reproducible from a seed.
 
-No two tensors are equal, norms are ones, biases are zeros, and all else is spread so that answers depend on the prompt
-and never are NaN. Making them costs next to nothing: some numbers are drawn, written again and again into a file in
-memory, and each weight is a private mapping of that file from a place of its own. What takes time and memory is the
-copy into the segment, as with any weights.
+All tensors differ, norms are ones, biases are zeros, and everything else is scaled such that answers depend on the
+prompt and never become NaN. Generating them costs next to nothing: a limited set of random numbers is written
+repeatedly into a memory file, and each weight is a private mapping of that file at its own offset. As with any weights,
+the copy into the segment is what takes time and memory.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from torch import Tensor, nn
 from config.errors import StoreError
 
 STD = 0.05
-"""Of weights. In a narrow model logits need more, or one token is said for ever."""
+"""Standard deviation of weights."""
 STD_NARROW = 0.08
+"""Standard deviation in narrow models, whose logits would otherwise be so flat that one token repeats forever."""
 NARROW = 512
-"""Hidden units."""
+"""Hidden size below which a model is narrow."""
 FP8_STD = 64.0
-"""Of fp8 values before their scale; fp8 e4m3 ends at 448."""
+"""Standard deviation of fp8 values before scaling; the largest e4m3 value is 448."""
 INPUT_SCALE = 1 / 32
-"""Of activations in fp8, where the checkpoint has it: up to 14 in e4m3."""
+"""Scale of fp8 activations, for checkpoints that store one: covers values up to 14 in e4m3."""
 DRAWN = 2**24 - 3
-"""Numbers that are drawn. A prime, so that no two rows of a matrix begin at the same one."""
+"""Number of random numbers drawn. Prime, so that no two rows of a matrix begin with the same number."""
 STEP = 512
-"""Numbers between two places where a tensor may begin, so that it does in memory where one of its own would."""
+"""Tensors begin at multiples of this many numbers, so that they are aligned like separately allocated tensors."""
 STRIDE = 10007
-"""Places from one tensor's to the next one's. A prime, so that all places are taken before one is again."""
+"""Steps from one tensor's offset to the next one's. Prime, so that all offsets are used before one repeats."""
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 KINDS = (torch.float32, torch.bfloat16, torch.float16, *_FP8)
 
 
 def fill(module: nn.Module, seed: str, hidden: int) -> None:
-    """Give every parameter of `module`, on the CPU, what a checkpoint would; `hidden` is the model's width.
+    """Fill every parameter of `module`, on the CPU, in place of a checkpoint; `hidden` is the model's hidden size.
 
     Raises:
-        StoreError: a parameter is of a type that a number's meaning cannot be guessed of, such as packed integers.
+        StoreError: a parameter is not of a floating-point type, for example packed integers.
     """
     std = STD_NARROW if hidden < NARROW else STD
     matrices: dict[torch.dtype, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.dtype not in KINDS:
-            raise StoreError(f"{name} is of {parameter.dtype}: dummy weights are of floating-point numbers only")
+            raise StoreError(f"{name} is of {parameter.dtype}: dummy weights support floating-point numbers only")
         if _is_scale(name):
             _fill_scale(name, parameter.data, std / FP8_STD)
         elif parameter.dim() < 2:
@@ -68,7 +69,7 @@ def _is_scale(name: str) -> bool:
 
 
 def _fill_scale(name: str, scale: Tensor, of_weights: float) -> None:
-    """Those of keys and values, and others with a default, keep it."""
+    """Set a scale; those with a positive default, such as scales of the KV cache, keep it."""
     attribute = name.rpartition(".")[2]
     if "input" in attribute:
         scale.fill_(INPUT_SCALE)
@@ -83,14 +84,14 @@ def _fill_matrices(matrices: list[nn.Parameter], dtype: torch.dtype, seed: str, 
     with _noise(dtype, seed, std, DRAWN + most) as path:
         for index, parameter in enumerate(matrices):
             start = index * STRIDE % (DRAWN // STEP) * STEP
-            # Private: what a model's own code changes afterwards is its copy.
+            # A private mapping: if the model's own code changes it later, it gets a copy.
             mapped = torch.from_file(path, shared=False, size=start + parameter.numel(), dtype=dtype)
             parameter.data = mapped[start:].view(parameter.shape)
 
 
 @contextmanager
 def _noise(dtype: torch.dtype, seed: str, std: float, length: int) -> Iterator[str]:
-    """A file in memory of `length` numbers, to be mapped until the end of the context; mappings outlive it."""
+    """A memory file of `length` random numbers, to be mapped within the context; the mappings outlive it."""
     drawn = _draw(dtype, seed, std).view(torch.uint8).numpy().data
     fd = os.memfd_create("prism-noise", os.MFD_CLOEXEC)
     try:
@@ -103,7 +104,7 @@ def _noise(dtype: torch.dtype, seed: str, std: float, length: int) -> Iterator[s
 
 
 def _draw(dtype: torch.dtype, seed: str, std: float) -> Tensor:
-    """`DRAWN` numbers, evenly spread, by arithmetic that is the same on every machine."""
+    """`DRAWN` uniformly distributed numbers, computed in a way that is the same on every machine."""
     key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16])
     bits = np.random.Philox(key=key).random_raw(math.ceil(DRAWN / 4)).view(np.uint16)[:DRAWN]
     width = math.sqrt(3) * std

@@ -1,7 +1,7 @@
-"""Where tensors go in a segment, and how they are put there and checked.
+"""The layout of tensors in a segment: computing it, writing and checksumming.
 
-Tensors that overlap in memory (tied weights, views, transposed weights) keep their places to each other: the bytes that
-they cover together are one block, copied once.
+Tensors that overlap in memory (tied weights, views, transposed weights) keep their relative positions: the bytes they
+cover together form one block that is copied once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from config.errors import StoreError
 from enginepool.messages import Block, TensorKind, TensorSpec
 
 PIECE = 64 * 2**20
-"""Bytes that are copied or checked at a time."""
+"""Bytes copied or checksummed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """One tensor that is to be stored."""
+    """A tensor to be stored."""
 
     name: str
     tensor: Tensor
@@ -37,13 +37,13 @@ class NamedTensor:
 
 @dataclass(slots=True)
 class _Range:
-    """Bytes of one storage that tensors cover without a gap."""
+    """A contiguous byte range of one storage that tensors cover."""
 
     storage: torch.UntypedStorage
     start: int
     end: int
     offset: int = 0
-    """In the segment."""
+    """Position in the segment, in bytes."""
 
     def pieces(self) -> Iterator[Tensor]:
         for start in range(self.start, self.end, PIECE):
@@ -52,12 +52,13 @@ class _Range:
 
 
 class Layout:
-    """Places `entries`; every block begins at a multiple of `alignment` bytes, as its memory did before."""
+    """Assigns positions to `entries`; blocks begin at multiples of `alignment` bytes, as in their original memory."""
 
     def __init__(self, entries: Iterable[NamedTensor], alignment: int) -> None:
-        """
+        """Compute the layout.
+
         Raises:
-            StoreError: a tensor is of a kind that has no plain memory.
+            StoreError: a tensor has no plain memory.
         """
         self._alignment = alignment
         self._entries = list(entries)
@@ -72,7 +73,7 @@ class Layout:
                 self.nbytes += _up(it.end - it.start, alignment)
 
     def write(self, view: memoryview, wrote: Callable[[int], None], threads: int) -> tuple[Block, ...]:
-        """Copy every block into the segment, some at a time; `wrote` is told the bytes of each."""
+        """Copy all blocks into the segment with `threads` threads; `wrote` is called with the bytes of each."""
         flat, blocks = np.frombuffer(view, dtype=np.uint8), []
         with ThreadPoolExecutor(threads, "writing") as pool:
             for block in pool.map(lambda it: _write(it, flat), chain.from_iterable(self._ranges.values())):
@@ -94,7 +95,7 @@ class Layout:
             self._ranges.setdefault(storage.data_ptr(), []).append(_Range(storage, start, end))
 
     def _join(self, ranges: list[_Range]) -> None:
-        """Make one of those that overlap."""
+        """Merge overlapping ranges."""
         ranges.sort(key=lambda it: (it.start, it.end))
         joined = [ranges[0]]
         for it in ranges[1:]:
@@ -126,15 +127,15 @@ class Layout:
 
 
 def base_tensor(view: memoryview) -> Tensor:
-    """The whole segment as bytes. Keeps `view` alive, and so do all tensors viewed from it."""
+    """The whole segment as a uint8 tensor. It and all tensors viewed from it keep `view` alive."""
     with warnings.catch_warnings():
-        # torch warns that the memory is read-only. It is meant to be: nothing may write to shared weights.
+        # torch warns that the memory is read-only, which is intended: nothing may write to shared weights.
         warnings.simplefilter("ignore", UserWarning)
         return torch.frombuffer(view, dtype=torch.uint8)
 
 
 def view_of(flat: Tensor, spec: TensorSpec) -> Tensor:
-    """One tensor of the segment whose bytes `flat` holds, without a copy."""
+    """A tensor of the segment `flat`, as a view."""
     dtype: torch.dtype = getattr(torch, spec.dtype)
     stride = spec.stride or torch.empty(spec.shape, device="meta").stride()
     tensor = torch.empty(0, dtype=dtype, device=flat.device)
@@ -143,7 +144,7 @@ def view_of(flat: Tensor, spec: TensorSpec) -> Tensor:
 
 
 def checksum(flat: Tensor, block: Block) -> int:
-    """The block's CRC-32 in `flat`, on whatever device that is."""
+    """The CRC-32 of the block in `flat`, which may be on any device."""
     found, end = 0, block.offset + block.nbytes
     for start in range(block.offset, end, PIECE):
         found = zlib.crc32(_bytes_of(flat[start : min(start + PIECE, end)]), found)
@@ -151,13 +152,13 @@ def checksum(flat: Tensor, block: Block) -> int:
 
 
 def name_at(tensors: Iterable[TensorSpec], block: Block) -> str:
-    """A tensor that lies in the block, for messages."""
+    """The name of a tensor in the block, for error messages."""
     end = block.offset + block.nbytes
     return next(it.name for it in tensors if it.nbytes > 0 and block.offset <= it.offset < end)
 
 
 def _write(source: _Range, flat: npt.NDArray[np.uint8]) -> Block:
-    """In one thread; neither the copy nor the checksum holds up the others."""
+    """Copy and checksum one block. Both release the GIL, so that several threads can do this concurrently."""
     crc32, at = 0, source.offset
     for piece in source.pieces():
         data = _bytes_of(piece)
@@ -173,7 +174,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """First and last byte of a tensor in its storage, the last exclusive."""
+    """Start and end (exclusive) of a tensor in its storage, in bytes."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     start = int(tensor.storage_offset())
     return start * tensor.itemsize, (start + last + 1) * tensor.itemsize

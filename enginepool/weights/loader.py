@@ -1,7 +1,7 @@
-"""Writing a model's weights into a segment: what loading has in common for all engines.
+"""Loading a model's weights into a segment: the parts shared by all engines.
 
-Each engine that takes weights from the store has a function of the type `LoadWeights`, which makes the model with the
-engine's own code, lists its tensors and has them written here.
+Each engine that takes weights from the store has a function of type `LoadWeights`, which builds the model with the
+engine's own code, lists its tensors and writes them with the functions below.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from enginepool.weights.layout import Layout, NamedTensor
 from enginepool.weights.segment import HeldSegment
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all: of reading the files and of writing the segment."""
+"""Called with bytes done and bytes in total, counting both reading files and writing the segment."""
 
 LoadWeights = Callable[[ModelSpec, Progress], tuple[Manifest, HeldSegment]]
-"""Loads a model with its engine's code and writes every tensor of it into a new, sealed segment.
+"""Loads a model with its engine's code and writes all its tensors into a new, sealed segment.
 
-Raises StoreError if the checkpoint cannot be read or lacks tensors, HostMemoryShort if there is no room.
+Raises StoreError if the checkpoint cannot be read or lacks tensors, HostMemoryShort if memory is short.
 """
 
 READ_SIZE = 4 * 2**20
-"""Bytes of a file that one thread reads at a time."""
+"""Bytes that a thread reads at a time."""
 _OF_THREAD = threading.local()
 
 
 def threads() -> int:
-    """How many a loader uses: memory and disks give more to several, up to a point."""
+    """Number of threads for reading and copying; beyond 8, memory and disks hardly get faster."""
     return min(8, len(os.sched_getaffinity(0)))
 
 
 class Meter:
-    """Progress over both halves; until the segment's size is known, the files' size stands for it."""
+    """Tracks progress of reading and writing; the files' size stands in for the segment's until that is known."""
 
     def __init__(self, progress: Progress, files: list[Path]) -> None:
         self._progress = progress
@@ -62,10 +62,10 @@ class Meter:
 
 
 def expect_room(model: ModelSpec, files: list[Path], copies: int) -> None:
-    """Look before reading: `copies` of the files' content will be in memory at a time, the segment being one.
+    """Check for enough host memory to hold `copies` copies of the files' content, the segment included.
 
     Raises:
-        HostMemoryShort: the host, or a cgroup of this process, has not so much to give.
+        HostMemoryShort: the host, or a cgroup of this process, does not have that much available.
     """
     needed = copies * sum(file.stat().st_size for file in files)
     if needed > (available := host_memory.room()):
@@ -73,10 +73,10 @@ def expect_room(model: ModelSpec, files: list[Path], copies: int) -> None:
 
 
 def read_ahead(model: ModelSpec, files: list[Path], meter: Meter) -> None:
-    """Bring the files into the page cache: the slow part, and the engines' own loaders tell nothing of it.
+    """Read the files into the page cache. This is the slow part, and engines' own loaders report no progress on it.
 
     Raises:
-        StoreError: one cannot be read.
+        StoreError: a file cannot be read.
     """
     try:
         with ThreadPoolExecutor(threads(), "reading") as readers:
@@ -90,7 +90,8 @@ def read_ahead(model: ModelSpec, files: list[Path], meter: Meter) -> None:
 
 
 def _read(file: int, start: int) -> int:
-    """Bytes that there were. They are dropped: each thread has one buffer, since getting memory takes as long again."""
+    """Read and discard a piece; returns its bytes. Each thread reuses one buffer, as allocating takes as long as
+    reading."""
     if not hasattr(_OF_THREAD, "buffer"):
         _OF_THREAD.buffer = bytearray(READ_SIZE)
     return os.preadv(file, [_OF_THREAD.buffer], start)
@@ -99,10 +100,10 @@ def _read(file: int, start: int) -> int:
 def write(
     model: ModelSpec, entries: Iterable[NamedTensor], alignment: int, meter: Meter
 ) -> tuple[tuple[TensorSpec, ...], tuple[Block, ...], HeldSegment]:
-    """Put all tensors into a new segment of `model`, and seal it.
+    """Write all tensors into a new segment and seal it; returns tensors, blocks and the segment.
 
     Raises:
-        StoreError: there are no tensors, or one cannot be stored; HostMemoryShort if there is no room.
+        StoreError: there are no tensors, or one cannot be stored; HostMemoryShort if memory is short.
     """
     try:
         layout = Layout(entries, alignment)

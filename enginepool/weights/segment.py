@@ -1,7 +1,7 @@
-"""Weight segments: anonymous shared memory that one process writes and seals, and others map read-only.
+"""Weight segments: anonymous shared memory that one process writes and seals and others map read-only.
 
-A segment is a memfd: it has no name in any file system, so nothing can be left in /dev/shm, and the kernel frees it
-with its last holder, however that process ended.
+A segment is a memfd. It has no name in any file system, so nothing can be left behind in /dev/shm, and the kernel frees
+it with its last holder, however that process ended.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from enginepool.messages import SegmentRef
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NAME_LIMIT = 200
-"""Bytes; the kernel takes 249 and shows the name in /proc/<pid>/maps."""
+"""Bytes. The kernel allows 249 and shows the name in /proc/<pid>/maps."""
 
 
 class HeldSegment:
-    """A segment kept alive by an open file, without mapping it."""
+    """A segment kept alive by an open file descriptor, without mapping it."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self._fd = fd
@@ -31,7 +31,7 @@ class HeldSegment:
         self.ref = SegmentRef(pid=os.getpid(), fd=fd, nbytes=nbytes)
 
     def close(self) -> None:
-        """Let go of the segment. May be called twice."""
+        """Release the segment. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -52,11 +52,11 @@ class WritableSegment:
         self.nbytes = nbytes
 
     def view(self) -> memoryview:
-        """The segment's bytes. Release every view, and slices of it, before `seal`."""
+        """The segment's memory. All views and slices of them must be released before `seal`."""
         return memoryview(self._map)
 
     def seal(self) -> HeldSegment:
-        """Make the content final, for everybody and for good.
+        """Make the content immutable for all processes.
 
         Raises:
             StoreError: a view is still in use, or the kernel refuses.
@@ -70,9 +70,9 @@ class WritableSegment:
         return HeldSegment(fd, self.nbytes)
 
     def close(self) -> None:
-        """Drop a segment that was not sealed, as soon as its last view is gone; after `seal` this does nothing."""
+        """Drop an unsealed segment, which is freed with its last view; does nothing after `seal`."""
         if self._fd >= 0:
-            with suppress(BufferError):  # the error for which it is dropped has frames with views
+            with suppress(BufferError):  # frames in the traceback of the current error may hold views
                 self._map.close()
             os.close(self._fd)
             self._fd = -1
@@ -86,25 +86,25 @@ class MappedSegment:
         self.nbytes = len(mapped)
 
     def view(self) -> memoryview:
-        """The segment's bytes, read-only. Whoever keeps memory of it keeps the view too."""
+        """The segment's memory, read-only. It must stay referenced as long as the memory is used."""
         return memoryview(self._map)
 
     def close(self) -> None:
-        """Unmap at once. May be called twice.
+        """Unmap the segment. May be called twice.
 
         Raises:
-            StoreError: something still uses a view.
+            StoreError: a view is still in use.
         """
         _unmap(self._map)
 
 
 def create(name: str, nbytes: int) -> WritableSegment:
-    """Make a segment of `nbytes` for the model `name`, with all its memory allocated.
+    """Create a segment of `nbytes` for the model `name` and allocate all its memory.
 
     Raises:
-        HostMemoryShort: the host has less than that to give.
+        HostMemoryShort: the host does not have that much memory available.
     """
-    # Without room at the start, a later write would end the process with SIGBUS.
+    # Memory must be allocated up front: if it ran out later, a write would kill the process with SIGBUS.
     if nbytes > (available := host_memory.room()):
         raise HostMemoryShort(f"{name}: the weights need {nbytes} bytes of host memory, {available} are available")
     label = f"prism-{name}".encode()[:_NAME_LIMIT].decode(errors="ignore")
@@ -118,10 +118,10 @@ def create(name: str, nbytes: int) -> WritableSegment:
 
 
 def adopt(ref: SegmentRef) -> HeldSegment:
-    """Hold a segment of another process of this host: it stays when that process ends.
+    """Hold a segment of another process on this host, so that it outlives that process.
 
     Raises:
-        StoreError: the process or its segment is gone, or is not a sealed segment of this size.
+        StoreError: the process or segment is gone, or it is not a sealed segment of this size.
     """
     path = f"/proc/{ref.pid}/fd/{ref.fd}"
     try:
@@ -139,7 +139,7 @@ def open_segment(ref: SegmentRef) -> MappedSegment:
     """Map a segment read-only.
 
     Raises:
-        StoreError: as `adopt`, or the mapping fails.
+        StoreError: as for `adopt`, or the mapping fails.
     """
     with adopt(ref) as held:
         try:
@@ -159,7 +159,7 @@ def _unmap(mapped: mmap.mmap) -> None:
     try:
         mapped.close()
     except BufferError:
-        # A cycle may keep a view: an exception's traceback, a module's hooks.
+        # A reference cycle, such as an exception's traceback or a module's hooks, may keep a view alive.
         gc.collect()
         try:
             mapped.close()

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from bench.activation import command as activation
-from bench.activation import idle, neighbour
+from bench.activation import copy_interference, idle_cpu
+from bench.activation.copy_interference import Gap, Span
 from bench.activation.goals import judge
-from bench.activation.neighbour import Gap, Span
-from bench.activation.report import Measured, command_of, summarize
-from bench.activation.rounds import PROMPT_TOKENS, Eviction, Prompts, Round, until_weights
-from bench.load.outcomes import Outcome
+from bench.activation.report import ActivationFigures, command_of, summarize
+from bench.activation.rounds import PROMPT_TOKENS, ActivationRound, Eviction, Prompts, until_weights
+from bench.load.outcomes import RequestOutcome
 from bench.load.workload import Arrival
 from bench.shapes import SHAPES, config_of, make_models
 from bench.subjects.checkpoints import tensors_of
@@ -117,10 +117,10 @@ def test_models_with_dummy_weights_need_no_disk(tmp_path: Path, command: ModuleT
 async def test_neighbours_idle_workers_and_kills_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(neighbour, "QUIET", 0.5)
-    monkeypatch.setattr(neighbour, "REST", 0.0)
-    monkeypatch.setattr(idle, "BEFORE", 0.0)
-    monkeypatch.setattr(idle, "WINDOW", 0.5)
+    monkeypatch.setattr(copy_interference, "QUIET", 0.5)
+    monkeypatch.setattr(copy_interference, "REST", 0.0)
+    monkeypatch.setattr(idle_cpu, "BEFORE", 0.0)
+    monkeypatch.setattr(idle_cpu, "WINDOW", 0.5)
     given = ["--tiny", "--device", "cpu", "--engine", "simulated", "--models", "llama-1b,llama-8b"]
     given += ["--set", "pool.engine_args.activation=50ms", "--workers", "3", "--rounds", "2", "--states", "parked"]
     given += ["--neighbour", "--idle", "--kill", "--out", str(tmp_path / "activation")]
@@ -139,7 +139,7 @@ async def test_neighbours_idle_workers_and_kills_are_measured(
 
 def test_a_token_that_a_copy_held_up_counts_as_beside_it() -> None:
     gaps = [Gap(1.0, 0.5), Gap(1.5, 0.5), Gap(2.0, 0.5), Gap(4.0, 2.0), Gap(4.5, 0.5), Gap(5.1, 0.6)]
-    found = neighbour.figures(gaps, Span(0.9, 2.0), [Span(2.1, 3.0), Span(4.6, 4.7)])
+    found = copy_interference.figures(gaps, Span(0.9, 2.0), [Span(2.1, 3.0), Span(4.6, 4.7)])
     assert found == {
         "tpot_s": 0.5,
         "longest_gap_s": 0.5,
@@ -190,11 +190,13 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     assert said in capsys.readouterr().err
 
 
-def measured_on_a_gpu() -> Measured:
+def measured_on_a_gpu() -> ActivationFigures:
     """8 billion bytes copied in 0.2 s, of a parked model."""
     phases = {"waiting": 0.01, "weights": 0.23, "prefill": 0.06}
-    taken = Round("llama-8b", "parked", 8 * 10**9, phases, 0.24, 0.24, 0.30, 256, 0.02, 0.01, copy=0.2)
-    return Measured([taken], {"gbps": 50.0, "what": "a test"}, 2**29, {"llama-8b": 2**31}, Eviction(0.1, 0.15), 2**34)
+    taken = ActivationRound("llama-8b", "parked", 8 * 10**9, phases, 0.24, 0.24, 0.30, 256, 0.02, 0.01, copy=0.2)
+    return ActivationFigures(
+        [taken], {"gbps": 50.0, "what": "a test"}, 2**29, {"llama-8b": 2**31}, Eviction(0.1, 0.15), 2**34
+    )
 
 
 def test_a_goal_is_judged_by_what_was_measured() -> None:
@@ -267,7 +269,9 @@ async def test_a_soak_counts_swaps_and_compares_memory_at_rest(
 
 def test_a_request_waited_from_the_state_that_its_model_was_in_when_it_was_sent() -> None:
     sights = [(10.0, {"a": "active"}), (11.0, {"a": "parked"}), (12.0, {"a": "active"})]
-    sent = [Outcome(Arrival(at, "a", 1, 1), sent=at, first_token=at + 0.5, ended=at + 1) for at in (0.5, 1.5, 2.5)]
+    sent = [
+        RequestOutcome(Arrival(at, "a", 1, 1), sent=at, first_token=at + 0.5, ended=at + 1) for at in (0.5, 1.5, 2.5)
+    ]
     found = waited(sent, 10.0, sights)
     assert {model: list(states) for model, states in found.items()} == {"a": ["parked"], "all": ["parked"]}
     assert found["a"]["parked"]["p50"] == pytest.approx(0.5)

@@ -19,14 +19,14 @@ from bench.calibration.measure import measure, whole
 from bench.calibration.measurements import (
     Alone,
     DecodePoint,
-    Load,
     Measurements,
     Member,
     PrefillPoint,
+    RepeatedLoad,
     Together,
     read_measurements,
 )
-from bench.calibration.plan import STEPS, Plan, make_plan
+from bench.calibration.plan import STEPS, CalibrationPlan, make_plan
 from bench.calibration.report import markdown, write_measurements
 from bench.calibration.rewrite import activation_entries, rewrite, step_entries, worker_entries
 from bench.calibration.worker_fit import fit_workers
@@ -70,7 +70,7 @@ def predicted() -> Measurements:
         for batch, prompt in ((2, 64), (8, 64), (32, 64), (2, 2048), (2, 8192), (32, 2048))
     ]
     machine = {"gpus": [], "cpus": 2, "memory_bytes": 2**30}
-    loads = [Load("decode 1", 1, 64, 128), Load("prefill", 1, 4096, 1)]
+    loads = [RepeatedLoad("decode 1", 1, 64, 128), RepeatedLoad("prefill", 1, 4096, 1)]
     pair = Together([Member("llama-1b", "decode 1", [1.2], 1.2), Member("llama-8b", "prefill", [2.0], 2.0)])
     group = Together([Member("llama-1b", "decode 1", [], None)] * 2 + pair.members[1:])
     return Measurements(
@@ -342,7 +342,7 @@ def fake(tmp_path: Path) -> tuple[str, ...]:
     return (sys.executable, str(script))
 
 
-def empty(plan: Plan) -> Measurements:
+def empty(plan: CalibrationPlan) -> Measurements:
     like = predicted()
     return Measurements(machine=like.machine, versions={}, models=like.models, chunk=8192, loads=plan.loads)
 

@@ -21,12 +21,12 @@ from bench.calibration.sharing_fit import predicted
 from bench.calibration.worker_fit import WorkerFits, fit_decode_host, fit_workers
 from bench.calibration.worker_measure import WorkerRun
 from bench.calibration.worker_page import WorkerPage, short
-from bench.calibration.worker_plan import EVEN, UNEVEN, Seat, Wanted, WorkerPlan, make_worker_plan
+from bench.calibration.worker_plan import EVEN, UNEVEN, GroupMember, WorkerPlan, WorkerSeat, make_worker_plan
 from bench.calibration.worker_rows import (
     Busy,
+    EngineGroup,
     FirstTokens,
     FirstUse,
-    Group,
     Stalls,
     Steps,
     WorkerRows,
@@ -61,9 +61,9 @@ def step(model: str, batch: int, beside: int) -> Steps:
     return Steps(part="alone", mps=False, model=model, beside=beside, contexts=[300] * batch, seconds=line.first)
 
 
-def group(mps: bool, *members: tuple[str, int, int]) -> Group:
+def group(mps: bool, *members: tuple[str, int, int]) -> EngineGroup:
     sharing = sharing_of(TRUE, mps=mps)
-    asked = Group(
+    asked = EngineGroup(
         part="together",
         mps=mps,
         members=[Busy(model=model, batch=batch, prompt=prompt, seconds=1.0) for model, batch, prompt in members],
@@ -72,7 +72,7 @@ def group(mps: bool, *members: tuple[str, int, int]) -> Group:
     return replace(asked, members=taken)
 
 
-def groups() -> Iterable[Group]:
+def groups() -> Iterable[EngineGroup]:
     for mps in (False, True):
         yield group(mps, (SMALL, 1, 256), (SMALL, 1, 256))
         yield group(mps, *[(SMALL, 16, 256)] * 4)
@@ -272,8 +272,8 @@ def test_two_sizes_or_four_can_be_measured_as_well(models: list[str]) -> None:
 
 async def test_a_gateways_workers_are_measured_part_by_part(tmp_path: Path) -> None:
     """The engine is a timing model, of which is known what has to come out."""
-    one, other = Seat("one", "llama-1b"), Seat("other", "llama-8b")
-    plan = WorkerPlan([one, other], [one], [other], [[Wanted(one, 2), Wanted(other, 0)]])
+    one, other = WorkerSeat("one", "llama-1b"), WorkerSeat("other", "llama-8b")
+    plan = WorkerPlan([one, other], [one], [other], [[GroupMember(one, 2), GroupMember(other, 0)]])
     registry = {
         "pool": {
             "engine": "simulated",
@@ -305,7 +305,7 @@ async def test_a_gateways_workers_are_measured_part_by_part(tmp_path: Path) -> N
 
 
 async def test_a_step_that_fails_is_told_and_the_others_are_taken(tmp_path: Path) -> None:
-    one = Seat("one", "llama-1b")
+    one = WorkerSeat("one", "llama-1b")
     plan = WorkerPlan([one], [], [dataclasses.replace(one, name="nobody"), one], [])
     registry = {
         "pool": {"engine": "simulated", "engine_args": {"ttft": "5ms", "tpot": "4ms"}, "max_running": 64},

@@ -17,12 +17,12 @@ from bench.evaluation.goals import GOALS, goal_table
 from bench.evaluation.placements import best_placement
 from bench.evaluation.registries import registry_of, simulable, workers_on
 from bench.evaluation.report import NAME, NOTES
-from bench.evaluation.run import Outcome
-from bench.evaluation.scenarios import HEADLINE, SCENARIOS, Group, Scenario, chosen
+from bench.evaluation.run import CaseOutcome
+from bench.evaluation.scenarios import HEADLINE, SCENARIOS, ModelGroup, Scenario, chosen
 from bench.evaluation.search import fewest, highest
 from bench.evaluation.sizes import SIZES
 from bench.evaluation.summary import Spread, gpus, rate, ratio
-from bench.evaluation.trials import Found
+from bench.evaluation.trials import PolicyResult
 from bench.evaluation.workloads import AZURE, PRISM_27, make, missing
 from config.shape import shape_of
 from simulator.calibration import read_calibration
@@ -35,7 +35,7 @@ CALIBRATION = read_calibration()
 TINY = Scenario(
     "tiny",
     "two models on a GPU",
-    (Group("llama-1b", 1), Group("llama-3b", 1)),
+    (ModelGroup("llama-1b", 1), ModelGroup("llama-3b", 1)),
     gpus=1,
     rate=2.0,
     workloads=("zipf", "prism-27"),
@@ -137,7 +137,7 @@ def test_a_scenario_is_simulated_whole_but_for_models_of_several_gpus(scenario: 
 def test_the_mix_of_fifty_eight_models_is_the_papers() -> None:
     billions = {group: shape_of(SIZES[group.size]).weight_bytes / 2e9 for group in SCENARIOS["fifty-eight"].models}
 
-    def between(low: float, high: float) -> list[Group]:
+    def between(low: float, high: float) -> list[ModelGroup]:
         return [group for group, size in billions.items() if low <= size < high]
 
     assert [sum(group.number for group in between(*bounds)) for bounds in ((1, 3.5), (3.5, 9), (9, 31), (31, 72))] == [
@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_simulated_is_left_out_with_the_reason(tmp_path: 
 
 
 def test_nothing_that_can_be_simulated_is_an_error(tmp_path: Path) -> None:
-    registry = registry_of(replace(TINY, models=(Group("llama-3b", 1),)), tmp_path)
+    registry = registry_of(replace(TINY, models=(ModelGroup("llama-3b", 1),)), tmp_path)
     (tmp_path / "llama-3b.json").write_text("{}")
 
     with pytest.raises(StudyError, match="llama-3b-a0: "):
@@ -261,16 +261,16 @@ def test_a_rate_is_held_when_both_objectives_are(ttft: float | None, tpot: float
 # --- figures ----------------------------------------------------------------------------------------------------
 
 
-def outcomes(case: Case, *found: Sequence[Found]) -> list[Outcome]:
-    return [Outcome(case, (), each) for each in found]
+def outcomes(case: Case, *found: Sequence[PolicyResult]) -> list[CaseOutcome]:
+    return [CaseOutcome(case, (), each) for each in found]
 
 
 def test_policies_are_compared_case_by_case(case: Case) -> None:
     made = outcomes(
         case,
-        [Found("1", "prism", scale=3.0, gpus=2), Found("1", "space", scale=1.0, gpus=6)],
-        [Found("2", "prism", scale=2.0, gpus=2), Found("2", "space", scale=1.0, gpus=None)],
-        [Found("3", "prism", scale=1.0, gpus=None), Found("3", "space", scale=None, gpus=None)],
+        [PolicyResult("1", "prism", scale=3.0, gpus=2), PolicyResult("1", "space", scale=1.0, gpus=6)],
+        [PolicyResult("2", "prism", scale=2.0, gpus=2), PolicyResult("2", "space", scale=1.0, gpus=None)],
+        [PolicyResult("3", "prism", scale=1.0, gpus=None), PolicyResult("3", "space", scale=None, gpus=None)],
     )
 
     rates, numbers = ratio(made, rate, "prism", "space"), ratio(made, gpus, "space", "prism")
@@ -293,9 +293,13 @@ def test_goals_are_judged_by_the_scenario_that_they_are_about(case: Case) -> Non
     eight = replace(case, scenario=SCENARIOS["eight"])
     unequal = replace(case, scenario=SCENARIOS["unequal"])
     made = [
-        *outcomes(eight, [Found("1", "prism", scale=3.0), Found("1", "space", scale=1.0)]),
+        *outcomes(eight, [PolicyResult("1", "prism", scale=3.0), PolicyResult("1", "space", scale=1.0)]),
         *outcomes(
-            unequal, [Found("2", "prism", goodput={HEADLINE: 9.0}), Found("2", "static", goodput={HEADLINE: 10.0})]
+            unequal,
+            [
+                PolicyResult("2", "prism", goodput={HEADLINE: 9.0}),
+                PolicyResult("2", "static", goodput={HEADLINE: 10.0}),
+            ],
         ),
     ]
 

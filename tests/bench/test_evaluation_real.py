@@ -12,8 +12,8 @@ import yaml
 from bench.evaluation.__main__ import main
 from bench.evaluation.real import traces
 from bench.evaluation.real.judging import Ended, by_model, measured, shares, simulated
-from bench.evaluation.real.traces import SHORTEST, Wanted, open_trace
-from bench.load.outcomes import Outcome
+from bench.evaluation.real.traces import SHORTEST, TraceSettings, open_trace
+from bench.load.outcomes import RequestOutcome
 from bench.load.workload import Arrival
 from bench.shapes import SHAPES
 from config.registry import Slo
@@ -162,8 +162,8 @@ def test_mps_is_refused_where_registries_have_no_word_on_it(
 SLOS = {"m": Slo(ttft=1.0, tpot=0.1)}
 
 
-def outcome(*, at: float, ttft: float, tpot: float, error: str | None = None) -> Outcome:
-    found = Outcome(Arrival(at, "m", 5, 3), sent=at, error=error)
+def outcome(*, at: float, ttft: float, tpot: float, error: str | None = None) -> RequestOutcome:
+    found = RequestOutcome(Arrival(at, "m", 5, 3), sent=at, error=error)
     for number in range(3):
         found.token(at + ttft + number * tpot)
     found.ended = found.last_token
@@ -199,7 +199,7 @@ def test_a_trace_is_for_the_models_that_are_served_and_in_their_time(tmp_path: P
     file = tmp_path / "t.csv"
     rows = ["0,rare,5,900", "1,often,4000,3", "2,often,50,3", "9,often,50,3"]
     file.write_text("\n".join(["arrival_s,model,prompt_tokens,output_tokens", *rows, ""]))
-    wanted = Wanted(["a", "b"], 1.0, seconds=4.0, time_scale=0.5, max_prompt_tokens=1000, max_tokens=100)
+    wanted = TraceSettings(["a", "b"], 1.0, seconds=4.0, time_scale=0.5, max_prompt_tokens=1000, max_tokens=100)
 
     trace = open_trace(str(file), wanted)
 

@@ -19,14 +19,14 @@ from transformers import AutoTokenizer
 
 from bench.load.client import list_models, session
 from bench.load.command import arguments, load, main
-from bench.load.outcomes import Outcome, Slo
+from bench.load.outcomes import ClientSlo, RequestOutcome
 from bench.load.plan import choose_models, make_plan, objectives
 from bench.load.prompts import ExactWriter, PromptWriter
 from bench.load.report import warnings
 from bench.load.summary import summarize
 from bench.load.tokens import counter_of
 from bench.load.workload import Arrival, arrival_times
-from bench.overhead.standin import make_app
+from bench.overhead.mock_server import make_app
 from simulator.errors import StudyError, UsageError
 
 MINIMAL = ["--url", "http://127.0.0.1:1", "--rate", "1", "--duration", "1"]
@@ -58,9 +58,11 @@ async def failing(request: web.Request, handler: web.Handler) -> web.StreamRespo
     return response
 
 
-def outcome(*, ttft: float, model: str = "m", tokens: int = 11, tpot: float = 0.01, late: float = 0.0) -> Outcome:
+def outcome(
+    *, ttft: float, model: str = "m", tokens: int = 11, tpot: float = 0.01, late: float = 0.0
+) -> RequestOutcome:
     """A request that was due at 100 s and answered to its end."""
-    found = Outcome(Arrival(100.0, model, 5, tokens), sent=100.0 + late)
+    found = RequestOutcome(Arrival(100.0, model, 5, tokens), sent=100.0 + late)
     for number in range(tokens):
         found.token(100.0 + ttft + number * tpot)
     found.ended = found.last_token
@@ -143,9 +145,12 @@ async def test_objectives_come_from_the_server_unless_they_are_given(server: Tes
     async with TestServer(app) as running, session(None) as client:
         listed = await list_models(client, str(running.make_url("")).rstrip("/"))
 
-    assert objectives(arguments(MINIMAL), listed, ["m", "bare"]) == {"m": Slo(0.5, 0.05), "bare": Slo(None, None)}
+    assert objectives(arguments(MINIMAL), listed, ["m", "bare"]) == {
+        "m": ClientSlo(0.5, 0.05),
+        "bare": ClientSlo(None, None),
+    }
     given = arguments([*MINIMAL, "--slo-ttft", "250ms"])
-    assert objectives(given, listed, ["m"]) == {"m": Slo(0.25, 0.05)}
+    assert objectives(given, listed, ["m"]) == {"m": ClientSlo(0.25, 0.05)}
 
 
 async def test_a_server_that_lists_no_models_is_refused() -> None:
@@ -159,16 +164,16 @@ async def test_a_server_that_lists_no_models_is_refused() -> None:
 
 def test_an_objective_in_milliseconds_is_compared_in_seconds() -> None:
     given = arguments([*MINIMAL, "--slo-ttft", "500ms", "--slo-tpot", "20ms"])
-    slo = objectives(given, {"m": Slo()}, ["m"])["m"]
+    slo = objectives(given, {"m": ClientSlo()}, ["m"])["m"]
 
-    assert slo == Slo(ttft=0.5, tpot=0.02)
+    assert slo == ClientSlo(ttft=0.5, tpot=0.02)
     assert slo.met(outcome(ttft=0.4, tpot=0.015))
     assert not slo.met(outcome(ttft=0.6, tpot=0.015))
     assert not slo.met(outcome(ttft=0.4, tpot=0.025))
 
 
 def test_figures_are_in_seconds() -> None:
-    figures = summarize([outcome(ttft=0.4, tpot=0.015)], {"m": Slo(0.5, 0.02)}, took=2.0)["all"]
+    figures = summarize([outcome(ttft=0.4, tpot=0.015)], {"m": ClientSlo(0.5, 0.02)}, took=2.0)["all"]
 
     assert figures["ttft_s"]["p50"] == pytest.approx(0.4)
     assert figures["tpot_s"]["p50"] == pytest.approx(0.015)
@@ -196,8 +201,8 @@ def test_times_count_from_the_scheduled_arrival() -> None:
 
 
 def test_a_run_that_fell_behind_says_so_loudly() -> None:
-    behind = summarize([outcome(ttft=0.4, late=0.2)], {"m": Slo(1.0, 1.0)}, took=1.0)
-    on_time = summarize([outcome(ttft=0.4, late=0.001)], {"m": Slo(1.0, 1.0)}, took=1.0)
+    behind = summarize([outcome(ttft=0.4, late=0.2)], {"m": ClientSlo(1.0, 1.0)}, took=1.0)
+    on_time = summarize([outcome(ttft=0.4, late=0.001)], {"m": ClientSlo(1.0, 1.0)}, took=1.0)
 
     assert behind["kept_schedule"] is False
     assert "THE SCHEDULE WAS NOT KEPT" in warnings(behind)[0]
@@ -256,7 +261,7 @@ def test_the_first_model_is_the_most_popular_by_zipfs_law() -> None:
 
 def test_a_model_that_the_server_has_not_is_named() -> None:
     with pytest.raises(UsageError, match="has no zwei; it has eins"):
-        choose_models("eins,zwei", {"eins": Slo()})
+        choose_models("eins,zwei", {"eins": ClientSlo()})
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,19 @@ from aiohttp.test_utils import TestServer
 from bench.errors import BadReply
 from bench.goals import comparison_table, goal_table
 from bench.overhead import probes, targets
-from bench.overhead.comparison import Effort, Run, same_answer
-from bench.overhead.standin import make_app
+from bench.overhead.comparison import OverheadEffort, OverheadRun, same_answer
+from bench.overhead.mock_server import make_app
 from bench.overhead.targets import Target, Timing, plain
 from bench.subjects.processes import running
-from bench.subjects.rawclient import Address, EventCount, EventStream, Reply, cut_reply
+from bench.subjects.rawclient import Address, EventCount, RawEventStream, RawReply, cut_reply
 from enginepool.engines.simulated import SimulatedEngine
 from enginepool.messages import Chunk, Done, Head, ModelSpec, Submit
 from enginepool.messages import Reply as WorkerReply
 from simulator.errors import StudyError
 
-TINY = Effort(rounds=2, requests=3, slow_requests=3, throughput_rounds=1, throughput_seconds=0.2, streams=5, window=0.3)
+TINY = OverheadEffort(
+    rounds=2, requests=3, slow_requests=3, throughput_rounds=1, throughput_seconds=0.2, streams=5, window=0.3
+)
 EXPECTED = b'" the gate opens and a warm model answers"'
 
 
@@ -44,7 +46,7 @@ EXPECTED = b'" the gate opens and a warm model answers"'
     ],
 )
 def test_a_reply_is_cut_out_once_all_of_it_is_there(received: bytes) -> None:
-    assert cut_reply(received) == Reply(200, b"body")
+    assert cut_reply(received) == RawReply(200, b"body")
     assert all(cut_reply(received[:length]) is None for length in range(len(received)))
 
 
@@ -62,7 +64,7 @@ class NoNetwork(asyncio.Transport):
 @pytest.mark.parametrize("size", range(1, 40))
 async def test_events_are_counted_wherever_the_network_cuts_them(size: int) -> None:
     count = EventCount(streams=1)
-    stream = EventStream(b"", count)
+    stream = RawEventStream(b"", count)
     stream.connection_made(NoNetwork())
     event = b'21\r\ndata: {"word": "data"}\n\n\r\n'
     received = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + 7 * event
@@ -76,7 +78,7 @@ async def test_events_are_counted_wherever_the_network_cuts_them(size: int) -> N
 
 async def test_a_stream_that_is_refused_or_ends_has_failed() -> None:
     count = EventCount(streams=2)
-    refused, ended = EventStream(b"", count), EventStream(b"", count)
+    refused, ended = RawEventStream(b"", count), RawEventStream(b"", count)
     for stream in (refused, ended):
         stream.connection_made(NoNetwork())
 
@@ -200,7 +202,7 @@ async def test_memory_growth_is_read_between_two_requests() -> None:
 
 
 async def test_replies_of_prism_are_compared_with_the_plain_server() -> None:
-    run = Run(TINY, [], soak=False)
+    run = OverheadRun(TINY, [], soak=False)
     await run.measure_replies()
     figures = run.figures()
 
@@ -217,7 +219,7 @@ async def test_a_peer_that_does_not_start_is_missing_and_proves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(targets, "PEERS_BIN", tmp_path)
-    run = Run(TINY, ["litellm"], soak=False)
+    run = OverheadRun(TINY, ["litellm"], soak=False)
     async with run.serving(Timing()) as servers:
         assert [server.name for server in servers] == ["direct", "prism"]
     run.prism["added_p50_ms"] = 0.1

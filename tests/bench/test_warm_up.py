@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.load.acquaintance import meet
 from bench.load.client import session
 from bench.load.operating import Operator
+from bench.load.prompt_recipes import meet
 from bench.load.tokens import simulated_counter
 from bench.load.warm_up import WarmUp, left_as_found
 from tests.rig.serving import PATIENCE, Prism, ServePrism, simulated

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from enginepool.host.lossy_stream import PIPE_SIZE, LossyStream, let_nobody_wait
+from enginepool.host.lossy_stream import PIPE_SIZE, LossyStream, open_lossy
 from tests.rig.asking import chat
 from tests.rig.serving import Prism, simulated
 
@@ -54,14 +54,14 @@ def read_all(read_end: int) -> str:
 
 
 def test_lines_are_written_as_they_are(pipe: tuple[int, int]) -> None:
-    stream = let_nobody_wait(pipe[1])
+    stream = open_lossy(pipe[1])
     long = "x" * 20_000
     print("first", long, "é🌈", sep="\n", file=stream)
     assert read_all(pipe[0]) == f"first\n{long}\né🌈\n"
 
 
 def test_a_full_pipe_loses_lines_and_the_next_reader_hears_how_many(pipe: tuple[int, int]) -> None:
-    stream = let_nobody_wait(pipe[1])
+    stream = open_lossy(pipe[1])
     fill(pipe[1])
     for _ in range(3):
         stream.write("nobody reads this\n")
@@ -71,7 +71,7 @@ def test_a_full_pipe_loses_lines_and_the_next_reader_hears_how_many(pipe: tuple[
 
 
 def test_a_line_that_found_room_for_its_first_part_does_not_swallow_the_next(pipe: tuple[int, int]) -> None:
-    stream = let_nobody_wait(pipe[1])
+    stream = open_lossy(pipe[1])
     room = fill(pipe[1])
     os.read(pipe[0], 8192)
     stream.write("x" * room + "\n")
@@ -82,7 +82,7 @@ def test_a_line_that_found_room_for_its_first_part_does_not_swallow_the_next(pip
 
 def test_a_pipe_holds_a_mebibyte_for_a_slow_reader_and_stays_as_it_was_for_others(pipe: tuple[int, int]) -> None:
     original = os.dup(pipe[1])
-    let_nobody_wait(pipe[1])
+    open_lossy(pipe[1])
     assert fcntl.fcntl(original, fcntl.F_GETPIPE_SZ) == PIPE_SIZE
     assert os.get_blocking(original)
     assert not os.get_blocking(pipe[1])
@@ -102,7 +102,7 @@ def test_a_pipe_that_cannot_be_opened_again_is_looked_at_before_each_line(pipe: 
 def test_a_socket_is_not_waited_for_either() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        stream = let_nobody_wait(ours.fileno())
+        stream = open_lossy(ours.fileno())
         for _ in range(5000):
             stream.write("x" * 1000 + "\n")
         theirs.setblocking(False)
@@ -123,7 +123,7 @@ def read_some(connection: socket.socket) -> bytes:
 def test_a_reader_that_is_gone_is_no_error() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    let_nobody_wait(write_end).write("nobody is there\n")
+    open_lossy(write_end).write("nobody is there\n")
     os.close(write_end)
 
 
@@ -131,7 +131,7 @@ def test_a_file_is_appended_to(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as file:
         file.write("before\n")
         file.flush()
-        let_nobody_wait(file.fileno()).write("after\n")
+        open_lossy(file.fileno()).write("after\n")
     assert (tmp_path / "log").read_text() == "before\nafter\n"
 
 

@@ -170,7 +170,7 @@ async def test_auto_does_without_and_says_why(
 
 async def test_on_is_an_error_where_it_cannot_be_had(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(short_path))
-    with pytest.raises(PoolError, match="there is no nvidia-cuda-mps-control"):
+    with pytest.raises(PoolError, match=r"nvidia-cuda-mps-control, a part of NVIDIA.s driver, was not found"):
         await start_and_stop(PoolConfig(engine="sglang", devices=("cuda:0",), mps="on"), short_path)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from config.errors import EngineError
-from enginepool.process import ask_a_fork, is_stopped, status_while_exiting
+from enginepool.process import call_in_fork, is_stopped, status_while_exiting
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def _pid_with_a_thread() -> int:
 
 def test_what_a_fork_starts_ends_with_it() -> None:
     before = threading.active_count()
-    assert ask_a_fork(_pid_with_a_thread) != os.getpid()
+    assert call_in_fork(_pid_with_a_thread) != os.getpid()
     assert threading.active_count() == before
 
 
@@ -87,4 +87,4 @@ def _fail() -> None:
 
 def test_what_a_fork_raises_is_raised_here() -> None:
     with pytest.raises(EngineError, match="there is no GPU"):
-        ask_a_fork(_fail)
+        call_in_fork(_fail)

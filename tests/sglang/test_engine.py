@@ -152,7 +152,7 @@ async def test_a_model_whose_kv_cache_is_not_guarded_is_refused(
     """No registry can ask for it, but some of SGLang's attention backends insist."""
     model, rank = sglang_stored["llama-tiny"], worker.rank.pid
     paged = replace(model, spec=ModelSpec("paged", model.spec.path, "float32", {"page_size": 16}))
-    assert await worker.fail_to_activate(paged) == "paged: torch_native keeps KV in pages of 16 tokens, not of one"
+    assert await worker.fail_to_activate(paged) == "paged: torch_native uses KV pages of 16 tokens; only 1 is supported"
     await worker.activate(model)
     assert await worker.complete() == sglang_answers["llama-tiny"]
     assert worker.rank.pid == rank

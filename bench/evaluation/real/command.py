@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.evaluation.real.arguments import arguments
-from bench.evaluation.real.run import Comparison
+from bench.evaluation.real.run import PolicyComparison
 from bench.subjects.processes import cancel_on_signals, run_to_its_end
 from config.errors import ConfigError
 from simulator.errors import StudyError
@@ -21,7 +21,7 @@ async def compare(chosen: argparse.Namespace, command: list[str]) -> int:
     cancel_on_signals()
     try:
         with _folder(chosen) as folder:
-            comparison = Comparison(chosen, command, folder)
+            comparison = PolicyComparison(chosen, command, folder)
             await comparison.run()
     except (StudyError, ConfigError, OSError) as error:
         print(f"bench.evaluation: {error}", file=sys.stderr)

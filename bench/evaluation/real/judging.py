@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.load.outcomes import Outcome
+from bench.load.outcomes import RequestOutcome
 from config.registry import Slo
 from simulator.outcomes import SimulatedAnswer
 from simulator.percentiles import percentile
@@ -31,7 +31,7 @@ class Shares:
     both: float | None
 
 
-def measured(outcomes: Iterable[Outcome], after: float) -> list[Ended]:
+def measured(outcomes: Iterable[RequestOutcome], after: float) -> list[Ended]:
     """Those that arrived no earlier than `after` seconds."""
     return [
         Ended(it.arrival.model, it.ttft, it.tpot or 0.0) if it.completed else Ended(it.arrival.model, None, None)

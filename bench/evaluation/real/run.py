@@ -19,9 +19,9 @@ from bench.evaluation.real.judging import by_model, measured, shares
 from bench.evaluation.real.report import write_page
 from bench.evaluation.real.results import MEASURED, PREDICTED, Key, Results
 from bench.evaluation.real.scenarios import MEMORY, as_registry, number_of_gpus, own_registry, read_content, variant
-from bench.evaluation.real.session import Measured, Session, session
+from bench.evaluation.real.session import MeasuredRun, Session, session
 from bench.evaluation.real.simulating import simulate
-from bench.load.outcomes import Slo
+from bench.load.outcomes import ClientSlo
 from bench.load.report import entry_of
 from bench.load.warm_up import POLICY
 from bench.machine import describe_machine, versions
@@ -39,14 +39,14 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Gateway:
+class GatewaySetup:
     """What needs a gateway of its own."""
 
     mps: bool
     memory: int | None
 
 
-class Comparison:
+class PolicyComparison:
     def __init__(self, chosen: argparse.Namespace, command: list[str], folder: Path) -> None:
         """Models are made in `folder`. Raises: StudyError, ConfigError."""
         self._chosen = chosen
@@ -75,7 +75,7 @@ class Comparison:
 
     def _open(self, text: str) -> Trace:
         chosen = self._chosen
-        wanted = traces.Wanted(
+        wanted = traces.TraceSettings(
             self._models,
             chosen.rate or RATE * self._gpus,
             chosen.warm_up + chosen.duration,
@@ -102,7 +102,7 @@ class Comparison:
 
     # runs
 
-    def keys(self, gateway: Gateway) -> Iterator[Key]:
+    def keys(self, gateway: GatewaySetup) -> Iterator[Key]:
         """Those that are missing. Repetitions are far apart, and policies beside each other."""
         chosen = self._chosen
         memory = None if gateway.memory is None else gateway.memory / GIB
@@ -116,7 +116,7 @@ class Comparison:
     async def run(self) -> None:
         """Until all is done, or the time is up."""
         for mps, memory in product(self._chosen.mps, self._memories):
-            gateway = Gateway(mps, memory)
+            gateway = GatewaySetup(mps, memory)
             left = list(self.keys(gateway))
             if self._chosen.simulate_only:
                 for key in left:
@@ -125,7 +125,7 @@ class Comparison:
                 await self._serve(gateway, left)
         self._write()
 
-    async def _serve(self, gateway: Gateway, left: list[Key]) -> None:
+    async def _serve(self, gateway: GatewaySetup, left: list[Key]) -> None:
         """Those of `left` for which there is time, in one gateway, up to one that fails; they leave the list."""
         content = variant(self._content, POLICY, mps=gateway.mps, memory=gateway.memory)
         began, name = time.monotonic(), self._file_name(f"gateway-{time.time():.0f}")
@@ -143,18 +143,20 @@ class Comparison:
             if time.monotonic() - began < self._startup or not self._startup:
                 left.clear()  # it does not even start
 
-    async def _measure(self, serving: Session, gateway: Gateway, key: Key) -> None:
+    async def _measure(self, serving: Session, gateway: GatewaySetup, key: Key) -> None:
         began = time.monotonic()
         trace = self._traces[key.trace].scaled(key.rate_scale, self._chosen.seed).stored()
         slos = {model.name: model.slo for model in self._registry(gateway, key).models}
-        found = await serving.run(key.policy, traces.plan_of(trace), {n: Slo(s.ttft, s.tpot) for n, s in slos.items()})
+        found = await serving.run(
+            key.policy, traces.plan_of(trace), {n: ClientSlo(s.ttft, s.tpot) for n, s in slos.items()}
+        )
         self._note(gateway, key, trace, found)
         self._overhead = max(self._overhead, time.monotonic() - began - trace.duration)
 
-    def _predict(self, gateway: Gateway, key: Key) -> None:
+    def _predict(self, gateway: GatewaySetup, key: Key) -> None:
         self._note(gateway, key, self._traces[key.trace].scaled(key.rate_scale, self._chosen.seed).stored(), None)
 
-    def _note(self, gateway: Gateway, key: Key, trace: Trace, found: Measured | None) -> None:
+    def _note(self, gateway: GatewaySetup, key: Key, trace: Trace, found: MeasuredRun | None) -> None:
         """A row, with nothing in the place of what was not measured, and the page."""
         registry, after = self._registry(gateway, key), self._chosen.warm_up
         slos = {model.name: model.slo for model in registry.models}
@@ -175,7 +177,7 @@ class Comparison:
             entries = [entry_of(outcome) for outcome in found.outcomes]
             (self._chosen.details / f"{self._file_name(str(key))}.json").write_text(json.dumps(entries, indent=1))
 
-    def _registry(self, gateway: Gateway, key: Key) -> Registry:
+    def _registry(self, gateway: GatewaySetup, key: Key) -> Registry:
         return as_registry(variant(self._content, key.policy, mps=gateway.mps, memory=gateway.memory))
 
     def _file_name(self, text: str) -> str:
@@ -201,7 +203,7 @@ class Comparison:
         return bool(needed <= there)
 
 
-def _facts(found: Measured, after: float) -> dict[str, Any]:
+def _facts(found: MeasuredRun, after: float) -> dict[str, Any]:
     judged = [outcome for outcome in found.outcomes if outcome.arrival.at >= after]
     failures: dict[str, int] = {}
     for outcome in judged:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.load.acquaintance import Acquaintance, bodies_of, meet
 from bench.load.counters import of_registry
 from bench.load.operating import PATIENCE
-from bench.load.outcomes import Outcome, Slo
+from bench.load.outcomes import ClientSlo, RequestOutcome
+from bench.load.prompt_recipes import PromptRecipe, bodies_of, meet
 from bench.load.replay import Replay
 from bench.load.summary import summarize
 from bench.load.warm_up import POLICY, WarmUp
@@ -28,8 +28,8 @@ ANSWER_WITHIN = 120.0
 
 
 @dataclass(frozen=True)
-class Measured:
-    outcomes: list[Outcome]
+class MeasuredRun:
+    outcomes: list[RequestOutcome]
     figures: dict[str, Any]
     """As `bench.load` has them."""
     began: float
@@ -40,12 +40,12 @@ class Measured:
 
 
 class Session:
-    def __init__(self, subject: GatewayUnderTest, met: Mapping[str, Acquaintance], warming: WarmUp) -> None:
+    def __init__(self, subject: GatewayUnderTest, met: Mapping[str, PromptRecipe], warming: WarmUp) -> None:
         self._subject = subject
         self._met = met
         self._warming = warming
 
-    async def run(self, policy: str, plan: Sequence[Arrival], slos: Mapping[str, Slo]) -> Measured:
+    async def run(self, policy: str, plan: Sequence[Arrival], slos: Mapping[str, ClientSlo]) -> MeasuredRun:
         """Under a scheduler of its own, with all workers blank at first. Raises: StudyError."""
         bodies = bodies_of(plan, self._met)
         ordered = time.perf_counter()
@@ -55,7 +55,7 @@ class Session:
         replay = Replay(self._subject.client, self._subject.url, plan, bodies, ANSWER_WITHIN)
         took = await replay.run()
         after = await self._subject.workers()
-        return Measured(
+        return MeasuredRun(
             replay.outcomes,
             summarize(replay.outcomes, slos, took),
             replay.began - ordered,

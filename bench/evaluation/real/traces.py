@@ -19,7 +19,7 @@ NAMED = re.compile(r"zipf-(\d+)")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TraceSettings:
     """`seconds` of each run, after `time_scale` has stretched or compressed the trace. `rate` is of zipf-SEED."""
 
     models: Sequence[str]
@@ -30,7 +30,7 @@ class Wanted:
     max_tokens: int | None = None
 
 
-def open_trace(text: str, wanted: Wanted) -> Trace:
+def open_trace(text: str, wanted: TraceSettings) -> Trace:
     """Raises: StudyError."""
     own_seconds = wanted.seconds / wanted.time_scale
     trace = _source(text, wanted, own_seconds).window(0.0, own_seconds).stored()
@@ -51,7 +51,7 @@ def plan_of(trace: Trace) -> list[Arrival]:
     return [Arrival(it.at, it.model, it.prompt_tokens, it.output_tokens) for it in trace]
 
 
-def _source(text: str, wanted: Wanted, seconds: float) -> Trace:
+def _source(text: str, wanted: TraceSettings, seconds: float) -> Trace:
     if named := NAMED.fullmatch(text):
         text = (
             f"zipf:models={len(wanted.models)},rate={wanted.rate:g},duration={seconds:g},on_time=40,pause=5,"
@@ -62,7 +62,7 @@ def _source(text: str, wanted: Wanted, seconds: float) -> Trace:
     return read_trace(Path(text), duration=seconds)
 
 
-def _changed(request: TraceRequest, model: str, wanted: Wanted) -> TraceRequest:
+def _changed(request: TraceRequest, model: str, wanted: TraceSettings) -> TraceRequest:
     prompt = max(SHORTEST, min(request.prompt_tokens, wanted.max_prompt_tokens or request.prompt_tokens))
     answer = min(request.output_tokens, wanted.max_tokens or request.output_tokens)
     return TraceRequest(request.at * wanted.time_scale, model, prompt, answer)

@@ -1,4 +1,4 @@
-"""The arguments that a model is served with: SGLang's defaults, what Prism relies on, and the registry's wishes."""
+"""SGLang's server arguments for a model: defaults, the registry's `engine_args`, and values that Prism relies on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from config.errors import EngineError, describe
 from enginepool.messages import ModelSpec
 
 PREFILL_GRAPHS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
-"""Tokens of a prefill step with a CUDA graph each; SGLang pads a step to the next, at most to twice its tokens. Above
-1,024 the kernels of all but the smallest models take longer to run than to launch."""
+"""Sizes in tokens of prefill steps with a CUDA graph; SGLang pads a step to the next size, at most to twice its tokens.
+Above 1,024 tokens, kernels of all but the smallest models take longer to run than to launch."""
 _MOST_TOKENS = 2**20
-"""Of a KV pool: SGLang makes buffers of some 50 bytes a token."""
+"""Maximum tokens of a KV pool, because SGLang allocates buffers of some 50 bytes per token."""
 
 
 def server_args(model: ModelSpec, max_running: int, kv_bytes: int, device: str = "cpu") -> Any:
-    """ServerArgs for `model` on `device` (cpu, cuda:0), with a KV pool of at most `kv_bytes` bytes.
+    """SGLang's ServerArgs for `model` on `device` (cpu, cuda:0), with a KV pool of at most `kv_bytes` bytes.
 
     Raises:
-        EngineError: SGLang takes neither this model nor these arguments.
+        EngineError: SGLang rejects the model or the arguments.
     """
     from sglang.srt.server_args import ServerArgs
 
@@ -28,13 +28,13 @@ def server_args(model: ModelSpec, max_running: int, kv_bytes: int, device: str =
         arguments = ServerArgs(**chosen)
         if arguments.max_total_tokens is None:
             arguments.override("prism", max_total_tokens=_pool_tokens(arguments, kv_bytes))
-    except Exception as error:  # SGLang's checks and transformers' raise whatever they like
+    except Exception as error:  # SGLang and transformers raise errors of any kind
         raise EngineError(f"{model.name}: SGLang cannot serve {model.path}: {describe(error)}") from error
     return arguments
 
 
 def attention_backend(device: str) -> str:
-    """SGLang's name of the one that is used unless the registry says otherwise."""
+    """The default attention backend for a device, by SGLang's name."""
     return "torch_native" if device == "cpu" else "triton"
 
 
@@ -62,13 +62,13 @@ def _on_gpu(max_running: int) -> dict[str, Any]:
 
 
 def graph_sizes(max_running: int) -> list[int]:
-    """Batch sizes with a decode graph each: powers of two up to 8, then every eighth, and the largest."""
+    """Batch sizes with a decode graph: powers of two up to 8, then multiples of 8, and `max_running`."""
     sizes = {size for size in (1, 2, 4, *range(8, max_running, 8)) if size < max_running}
     return sorted(sizes | {max_running})
 
 
 def _always(model: ModelSpec) -> dict[str, Any]:
-    """What the engine relies on; no registry may change it."""
+    """Arguments that the engine relies on and that the registry cannot change."""
     return {
         "model_path": model.path,
         "served_model_name": model.name,
@@ -80,19 +80,19 @@ def _always(model: ModelSpec) -> dict[str, Any]:
         "disable_priority_preemption": True,
         "random_seed": 0,
         "log_level": "error",
-        "nccl_port": 1,  # not used: the process group meets in a file
+        "nccl_port": 1,  # unused: the process group has its rendezvous in a file
     }
 
 
 def _pool_tokens(arguments: Any, kv_bytes: int) -> int:
-    """Tokens that fit into the KV budget."""
+    """Tokens that fit into `kv_bytes`, within limits."""
     config = arguments.get_model_config()
     per_token = config.num_hidden_layers * _elements_per_layer(config, arguments.tp_size) * config.dtype.itemsize
     return int(max(256, min(kv_bytes // per_token, 64 * config.context_len, _MOST_TOKENS)))
 
 
 def _elements_per_layer(config: Any, tp_size: int) -> int:
-    """Of one token: keys and values, or what multi-head latent attention keeps in their place."""
+    """Elements per token and layer: keys and values, or the latent vectors of multi-head latent attention."""
     from sglang.srt.configs.model_config import AttentionArch
 
     if config.attention_arch == AttentionArch.MLA:

@@ -1,6 +1,6 @@
-"""Making SGLang's model object without its loader: for the first load, and for activations from the weight store.
+"""Builds SGLang's model object without SGLang's loader, for the first load and for activations from the weight store.
 
-Of SGLang 0.5.17. To be imported after `warm` only.
+Written for SGLang 0.5.17. To be imported after `warm` has run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from enginepool.engines.sglang import upstream
 
 
 def initialise(model_config: Any, load_config: Any, device: torch.device) -> nn.Module:
-    """The model with all its modules; what is in its tensors means nothing yet."""
+    """Build the model with all its modules; its tensors are uninitialised."""
     upstream.forget_rotary_embeddings()
     quant_config = loader._get_quantization_config(model_config, load_config)
     with default_dtype(model_config.dtype), device:
@@ -33,7 +33,7 @@ def initialise(model_config: Any, load_config: Any, device: torch.device) -> nn.
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """As SGLang's own `set_default_torch_dtype`, which forgets to go back after an error."""
+    """Like SGLang's `set_default_torch_dtype`, but restores the previous dtype after errors too."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -44,7 +44,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def as_only_rank(server_args: Any, model_config: Any) -> Iterator[None]:
-    """What a Scheduler sets up in its process before it makes a model, for a group of one. Nothing of it stays."""
+    """Set up what a Scheduler sets up before it builds a model, for a group of one rank, and undo it at the end."""
     try:
         set_global_server_args_for_scheduler(server_args)
         Scheduler.init_moe_gemm_config(SimpleNamespace(server_args=server_args, model_config=model_config))

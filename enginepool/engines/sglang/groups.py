@@ -1,8 +1,8 @@
-"""torch's process groups, without a port that another user of the host could connect to.
+"""Keeps torch's process groups from opening ports that other users or hosts could connect to.
 
-gloo listens on TCP for every group, on the address of the host's name, even where a group has nobody to talk to. So a
-group of one rank gets torch's own stand-in for a backend, which talks to nobody; more ranks meet on loopback. Written
-for torch 2.11 to 2.13.
+gloo listens on TCP for every group, on the address of the host's name, even in a group of one. Here, a group of one
+rank gets torch's fake backend, which does not communicate; groups of several ranks use loopback. Written for torch 2.11
+to 2.13.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _LEFT_OUT = (
     "recv",
     "recv_anysource",
 )
-"""What the stand-in of torch 2.11 does not carry out, nor say so. SGLang asks a group of one for none of it."""
+"""Operations that torch 2.11's fake backend silently ignores. SGLang uses none of them in a group of one."""
 
 
 def keep_off_the_network() -> None:
-    """Have torch make groups of the backend gloo as this module says. Once per process, before the first group."""
+    """Replace torch's gloo backend as described above. Once per process, before the first group is created."""
     from torch.distributed import distributed_c10d
 
     c10d: Any = distributed_c10d
@@ -46,7 +46,7 @@ def keep_off_the_network() -> None:
 
 
 def _alone(c10d: Any) -> Any:
-    """The group of one rank: reducing, broadcasting, gathering from all give back what it has itself."""
+    """A group of one rank, in which all-reduce, broadcast and all-gather return its own data."""
     import torch
     from torch._C._distributed_c10d import FakeProcessGroup
 
@@ -58,10 +58,10 @@ def _alone(c10d: Any) -> Any:
             self._register_backend(torch.device("cpu"), c10d.ProcessGroup.BackendType.CUSTOM, backend)
 
         def _set_sequence_number_for_group(self) -> None:
-            """It has no messages to count."""
+            """There are no messages to count."""
 
         def monitored_barrier(self, *args: Any, **kwargs: Any) -> None:
-            """All of it are there."""
+            """All ranks are present."""
 
     for name in _LEFT_OUT:
         setattr(Alone, name, _refuse)
@@ -69,13 +69,15 @@ def _alone(c10d: Any) -> Any:
 
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
-    raise EngineError("a process group of one rank does not do this")
+    raise EngineError("this operation is not supported in a process group of one rank")
 
 
 def _shared_loop(c10d: Any) -> Any:
-    """gloo on loopback. By itself each of the Scheduler's seven groups would have a thread that wakes every 10 ms."""
+    """gloo on loopback, with one device for all groups. By default, each of the Scheduler's seven groups would have a
+    thread that wakes every 10 ms."""
     gloo = c10d.ProcessGroupGloo
-    device = cache(lambda: gloo.create_device(hostname=_LOOPBACK))  # in the rank: threads survive no fork
+    # Created on first use, in the rank, because its thread would not survive a fork.
+    device = cache(lambda: gloo.create_device(hostname=_LOOPBACK))
 
     class SharedLoop(gloo):  # type: ignore[misc, valid-type]
         def __init__(self, store: Any, rank: int, size: int, timeout: Any) -> None:

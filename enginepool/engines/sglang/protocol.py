@@ -1,4 +1,4 @@
-"""What front and rank say to each other: on their private socket, and commands to a rank that serves."""
+"""The messages between front and rank, on their private connection, and the commands to a rank that serves a model."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from enginepool.messages import Manifest, ModelSpec, MpsClient, SegmentRef
 
 @dataclass(frozen=True, slots=True)
 class StartRank:
-    """What a rank is made with."""
+    """The settings of a rank."""
 
     device: str
     """cpu or cuda:N."""
     threads: int
-    """CPU threads of torch."""
+    """torch's CPU threads."""
     max_running: int
     kv_memory: int
-    """Bytes that the KV cache may ever grow to; 0 for what the device has."""
+    """Maximum size of the KV cache in bytes; 0 for the device's memory."""
     device_memory: int = 0
-    """Bytes of the device that all its workers together may use; 0 for all that it has."""
+    """Bytes of the device that all its workers together may use; 0 for all of it."""
     gpu: str = ""
-    """The device as CUDA_VISIBLE_DEVICES calls it; "" for cpu."""
+    """The device's name in CUDA_VISIBLE_DEVICES; "" for cpu."""
     patience: float = 300.0
-    """Seconds without a word from a rank that has a model, after which the front takes it for hung."""
+    """Seconds of silence after which the front considers a rank with a model to be hung."""
     mps: MpsClient | None = None
-    """How it computes beside others; None: in turns with them."""
+    """The MPS daemon to use; None for none."""
     silence: float = 10.0
-    """Seconds for which it may be stopped by a signal, whatever it does."""
+    """Seconds that the rank may stay stopped by a signal, whatever its state, before it counts as hung."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Where an activation takes them from, and whether their checksums are compared afterwards."""
+    """The source of an activation's weights, and whether to verify their checksums after the copy."""
 
     manifest: Manifest
     segment: SegmentRef
@@ -43,33 +43,33 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Build the Scheduler and run it until its ShutdownReq.
+    """Build the Scheduler and run it until it gets a ShutdownReq.
 
-    Answers: Prepared, then Built, later TornDown; each of the first two may be a BuildFailed, which also comes second
-    if it has come first.
+    Answers: Prepared, then Built, later TornDown. Either of the first two may be a BuildFailed instead; if the first
+    is, so is the second.
     """
 
     model: ModelSpec
     port_args: Any
     rendezvous: str
-    """File by which the rank's process group is made."""
+    """File for the rendezvous of the rank's process group."""
     weights: Weights
     kv_limit: int
-    """Bytes of the KV cache from the start; 0 for no limit."""
+    """Initial limit of the KV cache, in bytes; 0 for none."""
     kv_revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class RankReady:
-    """The first message of a rank."""
+    """A rank's first message."""
 
     held: int
-    """Bytes of the device's memory."""
+    """Bytes of device memory in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """SGLang takes the model; the front can make its half while the rank makes its own."""
+    """SGLang accepts the model, so the front can build its half while the rank builds its own."""
 
     server_args: Any
 
@@ -77,19 +77,19 @@ class Prepared:
 @dataclass(frozen=True, slots=True)
 class Built:
     max_input: int
-    """Prompt tokens; a longer prompt would be refused by the rank."""
+    """Maximum prompt tokens."""
     pool_tokens: int
     """Tokens of the KV pool."""
     kv_bytes_per_token: float
     held: int
-    """Bytes of the device's memory besides weights and KV cache."""
+    """Bytes of device memory in use besides weights and KV cache."""
     copy_seconds: float
-    """Of the weights, much of it while the rest was built."""
+    """Seconds of copying weights, which overlaps with building."""
     limited: bool
     """Whether the KV limit holds."""
     phases: dict[str, float]
-    """Seconds from Prepared on: `scheduler` before its model is made, `model`, `kv_cache` with attention, and `copy`,
-    which is what the copy took beyond that."""
+    """Seconds after Prepared: `scheduler` until the model is built, `model`, `kv_cache` including attention, and
+    `copy`, the remaining wait for the copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +101,17 @@ class BuildFailed:
 @dataclass(frozen=True, slots=True)
 class TornDown:
     leaked: tuple[str, ...]
-    """What of the model is still alive. The process must not be used any more unless this is empty."""
+    """Parts of the model that are still alive. If there are any, the process must not be used any more."""
     held: int
-    """Bytes of the device's memory."""
+    """Bytes of device memory in use."""
     phases: dict[str, float]
-    """Seconds: `release` of what SGLang's Scheduler holds, `forget` of what SGLang keeps beside it, `memory` of the
+    """Seconds for releasing: `release` the Scheduler's resources, `forget` SGLang's global state, `memory` of the
     device, `heap` of the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class FillWeights:
-    """To an idle rank: copy the weights to where they were, with memory for them if they were paused. Gives Filled."""
+    """To an idle rank: copy the weights into place, after mapping memory if they are paused. Result: Filled."""
 
     weights: Weights
 
@@ -119,19 +119,19 @@ class FillWeights:
 @dataclass(frozen=True, slots=True)
 class Filled:
     phases: dict[str, float]
-    """Seconds: `resume` until there is memory for the weights, then `copy` until nearly all of them are there."""
+    """Seconds: `resume` until memory is mapped, then `copy` until nearly all weights are copied."""
     copy_seconds: float
-    """Of all weights."""
+    """Seconds of copying all weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class PauseWeights:
-    """To an idle rank: give their memory back. Result: bytes of the device's memory that the parked model holds."""
+    """To an idle rank: release the weights' memory. Result: bytes of device memory that the parked model holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimitKv:
-    """Bound the KV cache to `nbytes`. KvLimitSet says when that holds, perhaps many steps later."""
+    """Limit the KV cache to `nbytes`. KvLimitSet follows when the limit holds, perhaps many steps later."""
 
     revision: int
     nbytes: int
@@ -139,7 +139,7 @@ class LimitKv:
 
 @dataclass(frozen=True, slots=True)
 class OfferSegment:
-    """These weights may be wanted: make copying them fast."""
+    """These weights may be needed soon: prepare for copying them fast."""
 
     model: ModelSpec
     segment: SegmentRef
@@ -147,7 +147,7 @@ class OfferSegment:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawSegment:
-    """Let go of a model's segment."""
+    """Release a model's segment."""
 
     model: str
 
@@ -167,33 +167,33 @@ class CommandFailed:
 
 @dataclass(frozen=True, slots=True)
 class WeightsCopied:
-    """The copy that a Build began is done; the rest of the build goes on."""
+    """The copy started by Build is done; building continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvLimitSet:
     revision: int
     mapped: int
-    """Bytes that the KV cache holds now."""
+    """Bytes of KV cache mapped now."""
     applied: bool
-    """False: running requests hold more, and time is up."""
+    """False if running requests still hold more and time is up."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankLoad:
-    """What a rank that has a model does, when that has changed, and now and then as a sign of life."""
+    """The load of a rank with a model, sent when it changes and occasionally as a sign of life."""
 
     mapped: int
-    """Bytes that the KV cache holds now."""
+    """Bytes of KV cache mapped now."""
     used: int
-    """Of them by running requests; what only the prefix cache uses is not counted."""
+    """Bytes of KV cache used by running requests, without those only in the prefix cache."""
     batch: float
-    """Requests in a decode step, on average since the last report; 0 if there was none."""
+    """Mean number of requests per decode step since the last report; 0 if there was none."""
     held: int
-    """Bytes of the device's memory besides weights and KV cache."""
+    """Bytes of device memory in use besides weights and KV cache."""
 
 
 Answer = RankReady | Prepared | Built | BuildFailed | TornDown | CommandDone | CommandFailed
 Event = WeightsCopied | KvLimitSet | RankLoad
-"""What the rank says without being asked at that moment."""
+"""The rank's unsolicited messages."""
 FromRank = Answer | Event

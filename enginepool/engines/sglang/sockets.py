@@ -1,4 +1,4 @@
-"""The files by which front and rank find each other: one folder per model, gone with it."""
+"""The files through which front and rank connect: one folder per model, removed together with it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _KV_PREFIX = "prism-kv-"
 
 
 def kv_name(owner: int) -> str:
-    """What kvcached is to call its files in /dev/shm, in the rank of the front `owner`."""
+    """The name for kvcached's files in /dev/shm, for the rank of the front with process id `owner`."""
     return f"{_KV_PREFIX}{owner}-rank"
 
 
 def sweep() -> None:
-    """Remove the files of workers that were killed. TMPDIR is the gateway's own, all its workers use it."""
+    """Remove files of killed workers, from TMPDIR, which only this gateway's workers use, and from /dev/shm."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         if _is_orphan(folder.name.removeprefix(PREFIX)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -29,19 +29,19 @@ def sweep() -> None:
 
 
 def remove_kv_file() -> None:
-    """Of this front's rank, which has ended."""
+    """Remove the /dev/shm files of this front's rank, which has ended."""
     for file in _SHARED.glob(f"{kv_name(os.getpid())}*"):  # kvcached appends to the name
         file.unlink(missing_ok=True)
 
 
 def _is_orphan(name: str) -> bool:
-    """`name` begins with the process id of its owner."""
+    """Whether the owner of a file, whose process id begins `name`, is gone."""
     owner = name.partition("-")[0]
     return owner.isdecimal() and not Path("/proc", owner).exists()
 
 
 class SocketFolder:
-    """ZeroMQ's socket files, the load snapshot and torch's rendezvous of one model in one worker."""
+    """ZeroMQ's socket files, the load snapshot and torch's rendezvous file of one model in one worker."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))

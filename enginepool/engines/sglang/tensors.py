@@ -1,9 +1,9 @@
 """Finds every tensor and plain value that an SGLang model holds, by dotted path, and replaces them.
 
 SGLang keeps tensors in parameters and buffers, in plain attributes of modules, in lists and dicts, and in helpers that
-are no modules (quantization methods, dispatchers, rotary embeddings). What it does after loading may change any of
-them, their strides, and plain values: a scale kept as a float, a flag, a None. A path is made of attributes and items,
-such as `model.layers.0.mlp.w13_weight` or `model.tables['cos'][3]`.
+are not modules (quantization methods, dispatchers, rotary embeddings). Its post-processing after loading may change any
+of them, their strides, and plain values: a scale kept as a float, a flag, a None. A path consists of attributes and
+items, such as `model.layers.0.mlp.w13_weight` or `model.tables['cos'][3]`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _NOT_THE_MODELS = (
     "sglang.srt.server_args",
     "sglang.srt.utils",
 )
-"""Modules whose objects a model only knows: configurations, process groups, the process's own state."""
+"""Modules whose objects a model refers to but does not own: configurations, process groups, global state."""
 
 _PLAIN = (type(None), bool, int, float, str)
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType)
 
 
 class Location(Protocol):
-    """Where a tensor or value is held."""
+    """Where a tensor or value is stored."""
 
     def get(self) -> Any: ...
 
@@ -63,7 +63,7 @@ class _Attribute:
             "attribute": vars(self.holder),
         }
         if value is None and any(self.name in spaces[it] for it in ("parameter", "buffer")):
-            setattr(self.holder, self.name, None)  # stays a registered name
+            setattr(self.holder, self.name, None)  # keeps the name registered
             return
         for other, space in spaces.items():
             if other != kind:
@@ -111,7 +111,7 @@ class _TupleItem:
 
 @dataclass(frozen=True, slots=True)
 class LocatedTensor:
-    """One tensor."""
+    """A tensor and where it is stored."""
 
     location: Location
     kind: TensorKind
@@ -119,21 +119,21 @@ class LocatedTensor:
 
 
 class Walk:
-    """All that is reachable from `root`, as it is now. Holds on to the model: drop it when done."""
+    """A snapshot of everything reachable from `root`. It references the model, so drop it after use."""
 
     def __init__(self, root: nn.Module) -> None:
         self.tensors: dict[str, LocatedTensor] = {}
         self.values: dict[str, Any] = {}
-        """Plain values, as `pack` gives them: later changes of a list or dict do not show."""
+        """Plain values, packed, so that later changes of a list or dict do not affect them."""
         self.others: dict[str, str] = {}
-        """What each object, function and container is, by its type: for comparison only."""
+        """Descriptions of all other objects, functions and containers, for comparison."""
         self._holders: dict[str, Any] = {}
         self._locations: dict[str, Location] = {}
         self._seen: set[int] = set()
         self._enter("", root)
 
     def location(self, name: str) -> Location:
-        """Where `name` is or would be.
+        """Where `name` is or would be stored.
 
         Raises:
             EngineError: the model has nothing that could hold it.
@@ -147,7 +147,7 @@ class Walk:
         return _Attribute(holder, attribute)
 
     def put(self, name: str, tensor: Tensor, kind: TensorKind) -> None:
-        """Have `tensor` in the location `name`, whatever is there now; a parameter keeps what was noted at it.
+        """Store `tensor` at `name`, whatever is there now; attributes of the previous tensor are carried over.
 
         Raises:
             EngineError: the model has nothing that could hold it.
@@ -162,7 +162,7 @@ class Walk:
         self.tensors[name] = LocatedTensor(location, kind, tensor)
 
     def has_holder(self, name: str) -> bool:
-        """Whether what holds, or would hold, `name` is a module or object that is there."""
+        """Whether the module or object that holds, or would hold, `name` exists."""
         return name.rpartition(".")[0] in self._holders
 
     def _enter(self, name: str, holder: Any) -> None:
@@ -200,7 +200,7 @@ class Walk:
                 self._visit(f"{name}[{key!r}]", item, _Item(container, key), "attribute")
 
     def _visit_attributes(self, name: str, tensor: Tensor) -> None:
-        """Of a parameter: SGLang's loaders and kernels note there what form it has."""
+        """Visit a parameter's attributes, in which SGLang's loaders and kernels record its format."""
         for attribute, value in vars(tensor).items():
             inner = f"{name}.{attribute}"
             if isinstance(value, Tensor):
@@ -210,7 +210,7 @@ class Walk:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is nothing but numbers, text and containers of these."""
+    """Whether a value consists only of numbers, text and containers of these."""
     if isinstance(value, torch.dtype) or type(value) in _PLAIN:
         return True
     if type(value) in (list, tuple, torch.Size):
@@ -219,7 +219,7 @@ def is_plain(value: Any) -> bool:
 
 
 def pack(value: Any) -> Any:
-    """A plain value in a form that a message can carry."""
+    """Convert a plain value into a form that messages can carry."""
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, tuple):
@@ -232,7 +232,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(packed: Any) -> Any:
-    """The value that `pack` was given."""
+    """The inverse of `pack`."""
     if isinstance(packed, list):
         return [unpack(it) for it in packed]
     if not isinstance(packed, dict):
@@ -280,4 +280,4 @@ def _type_name(value: Any) -> str:
 
 
 _MODULES_OWN = frozenset(vars(nn.Module()))
-"""What torch keeps in every module: its registries and hooks. Parameters, buffers and modules are listed from there."""
+"""torch's own attributes of every module: registries and hooks. `_attributes` reads the registries separately."""

@@ -1,10 +1,11 @@
-"""Tokenizers, kept: SGLang would read each up to five times per activation, half a second each.
+"""Caches tokenizers, which SGLang would read up to five times per activation, half a second each.
 
-What grammars need of a tokenizer takes as long again, so it is made at the first request with a grammar. And SGLang
-looks for signs of reasoning and tools in a template and all through a vocabulary, 0.2 s for a large one: once for each.
+The grammar backend's view of a tokenizer takes as long again, so it is created at the first request with a grammar. And
+SGLang searches the chat template and the whole vocabulary for signs of reasoning and tools, 0.2 s for a large one; this
+is cached too.
 
-For SGLang 0.5.17. What it is asked for differs by the model's folder only, since Prism lets no registry change
-the other arguments.
+Written for SGLang 0.5.17. The model's folder alone is the cache key, since Prism's registry cannot change the other
+arguments.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from functools import partial
 from typing import Any, Literal
 
 User = Literal["manager", "detokenizer", "rank"]
-"""Whoever runs in a thread of its own has tokenizers of its own: they are not made for two threads at a time."""
+"""Who uses a tokenizer. Users in different threads get separate tokenizers, which are not thread-safe."""
 
 FRONT: tuple[User, ...] = ("manager", "detokenizer")
 RANK: tuple[User, ...] = ("rank",)
 MOST = 32
-"""Tokenizers kept in one process, some ten MB each, or 100 with a large vocabulary."""
+"""Tokenizers cached per process: some 10 MB each, or 100 MB with a large vocabulary."""
 
 _MODULES: dict[str, User] = {
     "sglang.srt.managers.tokenizer_manager": "manager",
@@ -31,7 +32,7 @@ _MODULES: dict[str, User] = {
     "sglang.srt.managers.scheduler": "rank",
     "sglang.srt.utils.hf_transformers_utils": "manager",
 }
-"""Where SGLang looks `get_tokenizer` up, and for whom."""
+"""The modules in which SGLang looks up `get_tokenizer`, and for which user."""
 
 
 class _Kept:
@@ -55,7 +56,7 @@ _kept: _Kept | None = None
 
 
 def keep() -> None:
-    """Have SGLang in this process ask here. Once, after its imports."""
+    """Make SGLang use the cache. Once per process, after SGLang was imported."""
     global _kept
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
@@ -69,13 +70,13 @@ def keep() -> None:
 
 
 class ByTokenizer:
-    """What was made of a tokenizer and something else: made once for each pair."""
+    """Caches the results of `make(tokenizer, other)` by its arguments."""
 
     def __init__(self, make: Callable[[Any, Any], Any]) -> None:
         self._make = make
         self._lock = threading.Lock()
         self._made: OrderedDict[tuple[int, Any], tuple[Any, Any]] = OrderedDict()
-        """With the tokenizers, so that no other one gets their ids."""
+        """Values include the tokenizers, so that their ids, which are part of the keys, are not reused."""
 
     def get(self, tokenizer: Any, other: Any) -> Any:
         with self._lock:
@@ -88,7 +89,7 @@ class ByTokenizer:
 
 
 def detect_once() -> None:
-    """Have SGLang look for signs of reasoning and tools once for each tokenizer and template."""
+    """Make SGLang detect reasoning and tools only once per tokenizer and template."""
     from sglang.srt.parser.template_manager import TemplateManager
 
     detect = TemplateManager._run_template_detection
@@ -111,7 +112,7 @@ def detect_once() -> None:
 
 
 def make_grammars_late() -> None:
-    """Have llguidance look through a tokenizer when a grammar needs it first, in SGLang's thread for that."""
+    """Delay llguidance's processing of a tokenizer until a grammar needs it, in SGLang's grammar thread."""
     from sglang.srt.constrained import llguidance_backend
 
     read = llguidance_backend.from_tokenizer
@@ -129,7 +130,7 @@ def _hashable(eos_token: int | list[int] | None) -> int | tuple[int, ...] | None
 
 
 def preload_tokenizers(path: str, users: tuple[User, ...]) -> None:
-    """Read them now, before they are needed. One that cannot be read will be told of by the activation."""
+    """Read tokenizers before they are needed. Errors are left to the activation to report."""
     from sglang.srt.parser.template_manager import TemplateManager
 
     assert _kept is not None
@@ -138,5 +139,5 @@ def preload_tokenizers(path: str, users: tuple[User, ...]) -> None:
             tokenizer = _kept.get(user, path)
             if user == "manager":
                 TemplateManager()._run_template_detection(getattr(tokenizer, "chat_template", None), tokenizer)
-        except Exception:  # whatever a broken tokenizer raises
+        except Exception:  # a broken tokenizer may raise anything
             return

@@ -1,6 +1,6 @@
-"""What Prism adapts in SGLang from outside, and the version that it was written for.
+"""Adapts SGLang from outside.
 
-Tested with SGLang 0.5.17. Nothing of SGLang is imported before `prepare` has run in the process.
+Tested with SGLang 0.5.17. Nothing of SGLang may be imported before `prepare` has run in the process.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _USUAL = (
     "Request is disconnected from the client side",
     "[http_server] Error: ",
 )
-"""Parts of what SGLang and asyncio log as errors when a client leaves, or is answered with status 400."""
+"""Parts of messages that SGLang and asyncio log as errors when a client disconnects or gets status 400."""
 _FOR_NAMES_ONLY = ("torchvision", "sgl_kernel")
-"""Packages that SGLang imports everywhere and calls on a GPU. No build of them on PyPI loads beside a CPU torch."""
+"""Packages that SGLang always imports but only calls on a GPU. Their builds on PyPI do not load with a CPU torch."""
 
 
 def prepare(gpu: bool) -> None:
-    """Make SGLang importable here, and adapt it. Once per process, before anything else of this package.
+    """Import SGLang and adapt it. Once per process, before anything else in this package.
 
-    With `gpu`, for a GPU: then what stands in for it on a CPU is left out.
+    Without `gpu`, packages that only load with a GPU are replaced by stubs.
 
     Raises:
-        EngineError: SGLang is missing, or of a version that was not tested.
+        EngineError: SGLang is missing or of an untested version.
     """
     check_version()
     if not gpu:
@@ -60,9 +60,10 @@ def prepare(gpu: bool) -> None:
 
 
 def check_version() -> None:
-    """
+    """Check the installed version of SGLang.
+
     Raises:
-        EngineError: SGLang is missing, or of a version that was not tested.
+        EngineError: SGLang is missing or of an untested version.
     """
     try:
         version = importlib.metadata.version("sglang")
@@ -73,7 +74,7 @@ def check_version() -> None:
 
 
 class _Named(type):
-    """A class that has every attribute, and no instance."""
+    """A class that has every attribute but cannot be instantiated."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -81,7 +82,7 @@ class _Named(type):
         return name
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        raise EngineError(f"SGLang wants {cls.__module__}.{cls.__name__}, which there is on a GPU only")
+        raise EngineError(f"SGLang needs {cls.__module__}.{cls.__name__}, which only exists on a GPU")
 
 
 class _StandIn(types.ModuleType):
@@ -96,7 +97,7 @@ class _StandIn(types.ModuleType):
 
 
 class _StandIns(MetaPathFinder, Loader):
-    """The last finder, so a package that is installed comes before its stand-in."""
+    """A finder for stubs. It is the last one, so that installed packages take precedence."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         if fullname.partition(".")[0] not in _FOR_NAMES_ONLY:
@@ -111,7 +112,7 @@ class _StandIns(MetaPathFinder, Loader):
 
 
 def _quieten() -> None:
-    """It warns of what it cannot do without a GPU, and draws progress bars into the log."""
+    """Silence warnings about features missing without a GPU, and progress bars in the log."""
     logging.getLogger("sglang").setLevel(logging.ERROR)
     for name in ("sglang.srt.managers.tokenizer_manager", "sglang.srt.entrypoints.http_server", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_usual)
@@ -122,16 +123,16 @@ def _quieten() -> None:
 
 
 def _is_not_usual(record: logging.LogRecord) -> bool:
-    """A filter: that clients leave, or ask for what they cannot have, is nobody's error."""
+    """A log filter: clients that disconnect or send invalid requests are not errors."""
     text = record.getMessage()
     return not any(sign in text for sign in _USUAL)
 
 
 def _compile_nothing() -> None:
-    """Have torch.compile's functions run as they are written: steps on a few numbers, a grammar's mask, sums.
+    """Disable torch.compile, which SGLang uses for small functions: sampling steps, a grammar's mask, sums.
 
-    Each process would trace and compile them anew at the request that first needs them: seconds on a GPU (fewer where
-    torch's own cache has them), half a minute in a C++ compiler on a CPU.
+    Each process would trace and compile them at the first request that needs them: seconds on a GPU (fewer if torch has
+    them cached), half a minute in a C++ compiler on a CPU.
     """
     import torch._dynamo
 
@@ -139,14 +140,15 @@ def _compile_nothing() -> None:
 
 
 def _replace_watchdog() -> None:
-    """Its daemon thread would hold the Scheduler, and so the model, for ever. The supervisor watches workers."""
+    """Remove the watchdog, whose daemon thread would keep the Scheduler, and so the model, alive forever. The front
+    watches the rank instead."""
     from sglang.srt.managers import scheduler
 
     scheduler.create_scheduler_watchdog = lambda *args, **kwargs: None
 
 
 def _leave_at_once() -> None:
-    """Told to stop, an idle Scheduler would first sleep for another second."""
+    """Keep an idle Scheduler from sleeping for another second after it was told to stop."""
     from sglang.srt.managers.scheduler import Scheduler
 
     sleep = Scheduler.maybe_sleep_on_idle
@@ -159,14 +161,14 @@ def _leave_at_once() -> None:
 
 
 def _move_load_snapshots() -> None:
-    """Into the model's socket folder (`PortArgs.instance_id` is its path), so that nothing is left in /dev/shm."""
+    """Put load snapshots into the model's socket folder, whose path is `PortArgs.instance_id`, instead of /dev/shm."""
     from sglang.srt.managers import load_snapshot
 
     load_snapshot.shm_path_for = lambda folder: f"{folder}/load"
 
 
 def watch(scheduler: Any) -> dict[str, weakref.ref[Any]]:
-    """Weak references to what must be gone after a teardown."""
+    """Weak references to the objects that must be gone after a teardown."""
     runner = scheduler.tp_worker.model_runner
     watched = {
         "Scheduler": scheduler,
@@ -179,8 +181,8 @@ def watch(scheduler: Any) -> dict[str, weakref.ref[Any]]:
 
 
 def half_built() -> tuple[str, ...]:
-    """What a build that failed has left in this process."""
-    # type() and not isinstance(), which asks a weak proxy for the class of what is gone.
+    """Names of the classes of objects that a failed build has left in this process."""
+    # type() instead of isinstance(), which raises for weak proxies of dead objects.
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -188,7 +190,7 @@ def half_built() -> tuple[str, ...]:
 
 
 def release(scheduler: Any) -> None:
-    """What a Scheduler must do itself before it is dropped."""
+    """Release a Scheduler's external resources before it is dropped."""
     scheduler.metrics_reporter._shutdown_fpm()
     scheduler.release_host_resources()
     if scheduler.load_snapshot_writer is not None:
@@ -196,7 +198,7 @@ def release(scheduler: Any) -> None:
 
 
 def forget_model() -> None:
-    """Drop what SGLang keeps of a model in this process beside its Scheduler. Safe after a build that failed."""
+    """Drop SGLang's global state of a model in this process. Also safe after a failed build."""
     from sglang.srt import runtime_context
     from sglang.srt.distributed import parallel_state
 
@@ -209,14 +211,15 @@ def forget_model() -> None:
 
 
 def forget_rotary_embeddings() -> None:
-    """SGLang keeps them for the next model of the process: with them, they would keep this one's tensors."""
+    """Clear SGLang's cache of rotary embeddings, which would keep this model's tensors alive."""
     from sglang.srt.layers.rotary_embedding import factory
 
     factory._ROPE_DICT.clear()
 
 
 def close_all_sockets() -> None:
-    """Close every ZeroMQ socket of this process. With a linger, collecting their context would wait for ever."""
+    """Close all ZeroMQ sockets of this process, without linger: otherwise collecting their context could block
+    forever."""
     import zmq
 
     sockets = [it for it in gc.get_objects() if issubclass(type(it), zmq.Socket) and not it.closed]
@@ -234,7 +237,7 @@ def close_sockets(*sockets: Any) -> None:
 
 
 def send_shutdown(port_args: Any) -> None:
-    """Tell a rank to stop whose front half could not be made."""
+    """Tell a rank to stop whose front half could not be built."""
     import zmq
     from sglang.srt.managers.io_struct import ShutdownReq, sock_send
 
@@ -244,7 +247,8 @@ def send_shutdown(port_args: Any) -> None:
 
 
 def bind_unused(port_args: Any) -> Any:
-    """A socket for calls that nobody makes. Without it the rank would try to connect ten times a second."""
+    """Bind a socket for SGLang's RPCs, which are unused. Without it, the rank would try to connect ten times per
+    second."""
     import zmq
 
     socket = zmq.Context().socket(zmq.DEALER)
@@ -253,7 +257,7 @@ def bind_unused(port_args: Any) -> Any:
 
 
 def init_distributed_by(path: str) -> None:
-    """Have the next build find its process group by a file and not by a TCP port, which another might take."""
+    """Make the next build use a file for its process group's rendezvous, instead of a TCP port that may be taken."""
     from sglang.srt.environ import envs
 
     envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE.set(f"file://{path}")

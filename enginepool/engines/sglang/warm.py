@@ -1,4 +1,4 @@
-"""What the template process does once, so that no worker and no rank has to."""
+"""One-time work of the template process that saves every worker and rank from doing it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from enginepool.engines.sglang.gpu.imports import answered_by_nvml
 
 
 def warm(gpu: bool) -> None:
-    """Import SGLang with all its models, some seconds. Leaves no thread: the caller is about to fork.
+    """Import SGLang with all its models, which takes seconds. Leaves no thread, because the caller is about to fork.
 
-    With `gpu`, for serving on GPUs; the CUDA driver stays untouched.
+    With `gpu`, import what serving on GPUs needs; CUDA is not initialised.
 
     Raises:
-        EngineError: SGLang is missing, or of a version that was not tested.
+        EngineError: SGLang is missing or of an untested version.
     """
     torch.set_num_threads(1)  # with more, a child would have a second thread before it forks its rank
     with answered_by_nvml() if gpu else nullcontext():
@@ -33,7 +33,7 @@ def warm(gpu: bool) -> None:
         for adaptation in (kv_reservation, grammar_errors, logprobs, penalties, quarantine):
             adaptation.adapt()
 
-    # What is alive now stays so: without this, a child's first collection would copy its pages.
+    # Exempts all current objects from collection; otherwise a child's first collection would copy their pages.
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""See the package."""
+"""The command-line interface; see the package."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _PACKAGES = ("sglang", "kvcached", "torch_memory_saver", "llguidance", "torch", 
 
 
 def main() -> int:
-    """Print the table. Returns the exit status."""
+    """Print the report; returns the exit status."""
     if not source.installed("sglang"):
-        print("SGLang is not installed, so there is nothing to look at", file=sys.stderr)
+        print("SGLang is not installed, so there is nothing to inspect", file=sys.stderr)
         return 1
     print("Installed:", ", ".join(map(_version, _PACKAGES)), end="\n\n")
     answers = {adaptation: _judge(adaptation) for adaptation in ADAPTATIONS}
     for adaptation, answer in answers.items():
         print(_describe(adaptation, *answer))
     gone = [f"{where}: {problem}" for target, where in uses.used().items() if (problem := _problem(target))]
-    print(f"\nImported besides: {len(uses.used())} names, {len(gone) or 'none'} of them gone")
+    print(f"\nOther imports: {len(uses.used())} names, {len(gone) or 'none'} of them gone")
     print("".join(f"  {it}\n" for it in gone), end="")
     return int(bool(gone) or any(verdict is Need.MISSING for verdict, _ in answers.values()))
 
@@ -43,8 +43,8 @@ def _describe(adaptation: Adaptation, verdict: Need, reason: str) -> str:
     said = f"{verdict} ({reason})" if reason else str(verdict)
     return (
         f"{adaptation.name}: {said}\n"
-        f"    instead of {adaptation.stands_for}\n"
-        f"    {adaptation.where}; seen needed with {adaptation.seen}"
+        f"    avoids: {adaptation.avoids}\n"
+        f"    {adaptation.where}; needed with {adaptation.seen}"
     )
 
 

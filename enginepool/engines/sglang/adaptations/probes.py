@@ -1,4 +1,4 @@
-"""Whether an adaptation is still needed, as far as looking at what is installed here tells."""
+"""Determines whether an adaptation is still needed, as far as the installed packages tell."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class Need(StrEnum):
 
 
 ProbeAnswer = tuple[Need, str]
-"""With what else is to be said, such as why there is no telling."""
+"""The verdict, and an explanation, such as why it cannot be determined."""
 Probe = Callable[[], ProbeAnswer]
 
 _PATIENCE = 60.0
-"""Seconds for code that runs in a process of its own."""
+"""Seconds for probe code that runs in a process of its own."""
 
 
 def says(target: str, *texts: str) -> Probe:
-    """It is needed while the source of `target` has all of these."""
+    """A probe: the adaptation is needed while the source of `target` contains all of `texts`."""
     return lambda: _read(target, lambda source: all(it in source for it in texts))
 
 
 def lacks(target: str, *texts: str) -> Probe:
-    """It is needed while the source of `target` has none of these."""
+    """A probe: the adaptation is needed while the source of `target` contains none of `texts`."""
     return lambda: _read(target, lambda source: not any(it in source for it in texts))
 
 
 def runs(code: str) -> Probe:
-    """It is needed while this prints `needed`, in a Python without any adaptation."""
+    """A probe: the adaptation is needed while `code` prints `needed`, in a Python without any adaptations."""
 
     def run() -> ProbeAnswer:
         command = [sys.executable, "-W", "ignore", "-c", code]
@@ -49,12 +49,12 @@ def runs(code: str) -> Probe:
 
 
 def always() -> ProbeAnswer:
-    """It is how Prism drives upstream, whatever that does."""
+    """A probe: always needed, because it is how Prism drives upstream."""
     return Need.NEEDED, ""
 
 
 def on_gpu() -> ProbeAnswer:
-    """Only a GPU shows it."""
+    """A probe: cannot be determined without a GPU."""
     return Need.UNKNOWN, "needs a GPU"
 
 

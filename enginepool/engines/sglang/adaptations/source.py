@@ -1,7 +1,7 @@
-"""What the source of an installed package says, without importing it: whether a name is there, what it takes, its text.
+"""Inspects the source of installed packages without importing them: whether a name exists, its parameters, its text.
 
-A target is `module`, `module:Class.name`, or with what it is to take: `module:function(a, b)`. With `...` as the last
-parameter it may take more, as long as those have defaults. What is written in C is taken to be there.
+A target is `module`, `module:Class.name`, or, with expected parameters, `module:function(a, b)`. With `...` as the last
+parameter, further ones are allowed if they have defaults. Names from compiled modules are assumed to exist.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _TARGET = re.compile(r"(?P<module>[\w.]+)(:(?P<name>[\w.]+)(\((?P<takes>.*)\))?)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Definition = _Function | ast.ClassDef | ast.Assign | ast.AnnAssign
 _MOST_HOPS = 10
-"""Of imports followed from one module to the next."""
+"""Maximum length of a chain of re-exports to follow."""
 
 
 @dataclass(frozen=True)
 class SourceModule:
-    """`tree` is None for one whose source there is not."""
+    """A module; `tree` is None if there is no source."""
 
     name: str
     path: Path
@@ -36,7 +36,7 @@ _COMPILED = SourceModule("", Path(), None, "")
 
 @dataclass(frozen=True)
 class FoundName:
-    """`node` is None for a whole module."""
+    """A definition; `node` is None for a whole module."""
 
     module: SourceModule
     node: _Definition | None = None
@@ -44,17 +44,17 @@ class FoundName:
 
 
 def installed(target: str) -> bool:
-    """Whether the package of a target is."""
+    """Whether the package of a target is installed."""
     return importlib.util.find_spec(package(target)) is not None
 
 
 def package(target: str) -> str:
-    """The one that a target is of."""
+    """The top-level package of a target."""
     return re.split(r"[.:]", target, maxsplit=1)[0]
 
 
 def problem(target: str) -> str:
-    """Why a target is not what it was; empty if it is."""
+    """How a target has changed; empty if it is as expected."""
     matched = _TARGET.fullmatch(target)
     assert matched is not None, target
     found = _find(matched["module"], matched["name"])
@@ -66,7 +66,7 @@ def problem(target: str) -> str:
 
 
 def text(target: str) -> str:
-    """The source of a target; empty if that is gone."""
+    """The source of a target; empty if it is gone."""
     module, _, name = target.partition(":")
     found = _find(module, name or None)
     if found is None:
@@ -77,7 +77,7 @@ def text(target: str) -> str:
 
 
 def locate(name: str) -> Path | None:
-    """The file of a module, or the folder of a package without one. Imports nothing, not even what it is in."""
+    """The file of a module, or the folder of a namespace package. Imports nothing, not even parent packages."""
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or not spec.submodule_search_locations:
@@ -112,7 +112,7 @@ def _attribute(found: FoundName, name: str) -> FoundName | None:
         return _in_class(found.module, found.node, name)
     if found.node is None:
         return _in_module(found.module, name)
-    return found  # of an object: its class is not known
+    return found  # an attribute of an object whose class is not known
 
 
 def _in_module(module: SourceModule, name: str, hops: int = 0) -> FoundName | None:
@@ -130,7 +130,7 @@ def _in_module(module: SourceModule, name: str, hops: int = 0) -> FoundName | No
 
 
 def _bound(module: SourceModule, statement: ast.stmt, name: str, hops: int) -> FoundName | None:
-    """What `statement` gives the name to."""
+    """The definition that `statement` binds to `name`; None if it does not."""
     if isinstance(statement, _Definition) and name in _names(statement):
         return FoundName(module, statement)
     if isinstance(statement, ast.Import):
@@ -170,7 +170,7 @@ def _in_class(module: SourceModule, node: ast.ClassDef, name: str) -> FoundName 
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Also those under a condition."""
+    """All statements, including those inside conditions and other blocks."""
     for statement in body:
         yield statement
         for field in ("body", "orelse", "finalbody", "handlers"):
@@ -188,14 +188,14 @@ def _names(statement: _Definition) -> set[str]:
 
 
 def _sets(node: ast.AST, name: str) -> bool:
-    """Whether it is `self.name` that gets a value."""
+    """Whether the node assigns to `self.name`."""
     if not (isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Store)):
         return False
     return isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def _parameters(found: FoundName) -> dict[str, bool]:
-    """Names, and whether they have a default. Of a class: its constructor's, or the fields of a data class."""
+    """Parameter names, and whether they have defaults. For a class: of its constructor, or a dataclass's fields."""
     if isinstance(found.node, ast.ClassDef):
         init = _in_class(found.module, found.node, "__init__")
         return _parameters(init) if init is not None else _fields(found.node)

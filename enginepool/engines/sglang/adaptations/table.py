@@ -1,8 +1,8 @@
-"""Every adaptation to upstream: what it is for, the versions that were seen to need it, where it is, and how to tell.
+"""All adaptations to upstream: their purpose, the versions that need them, their files, and how to check the need.
 
-`targets` are what it changes, overrides or calls, so that SGLang may not rename it or have it take something else;
-names that the code imports are known without being listed (`uses`). How to write one: `source`. Who adds an adaptation
-adds its line here.
+`targets` are the upstream names that an adaptation changes, overrides or calls, with signatures it relies on, in the
+syntax of `source`. Names that the code imports need not be listed, since `uses` finds them. Every new adaptation must
+be added here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from enginepool.engines.sglang.adaptations.probes import Probe, always, lacks, o
 @dataclass(frozen=True, slots=True)
 class Adaptation:
     name: str
-    stands_for: str
+    avoids: str
+    """What upstream does without it."""
     where: str
-    """Below this engine's folder."""
+    """File in this engine's folder."""
     seen: str
-    """The package, and the versions that needed it."""
+    """The package and the versions known to need it."""
     probe: Probe
     targets: tuple[str, ...] = ()
 
@@ -75,24 +76,24 @@ print("needed" if matcher.is_error() and not before else "not needed")
 
 PROCESS = (
     Adaptation(
-        "stand-ins on a CPU",
-        "imports of packages that load on a GPU only",
+        "stub packages on a CPU",
+        "imports of packages that only load with a GPU",
         "upstream.py",
         f"{_SGLANG} (sgl_kernel: 0.5.17)",
         says("sglang.srt.utils.common", "\nfrom torchvision.io import"),
         ("sglang.kernels.ops.kvcache.cache_move",),
     ),
     Adaptation(
-        "quiet",
-        "progress bars, and errors for clients that leave",
+        "quiet logs",
+        "progress bars, and errors for clients that disconnect",
         "upstream.py",
         _SGLANG,
         says("sglang.srt.managers.tokenizer_manager", "but the state was deleted in TokenizerManager"),
         ("sglang.srt.model_loader.weight_utils:tqdm", "sglang.srt.model_loader.weight_utils:DisabledTqdm"),
     ),
     Adaptation(
-        "nothing is compiled by torch",
-        "tracing anew in each process",
+        "no torch.compile",
+        "tracing and compiling again in each process",
         "upstream.py",
         _SGLANG,
         says("sglang.srt.layers.sampler", "@torch.compile("),
@@ -100,15 +101,15 @@ PROCESS = (
     ),
     Adaptation(
         "no watchdog",
-        "a thread that holds the Scheduler for ever",
+        "a thread that references the Scheduler forever",
         "upstream.py",
         _SGLANG,
         says(f"{_SCHEDULER}:Scheduler.init_watch_dog_memory_saver_input_blocker", "= create_scheduler_watchdog("),
         (f"{_SCHEDULER}:create_scheduler_watchdog",),
     ),
     Adaptation(
-        "leave at once",
-        "a second of sleep after being told to stop",
+        "prompt exit",
+        "sleeping for a second after being told to stop",
         "upstream.py",
         _SGLANG,
         lacks(f"{_SCHEDULER}:Scheduler.maybe_sleep_on_idle", "gracefully_exit"),
@@ -116,15 +117,15 @@ PROCESS = (
     ),
     Adaptation(
         "one gloo thread",
-        "a thread for each process group of several ranks, which wakes every 10 ms",
+        "a thread per process group of several ranks that wakes every 10 ms",
         "groups.py",
         "torch 2.11.0 to 2.13.0",
         runs(_GLOO_THREADS),
         ("torch.distributed.distributed_c10d:ProcessGroupGloo",),
     ),
     Adaptation(
-        "no listening without anybody to talk to",
-        "a TCP port of the rank, on the address of the host's name, for anybody",
+        "no listening in groups of one",
+        "a TCP port open to the network, on the address of the host's name",
         "groups.py",
         "torch 2.11.0 to 2.13.0",
         runs(_GLOO_LISTENS),
@@ -136,16 +137,16 @@ PROCESS = (
         ),
     ),
     Adaptation(
-        "load snapshots in the model's folder",
-        "files left in /dev/shm",
+        "load snapshots in the socket folder",
+        "files left behind in /dev/shm",
         "upstream.py",
         _SGLANG,
         says("sglang.srt.managers.load_snapshot:shm_path_for", "/dev/shm/"),
         ("sglang.srt.managers.load_snapshot:shm_path_for(ipc_name)",),
     ),
     Adaptation(
-        "tokenizers kept",
-        "reading each up to five times per activation",
+        "tokenizer cache",
+        "reading each tokenizer up to five times per activation",
         "tokenizers.py",
         _SGLANG,
         says("sglang.srt.managers.tp_worker", "self.tokenizer = get_tokenizer("),
@@ -161,7 +162,7 @@ PROCESS = (
         ),
     ),
     Adaptation(
-        "templates looked into once",
+        "template detection cache",
         "searching templates and vocabularies at each activation",
         "tokenizers.py",
         _SGLANG,
@@ -169,7 +170,7 @@ PROCESS = (
         ("sglang.srt.parser.template_manager:TemplateManager._run_template_detection(template, tokenizer)",),
     ),
     Adaptation(
-        "grammars' tokenizers made late",
+        "lazy grammar tokenizers",
         "half a second at each activation",
         "tokenizers.py",
         f"{_SGLANG} (with eos_token: 0.5.17)",
@@ -181,12 +182,12 @@ PROCESS = (
         ),
     ),
 )
-"""In each process, and in the template before it forks."""
+"""Applied in every process: by the template, before it forks."""
 
 REBUILDING = (
     Adaptation(
         "a rank without SGLang's main function",
-        "a process for each model",
+        "a process per model",
         "rank/main.py",
         f"{_SGLANG} (publishing before: 0.5.17)",
         says(f"{_SCHEDULER}:run_scheduler_process", 'publish(server_args, role="scheduler")', "Scheduler("),
@@ -199,8 +200,8 @@ REBUILDING = (
         ),
     ),
     Adaptation(
-        "what a Scheduler releases",
-        "the end of SGLang's process",
+        "releasing a Scheduler's resources",
+        "relying on the end of SGLang's process",
         "upstream.py: release",
         _SGLANG,
         says(f"{_SCHEDULER}:run_scheduler_process", "_shutdown_fpm()", "release_host_resources()"),
@@ -211,8 +212,8 @@ REBUILDING = (
         ),
     ),
     Adaptation(
-        "what SGLang keeps of a model",
-        "the end of SGLang's process",
+        "dropping SGLang's global state of a model",
+        "relying on the end of SGLang's process",
         "upstream.py: forget_model",
         _SGLANG,
         says(f"{_ROTARY}.factory:get_rope", "_ROPE_DICT["),
@@ -224,23 +225,23 @@ REBUILDING = (
         ),
     ),
     Adaptation(
-        "process groups meet in a file",
-        "a TCP port that another may take",
+        "process groups rendezvous in a file",
+        "a TCP port that another process may take",
         "upstream.py: init_distributed_by",
         _SGLANG,
         always,
         ("sglang.srt.environ:Envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE",),
     ),
     Adaptation(
-        "a socket for calls that nobody makes",
-        "ten attempts a second to connect",
+        "a socket for unused RPCs",
+        "ten attempts per second to connect",
         "upstream.py: bind_unused",
         _SGLANG,
         says("sglang.srt.managers.scheduler_components.ipc_channels", "rpc_ipc_name"),
         (f"{_ARGUMENTS}:PortArgs.rpc_ipc_name",),
     ),
     Adaptation(
-        "sockets of one model in one folder",
+        "one socket folder per model",
         "ports and files in /tmp",
         "sockets.py",
         _SGLANG,
@@ -251,20 +252,20 @@ REBUILDING = (
         ),
     ),
     Adaptation(
-        "imported ahead",
-        "imports in the first build",
+        "preimport",
+        "imports during the first build",
         "rank/preimport.py",
         _SGLANG,
         always,
         ("sglang.srt.arg_groups.arg_utils:resolvable_fields(cls)",),
     ),
 )
-"""One model after another in one process."""
+"""For serving one model after another in one process."""
 
 RANK = (
     Adaptation(
-        "slots before a decision",
-        "an error out of the Scheduler's loop when KV memory is not there",
+        "KV slots reserved before scheduling",
+        "an exception out of the Scheduler's loop when KV memory runs out",
         "rank/kv_reservation.py",
         _SGLANG,
         says("sglang.srt.mem_cache.allocation:alloc_token_slots", "raise RuntimeError("),
@@ -285,8 +286,8 @@ RANK = (
         ),
     ),
     Adaptation(
-        "what does not fit is tried again",
-        "a queue that is never looked at again, and a loop at a full core",
+        "retrying requests that did not fit",
+        "a queue that is never examined again, and a busy loop",
         "rank/stalled_queue.py",
         _SGLANG,
         says(f"{_SCHEDULER}:Scheduler._get_new_batch_prefill_raw", "running_batch.batch_is_full = True"),
@@ -303,8 +304,8 @@ RANK = (
         ),
     ),
     Adaptation(
-        "a grammar that fails late ends its own request",
-        "an error out of the Scheduler's loop; from 0.5.17 on an answer that ends as if it were complete",
+        "a late grammar error ends only its own request",
+        "an exception out of the Scheduler's loop; from 0.5.17 on, an answer that ends as if it were complete",
         "rank/grammar_errors.py",
         "sglang 0.5.15.post1 to 0.5.17 with llguidance 1.9.1",
         runs(_LATE_ERROR),
@@ -316,8 +317,8 @@ RANK = (
         ),
     ),
     Adaptation(
-        "log probabilities of certain tokens beside requests without",
-        "an error out of the Scheduler's loop",
+        "token_ids_logprob in mixed batches",
+        "an exception out of the Scheduler's loop",
         "rank/logprobs.py",
         _SGLANG,
         says(f"{_READER}.move_logprobs_to_cpu", "v.tolist() for v in logits_output.next_token_token_ids_logprobs_val"),
@@ -345,8 +346,8 @@ RANK = (
         ),
     ),
     Adaptation(
-        "an error ends the requests that cause it",
-        "an error out of the Scheduler's loop, whatever it is",
+        "an exception ends the requests that cause it",
+        "any exception ending the Scheduler's loop",
         "rank/quarantine.py, rank/rebuild.py",
         _SGLANG,
         lacks(f"{_SCHEDULER}:Scheduler.event_loop_overlap", "except Exception as"),
@@ -371,8 +372,8 @@ RANK = (
         ),
     ),
     Adaptation(
-        "commands between two steps",
-        "requests only",
+        "commands between steps",
+        "a Scheduler that accepts requests only",
         "rank/commands.py",
         _SGLANG,
         always,
@@ -385,7 +386,7 @@ RANK = (
         ),
     ),
     Adaptation(
-        "weights of the weight store",
+        "weights from the weight store",
         "reading a checkpoint at each start",
         "rank/stored.py",
         _SGLANG,
@@ -396,7 +397,7 @@ RANK = (
         ),
     ),
     Adaptation(
-        "the model without its loader",
+        "building a model without a loader",
         "reading a checkpoint at each start",
         "building.py",
         _SGLANG,
@@ -412,8 +413,8 @@ RANK = (
         ),
     ),
     Adaptation(
-        "a first load step by step",
-        "a model on the GPU that nobody may keep",
+        "the first load, step by step",
+        "loading onto the GPU, where the model cannot be kept",
         "loading/weights.py",
         _SGLANG,
         always,
@@ -427,7 +428,7 @@ RANK = (
     ),
     Adaptation(
         "rotary tables computed by the GPU",
-        "a CPU's last digits in a first load",
+        "the CPU's rounding in tables of a first load",
         "loading/rotary.py",
         _SGLANG,
         on_gpu,
@@ -437,12 +438,12 @@ RANK = (
         ),
     ),
 )
-"""Around SGLang's Scheduler and its models."""
+"""Around SGLang's Scheduler and models."""
 
 FRONT = (
     Adaptation(
-        "the gateway's say in each request",
-        "clients that choose ids and addresses, and signal handlers",
+        "the gateway's control over each request",
+        "clients choosing ids and addresses, and SGLang's signal handlers",
         "front/tokenizer.py",
         f"{_SGLANG} (lifecycle_id: 0.5.17)",
         says(f"{_TOKENIZER}.auto_create_handle_loop", "add_signal_handler("),
@@ -461,8 +462,8 @@ FRONT = (
         ),
     ),
     Adaptation(
-        "requests that would end a rank are refused",
-        "types and ranges that nobody checks",
+        "validation of requests that would crash a rank",
+        "unchecked types and ranges",
         "front/validation.py",
         _SGLANG,
         lacks("sglang.srt.sampling.sampling_params:SamplingParams.verify", "stop_token_ids"),
@@ -473,8 +474,8 @@ FRONT = (
         ),
     ),
     Adaptation(
-        "fields that are served, by a list",
-        "every field of SGLang's requests, for anybody",
+        "allow-list of fields",
+        "every field of SGLang's requests being open to clients",
         "front/field_check.py, front/fields.py",
         _SGLANG,
         always,
@@ -486,8 +487,8 @@ FRONT = (
         ),
     ),
     Adaptation(
-        "responses are not kept",
-        "all of them for good",
+        "stateless responses",
+        "keeping all responses forever",
         "front/responses.py",
         _SGLANG,
         says("sglang.srt.entrypoints.openai.serving_responses:OpenAIServingResponses.__init__", "self.response_store"),
@@ -498,7 +499,7 @@ FRONT = (
     ),
     Adaptation(
         "SGLang's routes without its server",
-        "a server with its own port and life",
+        "a server with its own port and lifecycle",
         "front/layer.py",
         _SGLANG,
         always,
@@ -513,7 +514,7 @@ FRONT = (
     ),
     Adaptation(
         "a detokenizer that can be stopped",
-        "a process of its own with an endless loop",
+        "a separate process with an endless loop",
         "front/detokenizer.py",
         _SGLANG,
         says("sglang.srt.managers.detokenizer_manager:DetokenizerManager.event_loop", "while True"),
@@ -530,30 +531,30 @@ FRONT = (
 GPU = (
     Adaptation(
         "imports answered by NVML",
-        "a CUDA driver that is started by importing, after which nothing can be forked",
+        "imports that initialise CUDA, after which the process cannot be forked",
         "gpu/imports.py",
         _SGLANG,
         says("sglang.srt.platforms", "torch.cuda.is_available()"),
         (f"{_GROUPS}:GraphCaptureContext",),
     ),
     Adaptation(
-        "silent captures that leave the garbage collector alone",
-        "progress bars, and two collections of all that the template made",
+        "silent captures without garbage collection",
+        "progress bars, and two collections of all objects of the template",
         "gpu/upstream.py: adapt",
         _SGLANG,
         says(f"{_GRAPHS}:DecodeCudaGraphRunner.capture", "with freeze_gc("),
         (f"{_GRAPHS}:tqdm", f"{_GRAPHS}:freeze_gc(enable_cudagraph_gc)"),
     ),
     Adaptation(
-        "experts' sums by a kernel",
-        "a sum that is meant for torch.compile",
+        "expert sums by a kernel",
+        "a sum written for torch.compile",
         "gpu/upstream.py: adapt",
         _SGLANG,
         says("sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe", "_use_moe_sum_reduce_torch_compile("),
         ("sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe:_use_moe_sum_reduce_torch_compile",),
     ),
     Adaptation(
-        "graphs captured when they are wanted",
+        "lazy decode graphs",
         "seconds of captures before a model serves",
         "gpu/lazy_decode_graphs.py",
         f"{_SGLANG} (by itself points a capture at padding: 0.5.17)",
@@ -572,7 +573,7 @@ GPU = (
     ),
     Adaptation(
         "prefill graphs captured while the rank is idle",
-        "captures for 58 lengths before a model serves, or none where 4 GiB are not free",
+        "captures for 58 lengths before a model serves, or none with less than 4 GiB free",
         "gpu/lazy_prefill_graphs.py",
         "sglang 0.5.17",
         says(f"{_PREFILL_GRAPHS}:PrefillCudaGraphRunner.__init__", "self.capture()"),
@@ -594,15 +595,15 @@ GPU = (
     ),
     Adaptation(
         "all captures on one stream",
-        "a workspace of cuBLAS's for each",
+        "a cuBLAS workspace per capture",
         "gpu/lazy_decode_graphs.py",
         _SGLANG,
         says(f"{_GROUPS}:GroupCoordinator.graph_capture", "self.device_module.Stream()"),
         (f"{_GRAPHS}:graph_capture", f"{_GROUPS}:graph_capture(stream)"),
     ),
     Adaptation(
-        "GPU memory that is kept",
-        "the end of SGLang's process",
+        "releasing cached GPU memory",
+        "relying on the end of SGLang's process",
         "gpu/upstream.py: forget_gpu_memory",
         _SGLANG,
         on_gpu,
@@ -614,8 +615,8 @@ GPU = (
         ),
     ),
     Adaptation(
-        "the saver's memory by its tag",
-        "parking, of which SGLang does not know",
+        "pausing weights by their tag",
+        "SGLang having no notion of parking",
         "gpu/upstream.py",
         _SAVER,
         on_gpu,
@@ -628,16 +629,16 @@ GPU = (
         ),
     ),
     Adaptation(
-        "a name for each rank's files",
-        "one name for all that the template forks",
+        "one file name per rank",
+        "all forks of the template sharing one name",
         "gpu/upstream.py: name_this_rank",
         _KVCACHED,
         says("kvcached.utils", "\nDEFAULT_IPC_NAME ="),
         ("kvcached.utils:DEFAULT_IPC_NAME",),
     ),
     Adaptation(
-        "the padding slot's page, cleared and given back",
-        "garbage that kernels multiply by zero, and a page that a parked model keeps",
+        "clearing and releasing the padding slot's page",
+        "NaN garbage that kernels multiply by zero, and a page kept by a parked model",
         "gpu/elastic_kv.py",
         _KVCACHED,
         on_gpu,
@@ -657,6 +658,6 @@ GPU = (
         ),
     ),
 )
-"""On a GPU only."""
+"""On GPUs only."""
 
 ADAPTATIONS = (*PROCESS, *REBUILDING, *RANK, *FRONT, *GPU)

@@ -1,4 +1,4 @@
-"""What this engine imports of upstream packages, or names in a string: as targets, each with the file that does."""
+"""Finds the upstream names that this engine imports or mentions in strings, as targets with the file that uses them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DOTTED = re.compile(rf"({'|'.join(UPSTREAM)})(\.\w+)+")
 
 
 def used() -> dict[str, str]:
-    """By target, in the order of files."""
+    """The using file by target, in the order of files."""
     found: dict[str, str] = {}
     for file in sorted(_ENGINE.rglob("*.py")):
         if Path(__file__).parent not in file.parents:

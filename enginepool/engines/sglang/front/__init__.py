@@ -1,1 +1,1 @@
-"""The front: the worker's own process, with SGLang's OpenAI layer. It never touches a GPU."""
+"""The front: the part of the engine in the worker's own process, with SGLang's OpenAI layer. It never touches a GPU."""

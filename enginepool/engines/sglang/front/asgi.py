@@ -1,4 +1,4 @@
-"""One request through an ASGI application in memory: no port, no HTTP. What comes out becomes our messages."""
+"""Runs one request through an ASGI application in memory, without HTTP, and turns its output into messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VERSION = {"version": "3.0", "spec_version": "2.3"}
 
 
 class Exchange:
-    """`receive` and `send` as ASGI has them. Nothing is emitted for a request that is gone."""
+    """The `receive` and `send` of ASGI for one request. Nothing is emitted after the request was aborted."""
 
     def __init__(self, live: FrontRequest, emit: Emit, reading: asyncio.Event) -> None:
         self._live = live
@@ -55,7 +55,7 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, event: dict[str, Any]) -> None:
-        """While the gateway does not read, this waits, and SGLang's stream with it."""
+        """Emit an event. While the gateway does not read, this blocks, and SGLang's stream with it."""
         if self._live.aborted or self.ended:
             return
         if event["type"] == "http.response.start":
@@ -70,7 +70,7 @@ class Exchange:
                 self._reply(self._status, self._content_type, b"".join(self._parts))
 
     def fail(self, error: RequestError) -> None:
-        """Answer with an error, if there still is something to answer."""
+        """Answer with an error, unless the request is over already."""
         if self._live.aborted or self.ended:
             return
         if self._streaming:
@@ -79,7 +79,7 @@ class Exchange:
             self._reply(error.status, JSON, error_body(error))
 
     def close(self) -> None:
-        """The application has returned: whatever it did, the request has an end."""
+        """Called when the application has returned: make sure that the request was answered."""
         self.fail(server_error("SGLang ended a request without an answer."))
 
     @property

@@ -1,4 +1,4 @@
-"""What one request may have SGLang's front do, and what is refused before it is done: a ValueError becomes a 400."""
+"""Limits on the work one request may cause in SGLang's front. A ValueError becomes an answer with status 400."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from enginepool.engines.sglang.front.requests import CURRENT
 from enginepool.openai.text_bounds import TextBounds
 
 LONG = 16 * 1024
-"""Characters that take some milliseconds to become tokens."""
+"""Texts above this many characters take several milliseconds to tokenize."""
 TOKENIZE = "/v1/tokenize"
-"""The route that may count what is too long for the model."""
+"""The route that may tokenize texts too long for the model."""
 
 
 def bound(tokenizer: Any, most: int, *, own_templates: bool) -> TextBounds:
-    """Have a model's tokenizer refuse texts of more than `most` tokens early, and clients' own templates unless they
-    are allowed. It may be bound again."""
+    """Make a tokenizer refuse texts of more than `most` tokens early, and clients' own chat templates unless allowed.
+    May be called again for the same tokenizer."""
     cls = type(tokenizer)
     bounds = TextBounds(tokenizer, most)
 
@@ -37,33 +37,33 @@ def bound(tokenizer: Any, most: int, *, own_templates: bool) -> TextBounds:
 
 
 def check_prompts(obj: Any, most: int) -> None:
-    """Of one of SGLang's requests, before anything is made of it.
+    """Check the number of prompts in one of SGLang's requests.
 
     Raises:
-        ValueError: there are more than `most` prompts in it.
+        ValueError: it has more than `most` prompts.
     """
     for name in ("text", "input_ids", "input_embeds"):
         value = getattr(obj, name, None)
         if isinstance(value, list) and len(value) > most and not isinstance(value[0], int | float):
-            raise ValueError(f"A request may have {most} prompts, and not {len(value)}.")
+            raise ValueError(f"A request may have at most {most} prompts, got {len(value)}.")
 
 
 def check_logprobs(obj: Any, tokens: int, most: int) -> None:
-    """Of one prompt with so many `tokens`.
+    """Check the number of logprobs requested for a prompt of `tokens` tokens.
 
     Raises:
-        ValueError: it asks for more than `most` logprobs of them.
+        ValueError: it is more than `most`.
     """
     if not getattr(obj, "return_logprob", False):
         return
     start, chosen = obj.logprob_start_len, len(obj.token_ids_logprob or ())
     asked = (0 if start is None or start < 0 else max(0, tokens - start)) * max(1, obj.top_logprobs_num or 0, chosen)
     if asked > most:
-        raise ValueError(f"logprob_start_len: {asked} logprobs of the prompt are asked for; {most} is the most.")
+        raise ValueError(f"logprob_start_len: asks for {asked} logprobs of the prompt; the maximum is {most}.")
 
 
 def frozen(texts: Any) -> Hashable:
-    """A text, texts or pairs of texts, as a key."""
+    """A text, a list of texts or of pairs of texts, made hashable."""
     return tuple(map(frozen, texts)) if isinstance(texts, list | tuple) else texts
 
 
@@ -72,7 +72,7 @@ def characters(texts: Any) -> int:
 
 
 def strings_of(texts: Any) -> Iterator[str]:
-    """All of a text, of texts, or of pairs of texts."""
+    """Yields all strings in a text, a list of texts or of pairs of texts."""
     if isinstance(texts, str):
         yield texts
     elif isinstance(texts, list | tuple):

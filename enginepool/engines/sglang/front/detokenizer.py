@@ -1,4 +1,4 @@
-"""SGLang's DetokenizerManager in a thread of the front, which sleeps until there is something and can be stopped."""
+"""Runs SGLang's DetokenizerManager in a thread of the front that can be stopped."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class DetokenizerThread:
         self._thread.start()
 
     def close(self) -> None:
-        """Returns once the thread has ended: after the batch that it is at."""
+        """End the thread after the current batch and wait for it."""
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         os.close(self._stop)
         close_sockets(self._manager.recv_from_scheduler, self._manager.send_to_tokenizer)
 
     def _run(self) -> None:
-        """Root of the thread. Without it nothing would be answered any more, so the worker ends with it."""
+        """Root of the thread. If it fails, the worker ends, since nothing would be answered any more."""
         poller = zmq.Poller()
         poller.register(self._manager.recv_from_scheduler, zmq.POLLIN)
         poller.register(self._stop, zmq.POLLIN)

@@ -1,4 +1,4 @@
-"""The SGLang engine as the worker sees it: everything here runs on the front's event loop."""
+"""The worker's side of the SGLang engine: everything here runs on the worker's event loop."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ from enginepool.process import DEVICE_FAULT_EXIT
 log = logging.getLogger("prism.sglang")
 
 SILENCE_CHECKS = 10
-"""At whether the rank has said something, within the patience that there is with it."""
+"""How many times to check for signs of life from the rank before it counts as hung."""
 MEASURE_INTERVAL = 1.0
-"""Seconds between two looks at the GPU's memory."""
+"""Seconds between measurements of the GPU's memory."""
 
 
 class SglangEngine:
@@ -67,11 +67,11 @@ class SglangEngine:
     name = "sglang"
 
     def __init__(self, emit: Emit, start: StartRank, limits: WorkLimits | None = None) -> None:
-        # First of all: later there are threads, which a fork would not copy.
+        # First of all, because the rank is forked, and a fork does not copy threads that are started below.
         self._rank = RankProcess(start, self._on_rank_event)
         self._rank.died.add_done_callback(self._on_rank_died)
         if start.device != "cpu":
-            os.environ[VISIBLE] = ""  # the GPU is the rank's; SGLang's code here must not touch it
+            os.environ[VISIBLE] = ""  # SGLang's code in this process must not touch the rank's GPU
         sweep()
         self._emit = emit
         self._mps = start.mps
@@ -85,7 +85,7 @@ class SglangEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._rank_tasks: set[asyncio.Task[None]] = set()
         self._rank_lock = asyncio.Lock()
-        """Held by whoever talks to the rank, whose answers come in the order of the questions."""
+        """Held during a command to the rank, whose answers come in the order of the commands."""
         self._skeleton: SglangSkeleton | None = None
         self._warmup: KernelWarmup | None = None
         self._active = False
@@ -93,7 +93,7 @@ class SglangEngine:
         self._reading.set()
         self.load = EngineLoad()
         self._events_heard = self._events_seen = 0
-        """Said by the rank without being asked: ever, and until `_says_nothing` looked last."""
+        """Number of unsolicited messages from the rank: in all, and when `_says_nothing` was called last."""
         watching = (
             self._measure(start.gpu),
             self._watch(self._says_nothing, start.patience, "has not said anything"),
@@ -138,12 +138,12 @@ class SglangEngine:
         return phases.seconds
 
     def _start_warmup(self, skeleton: SglangSkeleton) -> None:
-        """Unless that has been done."""
+        """Start warming up kernels, unless that was done on this machine."""
         mark = mark_for(skeleton.manifest.key)
         if mark is None or mark.exists():
             return
         self._warmup = KernelWarmup(mark, self._run, skeleton.layer.manager, self._traffic)
-        self._emit(Rehearsing(begins=True))  # before it is said that the model is active
+        self._emit(Rehearsing(begins=True))  # must precede WorkerActivated
         self._begin(self._run_warmup(self._warmup))
 
     async def _run_warmup(self, warmup: KernelWarmup) -> None:
@@ -154,7 +154,7 @@ class SglangEngine:
 
     async def park(self) -> str:
         if self._skeleton is None:
-            raise EngineError("there is no model to park")
+            raise EngineError("no model to park")
         if self._warmup is not None:
             self._warmup.stop()
             self._warmup = None
@@ -213,7 +213,7 @@ class SglangEngine:
         self._begin(self._run(live, self._emit))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """In a task of its own, which ends before the model leaves."""
+        """Run `work` in a task that must end before the model is parked."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -255,13 +255,13 @@ class SglangEngine:
             raise
 
     def _queue_for_rank(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have a word with the rank, after those under way."""
+        """Talk to the rank in a task of its own, after the exchanges already queued."""
         task = asyncio.get_running_loop().create_task(self._with_rank_lock(work))
         self._rank_tasks.add(task)
         task.add_done_callback(self._rank_tasks.discard)
 
     async def _with_rank_lock(self, work: Coroutine[Any, Any, None]) -> None:
-        """Root of the task."""
+        """Root of a task that talks to the rank."""
         try:
             async with self._rank_lock:
                 await work
@@ -273,7 +273,7 @@ class SglangEngine:
     async def _limit_kv(self, limit: KvLimit) -> None:
         if self._active and self._skeleton is not None:
             await self._skeleton.limit_kv(limit)
-        else:  # it has parked meanwhile
+        else:  # the model was parked in the meantime
             self._emit(KvLimitApplied(limit.revision, 0, applied=True))
 
     async def _tell(self, command: OfferSegment | WithdrawSegment) -> None:
@@ -291,7 +291,7 @@ class SglangEngine:
             self.load.kv_bytes, self.load.batch, self.load.held = event.used, event.batch, event.held
 
     async def _run(self, live: FrontRequest, emit: Emit) -> None:
-        """Root of a request's task, in which SGLang's own code runs."""
+        """Root of a request's task, in which SGLang's code runs."""
         assert self._skeleton is not None
         layer = self._skeleton.layer
         CURRENT.set(live)
@@ -325,7 +325,7 @@ class SglangEngine:
         return live
 
     async def _measure(self, gpu: str) -> None:
-        """Root of the task that keeps what is used of a GPU."""
+        """Root of the task that measures GPU memory."""
         if not gpu:
             return
         try:
@@ -335,18 +335,18 @@ class SglangEngine:
                 self.load.process_used = await asyncio.to_thread(memory.of_process)
                 await asyncio.sleep(MEASURE_INTERVAL)
         except pynvml.NVMLError as error:
-            log.warning("NVML does not tell what is used of GPU %s: %s", gpu, error)
+            log.warning("NVML does not report the memory in use on GPU %s: %s", gpu, error)
 
     async def _watch(self, is_hung: Callable[[], bool], patience: float, what: str) -> None:
-        """Root of a task that ends a rank which hangs, for the gateway watches this process only.
+        """Root of a task that kills a hung rank, since the gateway only monitors this process.
 
-        Checks are counted, not seconds, so that a pause of this process itself kills nothing.
+        It counts checks instead of comparing times, so that the rank survives if this process was stopped for a while.
         """
         hung = 0
         while hung < SILENCE_CHECKS:
             await asyncio.sleep(patience / SILENCE_CHECKS)
             hung = hung + 1 if is_hung() else 0
-        log.error("the rank %s for %g s, and is taken for hung", what, patience)
+        log.error("the rank %s for %g s and counts as hung", what, patience)
         await self._leave_gpu()
         self._rank.kill()
 
@@ -356,12 +356,12 @@ class SglangEngine:
         return self._events_heard == seen and self._skeleton is not None
 
     async def _leave_gpu(self) -> None:
-        """Before the rank, which is in this worker's process group, is killed."""
+        """End the rank's GPU work through MPS, before it is killed. It is in this worker's process group."""
         if self._mps is not None:
             await control.terminate(self._mps.pipes, os.getpgrp())
 
     async def _let_tasks_end(self) -> None:
-        """Those of aborted requests may still be on their way out."""
+        """Wait for the tasks of requests; those of aborted ones may still be running."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -370,7 +370,7 @@ class SglangEngine:
             self._emit(Counted(live.id, live.prompt_tokens))
 
     def _on_rank_died(self, died: asyncio.Future[str]) -> None:
-        """There is no rank without this worker, and no worker without its rank."""
+        """End this worker, as it cannot live without its rank."""
         log.error("%s; this worker ends", died.result())
         if self._skeleton is not None:
             self._skeleton.remove_files()

@@ -1,6 +1,6 @@
-"""Refuses requests that use a field of SGLang's which is not served, by name. `fields` says which are.
+"""Refuses requests that use a field of SGLang's API that is not served. `fields` lists the served ones.
 
-Of SGLang 0.5.17. To be imported after `warm` only.
+Written for SGLang 0.5.17. To be imported after `warm` has run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from enginepool.openai.answers import JSON
 from enginepool.openai.errors import error_body
 
 _MALFORMED = (TypeError, AttributeError, ArithmeticError, LookupError)
-"""What SGLang raises when a part of a request is not what it takes it for, without asking."""
+"""What SGLang raises when a part of a request does not have the type it assumes."""
 _ASK_FOR_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
+"""Values with which a field has no effect."""
 
 
 class FieldNotServed(ValueError):
-    """A request with a field that is not served."""
+    """A request uses a field that is not served."""
 
     def __init__(self, field: str) -> None:
         super().__init__(f"{field} is not served here.")
@@ -32,10 +33,10 @@ class FieldNotServed(ValueError):
 
 
 def check_fields(path: str, request: Any) -> None:
-    """A request as SGLang has read it from the body of a client's request to `path`.
+    """Check the fields of a request to `path`, as parsed by SGLang.
 
     Raises:
-        FieldNotServed: it uses a field that is not served.
+        FieldNotServed: the request uses a field that is not served.
     """
     for name, value, default in _given(request):
         if not _may(ROUTES[path], name) and value != default and value not in _ASK_FOR_NOTHING:
@@ -43,8 +44,8 @@ def check_fields(path: str, request: Any) -> None:
 
 
 def guard(serving: Any) -> Any:
-    """One of SGLang's OpenAI servings, which from now on answers 400 to what is not served, and to what it fails on
-    while it makes one of its own requests of it."""
+    """Make one of SGLang's OpenAI serving objects answer 400 to fields that are not served, and to requests it fails to
+    convert into its internal form."""
     handle, convert = serving.handle_request, serving._convert_to_internal_request
 
     async def check_and_handle(request: Any, raw_request: Any) -> Any:
@@ -63,7 +64,8 @@ def guard(serving: Any) -> Any:
 
 
 def answering_400(app: Any) -> Any:
-    """SGLang's FastAPI application, before its first request: its classes' own validators raise whatever they like."""
+    """Make SGLang's FastAPI application answer 400 to malformed requests, whatever its validators raise. To be called
+    before its first request."""
 
     async def refuse(request: Any, error: Exception) -> Response:
         refusal = RequestError(400, f"The request is malformed: {error}")
@@ -89,7 +91,7 @@ def _may(fields: Fields, name: str) -> bool:
 
 
 def _given(request: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name, value and default of each field that the client may have set."""
+    """Yields name, value and default of each field that the client may have set."""
     if dataclasses.is_dataclass(request):
         for field in dataclasses.fields(request):
             yield field.name, getattr(request, field.name), field.default

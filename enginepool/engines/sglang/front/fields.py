@@ -1,8 +1,8 @@
-"""Which fields of SGLang's requests clients may use, by route: a field that is on no list is refused.
+"""Lists the fields of SGLang's requests that clients may use, by route; a field on no list is refused.
 
-The lists were made from SGLang 0.5.17. `tests/sglang/test_fields.py` fails when the installed version has a field that
-is on none: look at what it makes SGLang do, to this request and to those beside it, and put it on the list where it
-belongs. Fields that SGLang does not know reach nobody.
+The lists are based on SGLang 0.5.17. `tests/sglang/test_fields.py` fails if the installed version has a field on no
+list: find out what it makes SGLang do, to this request and to concurrent ones, and add it to the right list. Fields
+unknown to SGLang have no effect.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ def _names(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Of one class of SGLang's."""
+    """The fields of one of SGLang's request classes."""
 
     kind: str
-    """Its module and name."""
+    """Module and name of the class."""
     served: frozenset[str]
     refused: frozenset[str]
-    """Known, and served to nobody; a value that asks for nothing is passed over."""
+    """Known but not served; values without effect are ignored."""
 
     @property
     def known(self) -> frozenset[str]:
@@ -35,7 +35,7 @@ PASSED_OVER = _names(
     " conversation_id"
     " external_trace_header truncation include max_tool_calls"
 )
-"""What clients send always and everywhere and which asks for nothing, and what the gateway decides in their place."""
+"""Fields that clients commonly send and that have no effect, or that the gateway overrides."""
 
 _OPENAI = "sglang.srt.entrypoints.openai.protocol:"
 _SAMPLING = _names(
@@ -135,4 +135,4 @@ SAMPLING = Fields(
     ),
     _names("stop_regex custom_params stop_strs stop_regex_strs stop_str_max_len stop_regex_max_len is_normalized"),
 )
-"""The parameters of `sampling_params`, a field of /generate."""
+"""The parameters in /generate's field `sampling_params`."""

@@ -1,7 +1,7 @@
-"""Grammars are tried out before a rank sees them, in a process that can be killed: compiling some takes for ever.
+"""Compiles grammars in a process that can be killed before a rank sees them, because compiling some takes forever.
 
-llguidance 1.9.1 works out what several `anyOf` of one `allOf` come to together, for one: ten of them take 0.2 s, twenty
-minutes. In the rank, SGLang compiles in a thread, which nothing can end.
+For example, llguidance 1.9.1 multiplies out the `anyOf`s in an `allOf`: ten of them take 0.2 s, twenty take minutes. In
+the rank, SGLang would compile in a thread, which cannot be ended.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import msgspec
 from enginepool.engines.sglang.front.requests import FrontRequest
 
 KINDS = ("json_schema", "regex", "ebnf", "structural_tag")
-"""Sampling parameters of SGLang that hold a grammar each."""
+"""SGLang's sampling parameters that hold a grammar."""
 AT_ONCE = 2
-"""Trials of a worker at a time; the next waits."""
+"""Maximum number of concurrent checks per worker."""
 REMEMBERED = 4096
-"""Grammars whose trials are not repeated."""
+"""Number of grammars whose results are cached."""
 IDLE = 2.0
-"""Seconds after which a process without a task ends."""
+"""Seconds after which an idle process is ended."""
 _PROGRAM = "enginepool.grammar_check"
 
 
@@ -41,10 +41,10 @@ class GrammarChecker:
         self._found: OrderedDict[bytes, str] = OrderedDict()
 
     async def check(self, sampling: Any, live: FrontRequest | None) -> None:
-        """Try what grammars there are in SGLang's sampling parameters.
+        """Check the grammars in SGLang's sampling parameters.
 
         Raises:
-            ValueError: one is wrong or takes too long, or the client has left.
+            ValueError: one is invalid or takes too long, or the client has disconnected.
         """
         for kind, grammar in _grammars(sampling):
             key = hashlib.sha256(f"{kind}:{grammar}".encode(errors="replace")).digest()
@@ -76,7 +76,7 @@ class GrammarChecker:
             task.cancel()
 
     async def _check_one(self, kind: str, grammar: str) -> str:
-        """What is wrong with it, or ""."""
+        """The problem with a grammar, or ""."""
         async with self._slots:
             process = self._idle.pop() if self._idle else await _start()
             self._busy.add(process)
@@ -121,7 +121,7 @@ async def _start() -> Process:
 
 
 async def _ask(process: Process, kind: str, grammar: str) -> str | None:
-    """What is wrong with a grammar, or ""; None: it was too much for the process."""
+    """The problem with a grammar, or ""; None if the process died of it."""
     assert process.stdin is not None
     with contextlib.suppress(ConnectionError):
         process.stdin.write(msgspec.json.encode((kind, grammar)) + b"\n")

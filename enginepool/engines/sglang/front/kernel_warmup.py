@@ -1,8 +1,8 @@
-"""What a model's first requests on a machine would wait for, found out before they come.
+"""Warms up kernels: sends a model its first requests on a machine before clients do.
 
-Triton compiles a kernel when it is first called with such arguments, for seconds, and keeps it on disk. So a model that
-was never served on this machine is asked a few things by its own worker, while it is active and nobody else asks. A
-mark beside Triton's kernels says that it was done.
+Triton compiles a kernel for seconds when it is first called with certain arguments, then caches it on disk. So the
+worker of a model that was never served on this machine sends it some requests while it is active and otherwise idle. A
+marker file next to Triton's kernels records that this was done.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ from enginepool.messages import FromWorker, Reply, Submit
 log = logging.getLogger("prism.sglang")
 
 LENGTHS = (1, 24, 25, 32, 100, 101, 112, 300, 301, 304, 1000, 1001, 1008)
-"""Tokens of the prompts. Which kernel is taken depends on how many there are, and on whether that is odd, even or a
-multiple of 16: each is compiled for itself."""
+"""Lengths of the prompts, in tokens. Triton compiles separate variants of a kernel depending on the number of tokens
+and on whether it is odd, even or a multiple of 16."""
 TOKENS = 4
-"""Of each answer."""
+"""Tokens per answer."""
 SAMPLING = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
 SCHEMA = {"type": "object", "properties": {"ready": {"type": "boolean"}}, "required": ["ready"]}
 _SAFE_VOCABULARY = 97
-"""In any vocabulary. No two lengths leave the same rest, so no prompt finds another's beginning in the prefix cache."""
+"""Number of token ids that every vocabulary has. All lengths differ modulo this number, so that no prompt shares a
+prefix with another in the prefix cache."""
 _NO_REQUEST = -1
-"""In place of a request's id, of which the gateway knows nothing."""
+"""Stands in for a request id, since the gateway does not know these requests."""
 _LATEST_DEADLINE = 1e9
-"""A deadline in seconds behind all others."""
+"""A deadline, in seconds, later than any client's."""
 QUIET = 0.1
-"""Seconds without a request before one of the rehearsal's: whom a model was activated for asks it just afterwards, and
-would wait for what is being compiled."""
+"""Seconds without client requests before a warm-up request is sent: the client for whom the model was activated sends
+its requests right after the activation, and would have to wait for the compiler."""
 
 Run = Callable[[FrontRequest, Emit], Awaitable[None]]
-"""Has the engine answer a request."""
+"""Runs a request in the engine."""
 
 
 def mark_for(key: str) -> Path | None:
-    """The file that says that the model of a segment's `key` was rehearsed. None: nothing is compiled, as on a CPU.
+    """The marker file that says that the model of a segment's `key` was warmed up; None on a CPU, without kernels.
 
-    It lies where Triton keeps its kernels (`gpu_environment` says where that is), and is gone when those are.
+    It lies in the folder of Triton's kernels (see `gpu_environment`), so it disappears together with them.
     """
     folder = os.environ.get("TRITON_CACHE_DIR")
     return Path(folder, f"prism-{key}") if folder else None
 
 
 class Traffic:
-    """Whether anybody asks the worker for anything."""
+    """Whether the worker has client requests."""
 
     def __init__(self) -> None:
         self._some, self._none = asyncio.Event(), asyncio.Event()
@@ -67,7 +68,7 @@ class Traffic:
         self._none.set()
 
     async def wait_quiet(self, seconds: float) -> None:
-        """Wait until there has been none for so long."""
+        """Wait until there have been no requests for `seconds`."""
         quiet = False
         while not quiet:
             await self._none.wait()
@@ -78,7 +79,7 @@ class Traffic:
 
 
 class KernelWarmup:
-    """Of the active model. `perform` is to be run as a task, and ends soon after `stop`."""
+    """Warms up the active model. `perform` must run as a task; it ends soon after `stop`."""
 
     def __init__(self, mark: Path, run: Run, manager: Any, traffic: Traffic) -> None:
         self._mark = mark
@@ -89,24 +90,24 @@ class KernelWarmup:
         self._stopped = asyncio.Event()
 
     async def perform(self) -> None:
-        """Root of its task. What fails is left to the first one who asks for it, who is told why."""
+        """Root of the task. If a request fails, the first client to send a similar one will get the error."""
         for submit in _requests(self._manager):
             if not await self._may_ask():
                 return
             status = await self._ask(submit)
             if status != 200:
-                log.debug("a rehearsal ended with status %s", status)
+                log.debug("a warm-up request ended with status %s", status)
                 return
         self._put_mark()
 
     def stop(self) -> None:
-        """The model is about to leave."""
+        """Stop warming up, because the model is about to be parked."""
         self._stopped.set()
         if self._live is not None:
             self._manager.abort(self._live)
 
     async def _may_ask(self) -> bool:
-        """Wait until nobody else asks. False: it is stopped."""
+        """Wait until there are no client requests; returns False if the warm-up was stopped."""
         quiet = asyncio.ensure_future(self._traffic.wait_quiet(QUIET))
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
@@ -145,7 +146,7 @@ def _requests(manager: Any) -> Iterator[Submit]:
 
 
 def _prompts(longest: int) -> Iterator[list[int]]:
-    """Token ids: of each length below `longest`, and one that begins with what is in the prefix cache."""
+    """Token ids of each length below `longest`, and one prompt that begins with a cached prefix."""
     prompt: list[int] = []
     for length in (length for length in LENGTHS if length < longest):
         prompt = [(length + place) % _SAFE_VOCABULARY for place in range(length)]

@@ -1,8 +1,8 @@
-"""A large request through SGLang's application in a thread of its own, beside the worker's event loop.
+"""Runs large requests through SGLang's application in threads of their own, off the worker's event loop.
 
-SGLang reads a body, renders a chat template, makes tokens and writes an answer without ever waiting: for 16 MiB that
-is seconds, in which no ping and no stream would be answered. Apart, only the gateway's side (`Exchange`) and the
-tokenizer manager's are on the worker's loop: to both of them it goes over, step by step.
+SGLang parses a body, renders the chat template, tokenizes and formats the answer without ever yielding: seconds for 16
+MiB, during which pings and streams would stall. In a thread with its own loop, only the gateway's side (`Exchange`) and
+the tokenizer manager run on the worker's loop; each call to them crosses over.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from enginepool.own_thread import OwnThread, ThreadEnded, first_of
 T = TypeVar("T")
 
 AT_ONCE = 4
-"""Requests of a worker that are prepared apart at a time. Each one's Python delays everybody else's by 5 ms."""
+"""Maximum concurrent threads. Because of the GIL, each of them delays the event loop by up to 5 ms at a time."""
 
 
 class LargeRequests:
-    """`seconds` is how long a request's preparation may take: all until the tokenizer manager has it."""
+    """Runs large requests; each may take `seconds` until the tokenizer manager has it."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -47,7 +47,7 @@ class LargeRequests:
 
 
 def _serve(app: Any, exchange: Exchange, main: asyncio.AbstractEventLoop) -> None:
-    """In the thread."""
+    """Run the application; called in the request's own thread."""
 
     async def receive() -> dict[str, Any]:
         event: dict[str, Any] = await _on_loop(exchange.receive(), main)
@@ -61,7 +61,7 @@ def _serve(app: Any, exchange: Exchange, main: asyncio.AbstractEventLoop) -> Non
 
 
 async def iterate_on(outputs: AsyncIterator[T], main: asyncio.AbstractEventLoop) -> AsyncIterator[T]:
-    """What an asynchronous generator of the loop `main` gives, on another thread's loop."""
+    """Iterate over an asynchronous generator of the loop `main` from another thread's loop."""
     generator: Any = outputs
     try:
         while True:
@@ -78,5 +78,5 @@ async def _on_loop(work: Any, main: asyncio.AbstractEventLoop) -> Any:
 
 
 async def _caught(work: Coroutine[Any, Any, T]) -> T:
-    """`work`, which may be any awaitable."""
+    """Wrap an awaitable in a coroutine, which run_coroutine_threadsafe requires."""
     return await work

@@ -1,4 +1,4 @@
-"""The front's half of one model: SGLang's tokenizer manager, detokenizer and OpenAI layer, made anew for each."""
+"""The front's half of one model: SGLang's tokenizer manager, detokenizer and OpenAI layer, created for each model."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from enginepool.engines.sglang.protocol import Built, Command
 from enginepool.engines.sglang.upstream import bind_unused, close_sockets
 
 IDLE_TIMEOUT = 60.0
-"""Seconds that the rank gets to finish its last step before parking fails."""
+"""Seconds for the rank to finish its last step before parking fails."""
 
 
 class OpenAILayer:
-    """`app` is SGLang's one application of this process, so there is one layer at a time."""
+    """SGLang has one application per process, `app`, so there is only one layer at a time."""
 
     app = answering_400(http_server.app)
 
@@ -40,26 +40,26 @@ class OpenAILayer:
         self._install(templates)
 
     def serve(self, built: Built) -> None:
-        """The rank is there."""
+        """Begin to serve, once the rank is built."""
         self.manager.max_req_input_len = built.max_input
         self.manager.server_status = ServerStatus.Up
         self.manager.auto_create_handle_loop()
 
     async def flush(self) -> bool:
-        """Wait until the rank is idle, and drop its prefix cache."""
+        """Wait until the rank is idle and drop its prefix cache; returns whether that succeeded."""
         result = await self.manager.flush_cache(timeout_s=IDLE_TIMEOUT)
         return bool(result.success)
 
     def command_rank(self, command: Command) -> None:
-        """Have the rank carry a command out between two steps; it answers on its own connection."""
+        """Have the rank execute a command between two steps; it answers on the private connection."""
         self.manager._dispatch_to_scheduler(wrap_as_pickle(command))
 
     def shut_down_rank(self) -> None:
-        """Have the rank leave its loop."""
+        """Make the rank leave its loop."""
         self.manager._dispatch_to_scheduler(ShutdownReq())
 
     async def close(self) -> None:
-        """Drop it all; the rank must be done with it."""
+        """Drop everything. The rank must have stopped using it."""
         tasks = self.manager.asyncio_tasks
         for task in tasks:
             task.cancel()
@@ -70,11 +70,11 @@ class OpenAILayer:
         http_server.set_global_state(None)
         self.app.state._state.clear()
         del self.manager, self._detokenizer
-        await asyncio.sleep(0)  # only then the loop lets go of the cancelled tasks
+        await asyncio.sleep(0)  # lets the event loop release the cancelled tasks
         gc.collect()
 
     def _install(self, templates: Any) -> None:
-        """What SGLang's `lifespan` does at the start of its server, for the routes that we let through."""
+        """Do what SGLang's `lifespan` does at server start, for the routes that are served."""
         manager, state = self.manager, self.app.state
         http_server.set_global_state(http_server._GlobalState(manager, templates, {}))
         state.openai_serving_completion = guard(OpenAIServingCompletion(manager, templates))

@@ -1,4 +1,4 @@
-"""A client's own chat template, which is a program: refused, unless the registry allows it."""
+"""Refuses chat templates sent by clients, which are programs, unless the registry allows them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 from config.errors import RequestError
 
 OWN_TEMPLATE = b'"chat_template"'
-"""In a body that may have one."""
-REFUSAL = "chat_template: a client's own chat template is not served here; the model's own is used."
+"""Text contained in every body with a chat template."""
+REFUSAL = "chat_template: chat templates sent by clients are not allowed here; the model's own is used."
 
 
 class _Body(msgspec.Struct):
@@ -19,9 +19,10 @@ class _Body(msgspec.Struct):
 
 
 def refuse_own_template(body: bytes) -> None:
-    """
+    """Check a body for a chat template. Invalid JSON is left to others to report.
+
     Raises:
-        RequestError: 400, the body has a chat template. What is no JSON at all, others will say.
+        RequestError: 400, the body has a chat template.
     """
     try:
         sent = msgspec.json.decode(body, type=_Body)

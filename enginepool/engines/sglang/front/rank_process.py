@@ -1,4 +1,4 @@
-"""The rank as the front sees it: a process forked while the front is still without threads."""
+"""The front's handle of its rank, a process forked while the front has no threads yet."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from enginepool.engines.sglang.rank.main import run_rank
 log = logging.getLogger("prism.sglang")
 
 LOOK_INTERVAL = 0.05
-"""Seconds between two looks at whether the rank is ending."""
+"""Seconds between checks for whether the rank is exiting."""
 
 
 def fork_rank(start: StartRank) -> tuple[int, Connection]:
-    """Fork. Returns the rank's process id and the connection to it.
+    """Fork a rank; returns its process id and the connection to it.
 
     Raises:
-        PoolError: this process has threads, which a fork would not copy.
+        PoolError: this process has threads, which a fork does not copy.
     """
     if (count := len(os.listdir("/proc/self/task"))) > 1:
         raise PoolError(f"a rank cannot be forked from a process with {count} threads")
@@ -51,10 +51,10 @@ def fork_rank(start: StartRank) -> tuple[int, Connection]:
 
 
 def _run_child(fd: int, front: int, start: StartRank) -> NoReturn:
-    """Never returns, so no object of the front's, its event loop among them, is finalized here."""
+    """Run the rank in the forked child. Never returns, so that none of the front's objects is finalized here."""
     try:
         process.die_with_parent(front)
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(-1)  # it belongs to the front's event loop
         process.reset_signals()
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
@@ -66,9 +66,9 @@ def _run_child(fd: int, front: int, start: StartRank) -> NoReturn:
 
 
 class RankProcess:
-    """Lives on the front's event loop. `died` is set when the process has ended without being told to.
+    """Lives on the front's event loop. `died` is set when the process ends without having been told to.
 
-    Answers come in the order in which they were asked for; events, which nobody asked for, go to `on_event`.
+    Answers come in the order of the commands; unsolicited events go to `on_event`.
     """
 
     def __init__(self, start: StartRank, on_event: Callable[[Event], None]) -> None:
@@ -78,18 +78,19 @@ class RankProcess:
         self.died: asyncio.Future[str] = self._loop.create_future()
         self._answers: deque[asyncio.Future[Answer]] = deque()
         self.exit_code: int | None = None
-        """Once it has died; negative for a signal."""
+        """Set once it has died; negative for a signal."""
         self._ready = self.next_answer()
         self._looking = self._loop.call_later(LOOK_INTERVAL, self._look)
         self._loop.add_reader(self._connection.fileno(), self._on_readable)
-        os.set_blocking(self._connection.fileno(), True)  # uvloop changes that, and a long message comes in parts
+        # uvloop's add_reader makes it non-blocking, but `Connection.recv` has to block for the rest of a long message.
+        os.set_blocking(self._connection.fileno(), True)
 
     @property
     def stopped(self) -> bool:
         return process.is_stopped(self.pid)
 
     async def ready(self) -> int:
-        """Wait for its first word; returns the bytes of the device's memory that it holds.
+        """Wait until the rank is ready; returns the bytes of device memory that it holds.
 
         Raises:
             PoolError: the rank has ended.
@@ -99,10 +100,10 @@ class RankProcess:
         return said.held
 
     def send(self, command: Any) -> asyncio.Future[Answer]:
-        """To a rank that serves no model. Returns its first answer.
+        """Send a command to a rank that serves no model; returns a future of its first answer.
 
         Raises:
-            PoolError: the rank is gone. The future raises it too, if the rank ends meanwhile.
+            PoolError: the rank is gone. The future raises it too if the rank ends before it answers.
         """
         answer = self.next_answer()
         try:
@@ -112,10 +113,10 @@ class RankProcess:
         return answer
 
     async def tell(self, command: Command, send: Callable[[Command], object] | None = None) -> Any:
-        """Have the rank carry `command` out; returns its result. `send` brings it to a rank that serves.
+        """Have the rank execute `command`; returns the result. `send` delivers it to a rank that serves a model.
 
         Raises:
-            EngineError, StoreError: it cannot.
+            EngineError, StoreError: the command failed.
             PoolError: the rank has ended.
         """
         if send is None:
@@ -130,7 +131,11 @@ class RankProcess:
         return said.result
 
     def next_answer(self) -> asyncio.Future[Answer]:
-        """What the rank will say, after all that was asked for before; to be asked for before what makes it say so."""
+        """A future of the rank's next answer after those already expected. To be called before triggering the answer.
+
+        Raises:
+            PoolError: the rank has ended.
+        """
         if self.died.done():
             raise PoolError(self.died.result())
         answer: asyncio.Future[Answer] = self._loop.create_future()
@@ -138,7 +143,7 @@ class RankProcess:
         return answer
 
     def close(self) -> None:
-        """End the process. It keeps nothing that a kill would lose."""
+        """Kill the process, which holds nothing worth saving."""
         if self._connection.closed:
             return
         self._looking.cancel()
@@ -149,7 +154,7 @@ class RankProcess:
             os.waitpid(self.pid, 0)
 
     def kill(self) -> None:
-        """It has died, as far as anybody else can see."""
+        """Kill the process and treat it like any other death: `died` is set."""
         os.kill(self.pid, signal.SIGKILL)
 
     def _on_readable(self) -> None:
@@ -167,7 +172,7 @@ class RankProcess:
             answer.set_result(message)
 
     def _look(self) -> None:
-        """Its end is to be known before the driver has freed its memory, which may take seconds."""
+        """Detect that the rank is exiting before the driver has freed its memory, which may take seconds."""
         if (status := process.status_while_exiting(self.pid)) is not None:
             self._bury(status)
             return

@@ -1,7 +1,7 @@
-"""OpenAI's /v1/responses by SGLang's own code, with nothing kept: a worker may serve another model a second later.
+"""OpenAI's /v1/responses by SGLang's code, but stateless, since a worker may serve another model a second later.
 
-Of SGLang 0.5.17, whose `OpenAIServingResponses` keeps all responses, and the messages that led to them, in the
-process for good unless a request says `store: false`.
+Written for SGLang 0.5.17, whose `OpenAIServingResponses` keeps all responses and their messages in memory forever,
+unless a request says `store: false`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingRespons
 from enginepool.engines.sglang.front.field_check import FieldNotServed, check_fields
 
 _NEEDS_WHAT_WAS_KEPT = {
-    "background": "Background responses cannot be fetched later, since no response is kept here.",
-    "previous_response_id": "Responses are not kept here; send the conversation so far in `input`.",
+    "background": "Background responses cannot be fetched later, since responses are not stored here.",
+    "previous_response_id": "Responses are not stored here; send the conversation so far in `input`.",
 }
 """Parameters that are refused, and why."""
 
 
 class StatelessResponses(OpenAIServingResponses):  # type: ignore[misc]
-    """`store` counts as false, as the answer says. What the client does not keep is gone."""
+    """Treats `store` as false, as the answer states."""
 
     async def create_responses(self, request: Any, raw_request: Any = None) -> Any:
         for name, reason in _NEEDS_WHAT_WAS_KEPT.items():
@@ -37,14 +37,14 @@ class StatelessResponses(OpenAIServingResponses):  # type: ignore[misc]
 
 
 class NoResponses:
-    """For gpt-oss, whose format's vocabulary SGLang would fetch from the network during the activation."""
+    """Used for gpt-oss, for whose response format SGLang would download a vocabulary during the activation."""
 
     async def create_responses(self, request: Any, raw_request: Any = None) -> Any:
         raise HTTPException(400, "This model is not served by /v1/responses; use /v1/chat/completions.")
 
 
 def serving_responses(manager: Any, templates: Any) -> StatelessResponses | NoResponses:
-    """What answers /v1/responses for the model of `manager`, a TokenizerManager."""
+    """The object that answers /v1/responses for the model of `manager`, a TokenizerManager."""
     if manager.model_config.hf_config.model_type == "gpt_oss":
         return NoResponses()
     return StatelessResponses(manager, templates, enable_prompt_tokens_details=True)

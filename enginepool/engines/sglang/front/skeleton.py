@@ -1,4 +1,4 @@
-"""One model in this worker, active or parked: the rank's Scheduler and the front's layer, made and dropped together."""
+"""One model in this worker, active or parked: the rank's Scheduler and the front's layer, which live together."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ log = logging.getLogger("prism.sglang")
 
 @dataclass(frozen=True, slots=True)
 class KvLimit:
-    """Bytes that a model's KV cache may have mapped; 0 for no limit."""
+    """The bytes that a model's KV cache may map; 0 for no limit."""
 
     nbytes: int
     revision: int
 
 
 class SglangSkeleton:
-    """Made by `build` only. `held` and `copy_seconds` are of the last activation: see `Built`."""
+    """Created by `build` only. `held` and `copy_seconds` refer to the last activation; see `Built`."""
 
     def __init__(
         self,
@@ -66,11 +66,12 @@ class SglangSkeleton:
     async def build(
         cls, spec: ModelSpec, weights: Weights, limit: KvLimit, rank: RankProcess, phases: Phases
     ) -> SglangSkeleton:
-        """
+        """Build both halves of a model.
+
         Raises:
             EngineError: SGLang cannot serve this model; nothing of it is left.
-            StoreError: the segment is gone, or a checksum is wrong; likewise.
-            PoolError: the rank is of no use any more.
+            StoreError: the segment is gone or a checksum is wrong; nothing of the model is left.
+            PoolError: the rank is not usable any more.
         """
         folder = SocketFolder()
         try:
@@ -94,8 +95,8 @@ class SglangSkeleton:
         first, second = rank.send(command), rank.next_answer()
         prepared = await first
         phases.end("arguments")
-        # While the rank builds its half. Should this fail, the rank has bound nothing and is told to stop. In a thread,
-        # for what the rank says meanwhile.
+        # Built while the rank builds its half; in a thread, because this loop has to handle the rank's messages. If it
+        # fails, its sockets are closed again; the rank only connects, so `_abandon` binds one to tell it to stop.
         layer = None
         if isinstance(prepared, Prepared):
             layer = await asyncio.to_thread(_build_layer, spec, prepared.server_args, port_args)
@@ -117,10 +118,10 @@ class SglangSkeleton:
         raise built.error
 
     async def park(self) -> int:
-        """Returns the bytes of the device's memory that the parked model holds.
+        """Park the model; returns the bytes of device memory it still holds.
 
         Raises:
-            EngineError: the rank does not come to rest.
+            EngineError: the rank does not become idle.
         """
         if not await self.layer.flush():
             raise EngineError(f"{self.spec.name}: the rank is not idle")
@@ -128,9 +129,10 @@ class SglangSkeleton:
         return held
 
     async def revive(self, weights: Weights, limit: KvLimit, phases: Phases) -> None:
-        """
+        """Activate the parked model again.
+
         Raises:
-            EngineError, StoreError: the weights do not come back; the skeleton is of no more use.
+            EngineError, StoreError: the weights cannot be restored; the skeleton is unusable.
         """
         if limit.nbytes:
             await self.limit_kv(limit)
@@ -140,23 +142,23 @@ class SglangSkeleton:
         phases.took(filled.phases)
 
     async def limit_kv(self, limit: KvLimit) -> None:
-        """The rank says by a KvLimitSet when it holds."""
+        """Have the rank apply a limit; it reports by KvLimitSet when the limit holds."""
         await self.tell(LimitKv(limit.revision, limit.nbytes))
 
     async def tell(self, command: Command) -> Any:
-        """Have the rank carry `command` out between two steps; returns its result.
+        """Have the rank execute `command` between two steps; returns the result.
 
         Raises:
-            EngineError, StoreError: it cannot.
+            EngineError, StoreError: the command failed.
             PoolError: the rank has ended.
         """
         return await self._rank.tell(command, self.layer.command_rank)
 
     async def tear_down(self, phases: Phases) -> int:
-        """Returns the bytes of the device's memory that the rank holds afterwards.
+        """Tear the model down; returns the bytes of device memory that the rank holds afterwards.
 
         Raises:
-            PoolError: something of the model lives on in the rank: the worker is to be replaced.
+            PoolError: parts of the model are still alive in the rank, so the worker must be replaced.
         """
         answer = self._rank.next_answer()
         self.layer.shut_down_rank()
@@ -172,7 +174,7 @@ class SglangSkeleton:
         return torn_down.held
 
     async def close(self) -> None:
-        """As `tear_down`, without the rank, which is about to be killed."""
+        """Like `tear_down`, but leaves the rank alone, which is about to be killed."""
         await self.layer.close()
         self._folder.remove()
 
@@ -185,14 +187,14 @@ def _build_layer(spec: ModelSpec, server_args: object, port_args: object) -> Ope
 
     try:
         return OpenAILayer(server_args, port_args)
-    except Exception as error:  # a tokenizer or template may be broken in any way
+    except Exception as error:  # a broken tokenizer or template may raise anything
         log.debug("the front half of %s failed", spec.name, exc_info=True)
         upstream.close_all_sockets()
         return EngineError(f"{spec.name}: SGLang cannot serve {spec.path}: {describe(error)}")
 
 
 async def _abandon(rank: RankProcess, built: Answer, port_args: object) -> None:
-    """Stop a rank whose front half does not exist."""
+    """Stop a rank whose front half could not be built."""
     if isinstance(built, Built):
         answer = rank.next_answer()
         upstream.send_shutdown(port_args)
@@ -201,4 +203,4 @@ async def _abandon(rank: RankProcess, built: Answer, port_args: object) -> None:
 
 def _check_leak(spec: ModelSpec, leaked: tuple[str, ...]) -> None:
     if leaked:
-        raise PoolError(f"{spec.name} is torn down, and its {', '.join(leaked)} still there")
+        raise PoolError(f"{spec.name} was torn down, but its {', '.join(leaked)} is still alive")

@@ -1,4 +1,4 @@
-"""SGLang's TokenizerManager with the gateway's say: request ids, priorities, counts, and what is too much."""
+"""SGLang's TokenizerManager under the gateway's control: request ids, priorities, counts and limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from enginepool.openai.errors import took_too_long
 from enginepool.own_thread import ThreadEnded, TookTooLong, run_in_own_thread
 
 GENERATE = "/generate"
-"""The route whose body is SGLang's own request."""
+"""The route whose body is SGLang's own request class."""
 _NOT_A_CLIENTS = (
     "rid",
     "http_worker_ipc",
@@ -45,42 +45,42 @@ _NOT_A_CLIENTS = (
     "num_items_assigned",
     "mm_data_mooncake",
 )
-"""Fields of a request by which SGLang's processes speak to each other, and which its /generate takes from anybody."""
+"""Fields that SGLang's processes use among themselves but that /generate accepts from anybody."""
 
 
 class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
-    """Overrides are of SGLang 0.5.17. `max_req_input_len` is to be set once the rank is built."""
+    """Written for SGLang 0.5.17. `max_req_input_len` must be set once the rank is built."""
 
     event_loop: asyncio.AbstractEventLoop | None
 
     def __init__(self, server_args: Any, port_args: Any) -> None:
         self._live: dict[str, FrontRequest] = {}
         super().__init__(server_args, port_args)
-        self.model_path = self.served_model_name  # what answers call the model
+        self.model_path = self.served_model_name  # the model's name in answers
 
     def auto_create_handle_loop(self) -> None:
-        """Only the task: SGLang's own would take the process's signal handlers, which are the worker's."""
+        """Create the handler task only; SGLang's version would also replace the worker's signal handlers."""
         if self.event_loop is None:
             loop = asyncio.get_running_loop()
             self.event_loop = loop
             self.asyncio_tasks.add(loop.create_task(self.handle_loop()))
 
     def create_abort_task(self, obj: Any) -> None:
-        """None: aborts are the gateway's, and SGLang's task would outlive the answer by two seconds."""
+        """Do nothing: the gateway sends aborts, and SGLang's task would outlive the answer by two seconds."""
 
     def abort(self, live: FrontRequest) -> None:
-        """Drop a request; SGLang's code on its behalf ends by itself."""
+        """Abort a request; SGLang's code that works on it ends by itself."""
         for rid in live.rids:
             self.abort_request(rid)
         live.gone.set()
 
     def forget(self, live: FrontRequest) -> None:
-        """It has an end; SGLang has dropped its own entries."""
+        """Drop the entries of a finished request, as SGLang has done with its own."""
         for rid in live.rids:
             self._live.pop(rid, None)
 
     def bind(self, limits: WorkLimits, grammars: GrammarChecker) -> None:
-        """What a request may cost, before the first one comes."""
+        """Set the limits for requests; to be called before the first one."""
         self._limits = limits
         self._grammars = grammars
         self._bounds = bound(self.tokenizer, self.max_req_input_len - 1, own_templates=limits.own_templates)
@@ -93,7 +93,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             yield output
 
     async def _generate(self, obj: Any, request: Any) -> AsyncIterator[Any]:
-        """On the worker's event loop."""
+        """Runs on the worker's event loop."""
         live = CURRENT.get()
         if live is not None:
             live.prepared.set()
@@ -117,7 +117,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
             if isinstance(error, ValueError):
                 refused = error
-            elif not began:  # SGLang looks into a request without asking what its parts are
+            elif not began:  # SGLang accesses parts of a request without checking their types
                 refused = ValueError(f"The request is malformed: {error}")
             else:
                 raise
@@ -136,17 +136,17 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         return lifecycles
 
     async def _tokenize_ahead(self, obj: Any, live: FrontRequest) -> None:
-        """The prompts of a request that has several: once SGLang begins to send them to the rank it must not wait, for
-        it would not find those that are answered meanwhile."""
+        """Tokenize the prompts of a request that has several in advance. Once SGLang begins to send them to the rank,
+        it must not yield: it would miss the answers that arrive in between."""
         if isinstance(obj.text, list):
             pairs = bool(getattr(obj, "is_cross_encoder_request", False))
             for text in obj.text:
                 if text and (key := frozen(text)) not in live.tokens:
                     live.tokens[key] = await self._tokenize_texts(text, pairs)
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # let streams proceed between prompts
 
     async def _tokenize_texts(self, texts: Any, is_cross_encoder: bool = False) -> Any:
-        """Long ones beside the loop."""
+        """Tokenize texts, long ones in a thread of their own."""
         live = CURRENT.get()
         if live is not None and (key := frozen(texts)) in live.tokens:
             return live.tokens[key]
@@ -161,7 +161,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             raise ValueError("The request was aborted.") from error
 
     def _tokenize_long(self, texts: Any, tokenizing: Coroutine[Any, Any, Any]) -> Any:
-        """In a thread. SGLang's coroutine waits for nothing."""
+        """Called in the thread. Runs SGLang's coroutine by hand, which works because it never awaits anything."""
         try:
             for text in strings_of(texts):
                 self._bounds.check(text, lambda piece: self.tokenizer(piece)["input_ids"])
@@ -170,7 +170,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
             return returned.value
         finally:
             tokenizing.close()
-        raise RuntimeError("SGLang waits while it makes tokens")
+        raise RuntimeError("SGLang awaits something while tokenizing")
 
     def _validate_one_request(self, obj: Any, input_ids: Any) -> None:
         tokens, limit = len(input_ids or ()), self.max_req_input_len
@@ -181,7 +181,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
         super()._validate_one_request(obj, input_ids)
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """Where SGLang's front half is done with one prompt, and before the rank sees it."""
+        """Called for each prompt after SGLang's front half has processed it and before the rank sees it."""
         tokenized = super()._create_tokenized_object(obj, input_text, input_ids, *args, **kwargs)
         check_readable(tokenized)
         live = CURRENT.get()
@@ -201,7 +201,7 @@ class FrontTokenizerManager(TokenizerManager):  # type: ignore[misc]
 
 
 def _refusal(output: Any) -> RequestError | None:
-    """Why the rank has ended a request before its time, if this is its last output and it did."""
+    """Why the rank aborted a request, if this is its last output and it did; else None."""
     reason = output.get("meta_info", {}).get("finish_reason") if isinstance(output, dict) else None
     if not reason or reason.get("type") != "abort" or not reason.get("status_code"):
         return None

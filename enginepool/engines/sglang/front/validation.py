@@ -1,8 +1,9 @@
-"""What SGLang's front half lets through and its rank would die of, with every request in it: refused before that.
+"""Refuses requests that SGLang's front half accepts but that would crash its rank, and with it all other requests.
 
-Of SGLang 0.5.17, which checks some ranges and hardly any type. A ValueError becomes an answer with status 400.
+Written for SGLang 0.5.17, which checks some ranges and hardly any types. A ValueError becomes a response with status
+400.
 
-To be imported after `warm` only.
+To be imported after `warm` has run.
 """
 
 from __future__ import annotations
@@ -18,35 +19,36 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from enginepool.engines.sglang.front.fields import SAMPLING
 
 MOST_ANSWERS = 128
-"""Of one prompt."""
+"""Answers per prompt."""
 MOST_LOGPROBS = 20
-"""Alternatives to a token, as in OpenAI's API: each is a text in the answer."""
+"""Alternatives per token, as in OpenAI's API; each adds a text to the answer."""
 MOST_LABELS = 1024
-"""Tokens whose log probabilities are wanted at each place, and tokens with a bias: the rank takes them one by one."""
+"""Tokens whose log probabilities are requested at each position, and tokens with a bias; the rank handles them one by
+one."""
 MOST_STOPS = 64
-"""Texts that end an answer: all are looked for at each token."""
+"""Stop strings; each is searched for at every token."""
 LONGEST_STOP = 1024
-"""Characters. So many tokens are decoded again at each token."""
+"""Characters of a stop string; SGLang decodes as many tokens again at every token."""
 MOST_TEMPERATURE = 100.0
 LEAST_REPETITION = 0.01
-"""Logits are divided by it, and must stay finite."""
+"""Logits are divided by the repetition penalty and must stay finite."""
 LEAST_TOP_P = 1e-6
 MOST_BIAS = 100.0
-"""Of a token, either way, as in OpenAI's API. Large ones overflow."""
+"""Absolute bias of a token, as in OpenAI's API; large ones overflow."""
 MOST_TOP_K = 2**30
-"""What SGLang takes for all."""
+"""SGLang's value for the whole vocabulary."""
 _GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 _Sampling = msgspec.defstruct(
     "_Sampling", [(name, kind, None) for name, kind in get_type_hints(SamplingParams).items()]
 )
-"""SGLang's own reads arrays only."""
+"""SamplingParams as a Struct that can be decoded from a mapping; SGLang's own class decodes from arrays only."""
 
 
 def check_answers(obj: Any) -> None:
-    """Of a request of SGLang's, before anything else is made of it: how many answers it wants.
+    """Check how many answers one of SGLang's requests asks for, before anything else is done with it.
 
     Raises:
-        ValueError: none, or far too many, or there is no telling.
+        ValueError: the number is invalid or too large.
     """
     given = getattr(obj, "sampling_params", None)
     for options in given if isinstance(given, list) else [given]:
@@ -58,20 +60,20 @@ def check_answers(obj: Any) -> None:
 
 
 def check(obj: Any, input_ids: Any, config: Any, *, is_generation: bool) -> None:
-    """A request for one prompt of these tokens, of a model of SGLang's ModelConfig `config`.
+    """Check a request for one prompt of tokens `input_ids`; `config` is SGLang's ModelConfig.
 
     Raises:
-        ValueError: the rank must not see it.
+        ValueError: the request must not reach the rank.
     """
     _check_tokens("input_ids", input_ids or (), config.vocab_size)
     _check_embeds(getattr(obj, "input_embeds", None), config.hidden_size)
     if not input_ids and getattr(obj, "input_embeds", None) is None:
-        raise ValueError("The prompt is empty: it has no token.")
+        raise ValueError("The prompt is empty: it has no tokens.")
     _check_media(obj, config)
     if not isinstance(obj, GenerateReqInput):
         return
     if not is_generation:
-        raise ValueError("This model is served for embeddings, and does not generate.")
+        raise ValueError("This model is served for embeddings and does not generate text.")
     _check_logprobs(obj, config.vocab_size)
     _check_sampling(obj.sampling_params, config)
 
@@ -94,14 +96,14 @@ def _check_embeds(rows: Any, size: int) -> None:
     except (TypeError, OverflowError) as error:
         raise ValueError(f"input_embeds must be a list of lists of {size} numbers.") from error
     if not rows or not fit:
-        raise ValueError(f"input_embeds must be lists of {size} finite numbers each, and at least one.")
+        raise ValueError(f"input_embeds must be at least one list, each of {size} finite numbers.")
 
 
 def check_tokens_of(path: str, request: Any, vocabulary: int) -> None:
-    """Tokens that a request to one of SGLang's own routes names, and which SGLang takes as they come.
+    """Check token ids in requests to SGLang's own routes, which SGLang does not check.
 
     Raises:
-        ValueError: the model does not have them, or there are none.
+        ValueError: an id is not in the vocabulary, or there are none.
     """
     if path == "/v1/score" and request.label_token_ids == []:
         raise ValueError("label_token_ids must name at least one token.")
@@ -111,12 +113,12 @@ def check_tokens_of(path: str, request: Any, vocabulary: int) -> None:
 
 
 def check_readable(request: Any) -> None:
-    """What is about to be sent to the rank, which could not even read what has other types than SGLang's classes.
+    """Check that the rank will be able to decode a request, by encoding and decoding it here.
 
     Raises:
-        ValueError: it has.
+        ValueError: a field's type differs from that in SGLang's class.
     """
-    made_by_sglang = dict.fromkeys(("time_stats", "mm_inputs"))  # and pickled later
+    made_by_sglang = dict.fromkeys(("time_stats", "mm_inputs"))  # created by SGLang and pickled, so left out here
     msgpack_decode(msgpack_encode(msgspec.structs.replace(request, **made_by_sglang)))
 
 
@@ -160,7 +162,7 @@ def _check_sampling(given: dict[str, Any], config: Any) -> None:
 
 def _why_not(name: str) -> str:
     if name == "stop_regex":
-        return "stop_regex is not served: one that backtracks would hold up everybody beside it."
+        return "stop_regex is not served: one that backtracks would delay all other requests."
     return f"{name} is not served here." if name in SAMPLING.refused else f"sampling_params has no {name!r}."
 
 
@@ -182,24 +184,24 @@ def _check_ranges(options: dict[str, Any], config: Any) -> None:
 def _check_stops(stops: str | list[str]) -> None:
     texts = [stops] if isinstance(stops, str) else stops
     if len(texts) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in texts):
-        raise ValueError(f"stop may be up to {MOST_STOPS} texts of up to {LONGEST_STOP} characters.")
+        raise ValueError(f"stop may have at most {MOST_STOPS} texts of at most {LONGEST_STOP} characters.")
 
 
 def _check_bias(biases: dict[str, float]) -> None:
     if len(biases) > MOST_LABELS:
-        raise ValueError(f"logit_bias may name up to {MOST_LABELS} tokens, and not {len(biases)}.")
+        raise ValueError(f"logit_bias may name at most {MOST_LABELS} tokens, got {len(biases)}.")
     for token, bias in biases.items():
         if not (token.isascii() and token.isdecimal()):
-            raise ValueError(f"logit_bias: {token!r} is no token.")
+            raise ValueError(f"logit_bias: {token!r} is not a token id.")
         if not -MOST_BIAS <= bias <= MOST_BIAS:
             raise ValueError(f"logit_bias must be from -{MOST_BIAS:g} to {MOST_BIAS:g}, got {bias}.")
 
 
 def _check_grammar(options: dict[str, Any]) -> None:
-    """Until the least number of tokens is reached no end is allowed, and then nothing is if the grammar has ended."""
+    """Refuse a grammar combined with a minimum length: if the grammar is complete before that, no token is allowed."""
     grammar = next((name for name in _GRAMMARS if name in options), None)
     if grammar is not None and options.get("min_new_tokens"):
         raise ValueError(
-            f"min_tokens (min_new_tokens) and a grammar ({grammar}, which response_format and tools stand for as well) "
-            "do not go together: the answer ends where the grammar does."
+            f"min_tokens (min_new_tokens) cannot be combined with a grammar ({grammar}, also implied by "
+            "response_format and tools): the answer ends where the grammar does."
         )

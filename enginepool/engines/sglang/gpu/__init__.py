@@ -1,1 +1,1 @@
-"""What exists on a GPU only: a rank's device there, and the imports that leave the CUDA driver alone."""
+"""GPU-only code: a rank's device, and imports that do not initialise CUDA."""

@@ -1,4 +1,4 @@
-"""A rank on a GPU: registered copies, weights that can be paused, elastic KV."""
+"""A rank's GPU: copies from registered memory, weights that can be paused, elastic KV cache."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from enginepool.engines.sglang.sockets import kv_name
 from enginepool.messages import SegmentRef
 
 _CONTEXT = 700 * 2**20
-"""Bytes of a CUDA context with its kernels, where NVML does not tell what this process uses."""
+"""Estimated bytes of a CUDA context with its kernels, if NVML does not report what this process uses."""
 
 
 class GpuDevice:
-    """The only GPU that this process sees. Making it makes the CUDA context and runs what is used first."""
+    """The only GPU visible to this process. Its construction creates the CUDA context and runs the first kernels."""
 
     gpu_id = 0
 
@@ -40,13 +40,13 @@ class GpuDevice:
         self._copying: CopyTimer | None = None
         self._kv: weakref.ref[ElasticKv] | None = None
         self._weights = self._paused = 0
-        """Bytes allocated, and those of them whose memory is given back for now."""
+        """Bytes allocated for weights, and how many of them are paused."""
 
     def prepare_first_step(self) -> None:
         preload_kernels()
 
     def building(self) -> AbstractContextManager[None]:
-        """Registering memory would hold the driver up."""
+        """No memory is registered meanwhile, since that would slow the driver down."""
         keep_host_quiet()
         return self._copies.paused()
 
@@ -58,7 +58,7 @@ class GpuDevice:
         return upstream.allocate_weights(nbytes)
 
     def offer(self, model: str, segment: SegmentRef) -> None:
-        self.wait_copied()  # it may close a segment
+        self.wait_copied()  # a segment in use by the copy may be closed below
         self._copies.offer(model, segment)
 
     def withdraw(self, model: str) -> None:
@@ -87,7 +87,7 @@ class GpuDevice:
         lazy_decode_graphs.install(scheduler)
 
     def capture_next_graph(self, scheduler: Any) -> bool:
-        """Captures one more graph: a missing one for decoding holds a step up, one for prefill does not."""
+        """Capture a missing decode graph, or else a prefill graph: only missing decode graphs delay a step."""
         return lazy_decode_graphs.capture_next(scheduler) or lazy_prefill_graphs.capture_next(scheduler)
 
     def pause(self) -> None:
@@ -109,7 +109,7 @@ class GpuDevice:
         return self._account() if used is None else used
 
     def _account(self) -> int:
-        """What this process knows that it has taken."""
+        """An estimate from this process's own accounting."""
         kv = self._kv() if self._kv is not None else None
         return _CONTEXT + self.reserved() - self._paused + (kv.mapped if kv is not None else 0)
 
@@ -118,7 +118,7 @@ class GpuDevice:
 
 
 def _warm_up() -> None:
-    """What every model uses at once: the context, the allocator, cuBLAS."""
+    """Initialise what every model needs first: the context, the allocator, cuBLAS."""
     ones = torch.ones((16, 16), dtype=torch.bfloat16, device="cuda")
     (ones @ ones).sum().item()
     torch.cuda.synchronize()

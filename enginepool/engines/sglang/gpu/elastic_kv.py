@@ -1,4 +1,4 @@
-"""The KV cache's limit in a rank: kvcached's, moved at run time, between two steps of SGLang's Scheduler."""
+"""Applies KV cache limits in a rank at run time through kvcached, between two steps of SGLang's Scheduler."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from enginepool.engines.sglang.protocol import KvLimitSet
 from enginepool.engines.sglang.rank.prefix_cache import evictable
 
 _SHRINK_TIMEOUT = 8.0
-"""Seconds after which a limit that does not hold is reported as such. The gateway's own is longer."""
+"""Seconds after which an unreachable limit is reported as not applied; shorter than the gateway's timeout."""
 
 _PADDING = 0
-"""The slot that SGLang has padding read and write, and the offset of its page."""
+"""The slot that padding reads and writes in SGLang, and also the offset of its page."""
 
 
 class ElasticKv:
-    """Of one built Scheduler. Everything here runs in the rank's main thread."""
+    """The KV cache of one Scheduler. Everything here runs in the rank's main thread."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -32,26 +32,26 @@ class ElasticKv:
 
     @property
     def mapped(self) -> int:
-        """Bytes of physical memory that the KV cache holds."""
+        """Bytes of physical memory mapped."""
         return sum(int(manager.get_mapped_memory_size()) for manager in _managers())
 
     @property
     def allocated(self) -> int:
-        """Bytes that running requests and the prefix cache use."""
+        """Bytes used by running requests and the prefix cache."""
         return sum(_allocated(manager) for manager in _managers())
 
     def set_limit(self, revision: int, nbytes: int) -> KvLimitSet | None:
-        """Begin to apply a limit; None while running requests and the prefix cache still hold more: `step` goes on."""
+        """Begin to apply a limit; returns None if the KV cache still exceeds it, and then `step` continues."""
         self._pending = (revision, nbytes, time.monotonic() + _SHRINK_TIMEOUT)
         return self.step()
 
     def step(self) -> KvLimitSet | None:
-        """One try of the pending limit, to be called between steps. The answer, once there is one."""
+        """Try to apply the pending limit, between two steps; returns the result once there is one."""
         if self._pending is None:
             return None
         revision, nbytes, deadline = self._pending
         state = _set(nbytes, revision)
-        if state["overage_bytes"] > 0:
+        if state["overage_bytes"] > 0:  # kvcached does not evict by itself: make room, then try again
             self._evict(state["overage_bytes"])
             _trim()
             state = _set(nbytes, revision)
@@ -62,9 +62,10 @@ class ElasticKv:
         return KvLimitSet(revision, int(state["mapped_bytes"]), applied)
 
     def pause(self) -> None:
-        """Give back all pages: those that hold nothing, and behind kvcached's back the one with the padding slot."""
+        """Unmap all pages: free ones through kvcached, and the padding slot's page, which kvcached never frees, behind
+        its back."""
         _trim()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # no kernel may still write to the padding slot
         for manager in _managers_with_padding():
             vmm_ops.unmap_from_kv_tensors([_PADDING], manager.group_id)
 
@@ -72,35 +73,35 @@ class ElasticKv:
         """Map the padding slot's page again.
 
         Raises:
-            EngineError: there is no memory for it.
+            EngineError: there is not enough memory.
         """
         try:
             for manager in _managers_with_padding():
                 vmm_ops.map_to_kv_tensors([_PADDING], manager.group_id)
         except RuntimeError as error:
-            raise EngineError(f"there is no memory for the KV cache's first page: {describe(error)}") from error
+            raise EngineError(f"no memory for the KV cache's first page: {describe(error)}") from error
         self._clear_padding()
 
     def _clear_padding(self) -> None:
-        """Kernels multiply the first slot's content by zero, and memory comes with anything in it: NaN would stay."""
+        """Zero the padding slot: kernels multiply its content by zero, which would not remove a NaN in fresh memory."""
         for manager in _managers():
             manager._wait_post_init()  # it maps the page
         for slot in self._padding:
             slot.zero_()
 
     def _evict(self, nbytes: int) -> None:
-        """Drop prefix-cache entries, the least recently used first, until `nbytes` more are free or none is left."""
+        """Evict the least recently used prefix-cache entries until `nbytes` more are unmapped or none are left."""
         from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
         tokens = int(nbytes / self.bytes_per_token) + 1
-        # A page is free only when all its tokens are, so evicting just as many tokens may free none.
+        # A page is freed only when all its tokens are, so evicting exactly enough tokens may not free any page.
         before = self.mapped
         while evictable(self._scheduler.tree_cache) > 0 and before - self.mapped < nbytes:
             self._scheduler.tree_cache.evict(EvictParams(num_tokens=max(tokens, 1024)))
 
 
 def _padding_slots(pool: Any) -> list[Tensor]:
-    """The first slot of every buffer: keys and values by layer, or what multi-head latent attention keeps."""
+    """The first slot of every buffer: keys and values by layer, or latent vectors of multi-head latent attention."""
     parts = [part for name in ("full_kv_pool", "swa_kv_pool") if (part := getattr(pool, name, None)) is not None]
     if parts:
         return [slot for part in parts for slot in _padding_slots(part)]
@@ -119,7 +120,7 @@ def _managers_with_padding() -> list[Any]:
 
 
 def _allocated(manager: Any) -> int:
-    padding = 1  # the block that is never free
+    padding = 1  # the padding block is always allocated
     blocks = max(0, manager._get_num_alloced_blocks() - padding)
     return int(blocks * manager.block_mem_size * manager.num_layers * manager.num_kv_buffers)
 

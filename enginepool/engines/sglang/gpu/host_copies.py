@@ -1,7 +1,7 @@
-"""The models' weights in host memory as the rank sees them: mapped, and registered with CUDA piece by piece.
+"""Maps models' weight segments into the rank and registers them with CUDA, piece by piece.
 
-A copy from registered memory runs at the link's rate; registering takes longer than copying, so it happens ahead of
-need, in a thread of its own, the most wanted model first. Segments are sealed, so they are mapped and registered
+Copies from registered memory run at the link's full rate. Registering takes longer than copying, so it happens in
+advance, in a background thread, most recently offered model first. Segments are sealed, hence mapped and registered
 read-only.
 """
 
@@ -27,21 +27,23 @@ from enginepool.weights.segment import MappedSegment, open_segment
 log = logging.getLogger("prism.rank")
 
 PIECE = 64 * 2**20
-"""Bytes registered at a time: some 20 ms, in which the driver does little else."""
+"""Bytes registered at a time, which takes some 20 ms and blocks the driver."""
 QUIET = 0.2
-"""Seconds without a step before memory is registered: the driver would keep what a step maps or loads waiting."""
+"""Seconds without a step before memory is registered, because the driver would block steps that map memory or load
+kernels."""
 ACTIVATION = 1.5
-"""Seconds from the beginning of an activation, with its first steps, in which no rank of the host registers anything: a
-first step loads kernels, each of which would wait for the driver."""
+"""Seconds from the beginning of an activation, covering its first steps, in which no rank on the host registers memory:
+a first step loads kernels, each of which would wait for the driver."""
 MOST_WAIT = 2.0
-"""Seconds between two pieces where it is never quiet, of which registering then takes one hundredth."""
+"""Maximum seconds between two pieces on a busy device; registering then takes one hundredth of the time."""
 _LOOK = 0.02
+"""Seconds between checks for quiet."""
 _READ_ONLY = 8
 """cudaHostRegisterReadOnly."""
 
 
 class HostCopy:
-    """One model's segment in this process. Bytes from the start up to `registered` are registered with CUDA."""
+    """One model's segment, mapped into this process. The first `registered` bytes are registered with CUDA."""
 
     def __init__(self, segment: MappedSegment) -> None:
         self._segment = segment
@@ -58,7 +60,7 @@ class HostCopy:
         return self.failed or self.registered == self.nbytes
 
     def register_piece(self) -> None:
-        """Register the next piece. Should that fail, the rest stays as it is: that only costs speed."""
+        """Register the next piece. After a failure the rest stays unregistered, which only costs speed."""
         size = min(PIECE, self.nbytes - self.registered)
         error = _cudart().cudaHostRegister(self.bytes.data_ptr() + self.registered, size, _READ_ONLY)
         if int(error) != 0:
@@ -77,7 +79,7 @@ class HostCopy:
 
 
 class HostCopies:
-    """Every segment offered to this rank, by model. Registering takes no memory, so there is no limit to it."""
+    """All segments offered to this rank, by model. There is no limit, because registering takes no memory."""
 
     def __init__(self) -> None:
         self._copies: dict[str, tuple[SegmentRef, HostCopy]] = {}
@@ -87,7 +89,7 @@ class HostCopies:
         self._thread.start()
 
     def offer(self, model: str, ref: SegmentRef) -> HostCopy:
-        """Map a segment, and register it when its turn comes. One that is known already goes to the front.
+        """Map a segment and queue it for registration; a known segment moves to the front of the queue.
 
         Raises:
             StoreError: the segment is gone.
@@ -103,7 +105,7 @@ class HostCopies:
             return held[1]
 
     def withdraw(self, model: str) -> None:
-        """Let go of a segment, so that its memory can be freed. Unknown ones are ignored."""
+        """Release a segment so that its memory can be freed. Unknown ones are ignored."""
         with self._changed:
             known = self._copies.pop(model, None)
             if known is not None:
@@ -112,12 +114,12 @@ class HostCopies:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """No registering while this lasts: a CUDA graph that is being captured would be lost over it."""
+        """No memory is registered in this context, as that would invalidate a CUDA graph being captured."""
         with self._changed:
             yield
 
     def note_activity(self) -> None:
-        """The rank has something to do: registering waits until it had nothing to do for a while."""
+        """The rank is busy: postpone registering until it has been idle for a while."""
         self._quiet_from = time.monotonic() + QUIET
 
     def _run(self) -> None:
@@ -130,7 +132,7 @@ class HostCopies:
             with _alone_on_this_host(), self._changed:
                 copy = self._next()
                 took = _timed(copy.register_piece) if copy is not None else 0.0
-            time.sleep(took)  # half of the time is the serving thread's, which the driver keeps waiting meanwhile
+            time.sleep(took)  # leaves half of the time to the serving thread, which registering blocks in the driver
 
     def _wait_for_quiet(self) -> None:
         until = time.monotonic() + MOST_WAIT
@@ -138,7 +140,7 @@ class HostCopies:
             time.sleep(_LOOK)
 
     def _next(self) -> HostCopy | None:
-        """The last one offered is the most wanted."""
+        """The copy to register next: the one offered last is the most likely to be needed."""
         for _, copy in reversed(self._copies.values()):
             if not copy.complete:
                 return copy
@@ -146,7 +148,7 @@ class HostCopies:
 
 
 def keep_host_quiet() -> None:
-    """An activation begins: for the next while all ranks of this gateway leave the driver to it."""
+    """Called when an activation begins: for `ACTIVATION` seconds, no rank of this gateway registers memory."""
     file = _open("activating")
     fcntl.flock(file, fcntl.LOCK_SH)
     ends = threading.Timer(ACTIVATION, file.close)
@@ -165,14 +167,15 @@ def _somebody_activates() -> bool:
 
 @contextmanager
 def _alone_on_this_host() -> Iterator[None]:
-    """All workers register the same memory at about the same time, and would only get into each other's way."""
+    """Lets one rank of this gateway register at a time; all would do so at about the same time and only slow each other
+    down."""
     with _open("registering") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _open(name: str) -> IO[bytes]:
-    """A file in the gateway's run folder, for a lock between its ranks: the kernel drops it with its process."""
+    """Open a lock file in the gateway's run folder, shared by its ranks; the kernel drops locks of dead processes."""
     return open(Path(tempfile.gettempdir(), name), "wb")
 
 

@@ -1,7 +1,7 @@
-"""Importing SGLang for a GPU in a process that will fork: the CUDA driver must stay untouched.
+"""Makes it possible to import SGLang for a GPU in a process that will fork, without initialising CUDA.
 
-A process that has initialised CUDA cannot be forked. Importing SGLang 0.5.17 asks torch about the GPU in two
-places (`sglang.srt.platforms`, and an annotation in `distributed/parallel_state.py`); both get their answers from NVML.
+A process that has initialised CUDA must not fork. Importing SGLang 0.5.17 asks torch about the GPU in two
+places (`sglang.srt.platforms`, and an annotation in `distributed/parallel_state.py`); NVML answers both instead.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import pynvml
 
 from config.errors import EngineError
-from enginepool.process import ask_a_fork
+from enginepool.process import call_in_fork
 
 _CORES_PER_MULTIPROCESSOR = 128
-"""Of every architecture from compute capability 8.6 on, and of 9.0; 8.0 has 64."""
+"""For compute capability 8.6 and later; 8.0 has 64."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Properties:
-    """What importing modules read of `torch.cuda.get_device_properties`."""
+    """The parts of `torch.cuda.get_device_properties` that are read during imports."""
 
     name: str
     major: int
@@ -33,14 +33,14 @@ class _Properties:
 
 @contextmanager
 def answered_by_nvml() -> Iterator[None]:
-    """While this lasts, torch's queries about GPUs do not reach the CUDA driver.
+    """In this context, torch's queries about GPUs do not reach the CUDA driver.
 
     Raises:
         EngineError: there is no GPU.
     """
     import torch
 
-    count, properties = ask_a_fork(_describe)  # NVML leaves a thread, and the template is about to fork
+    count, properties = call_in_fork(_describe)  # NVML leaves a thread behind, and the template is about to fork
     answers: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: count,
@@ -66,13 +66,13 @@ def answered_by_nvml() -> Iterator[None]:
 
 
 def _describe() -> tuple[int, _Properties]:
-    """How many GPUs there are, and the first of them."""
+    """The number of GPUs, and the properties of the first."""
     try:
         pynvml.nvmlInit()
         try:
             count = pynvml.nvmlDeviceGetCount()
             if count == 0:
-                raise EngineError("the engine sglang is to serve on a GPU, and NVML finds none")
+                raise EngineError("the engine sglang needs a GPU, but NVML finds none")
             handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
             cores = _CORES_PER_MULTIPROCESSOR // 2 if (major, minor) == (8, 0) else _CORES_PER_MULTIPROCESSOR
@@ -86,5 +86,5 @@ def _describe() -> tuple[int, _Properties]:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise EngineError(f"the engine sglang is to serve on a GPU, and NVML says: {error}") from error
+        raise EngineError(f"the engine sglang needs a GPU, but NVML reports: {error}") from error
     return count, properties

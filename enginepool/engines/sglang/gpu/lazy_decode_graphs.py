@@ -1,7 +1,7 @@
-"""Decode graphs captured when they are first wanted, so that a model's first token waits for none of them.
+"""Captures decode graphs lazily, so that a model's first token does not wait for them.
 
-SGLang 0.5.17 captures a graph for every batch size before it serves. Here a size is captured just before the
-first decode step of that size, and the others one by one while the rank is idle.
+SGLang 0.5.17 captures a graph for every batch size before it serves. Here, a size is captured right before the first
+decode step of that size, and the remaining ones one by one while the rank is idle.
 
 To be imported after SGLang.
 """
@@ -20,11 +20,11 @@ from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCuda
 from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
 
 undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext
-"""Held while a graph is captured, which other threads' calls of CUDA may spoil."""
+"""Context in which to capture a graph; keeps other threads from making CUDA calls that would invalidate it."""
 
 
 def adapt() -> None:
-    """Once per process: SGLang makes this runner in place of its own."""
+    """Make SGLang use this runner instead of its own. Once per process."""
     decode_cuda_graph_runner.DecodeCudaGraphRunner = LazyDecodeGraphs
     decode_cuda_graph_runner.graph_capture = on_one_stream
 
@@ -35,12 +35,13 @@ def _stream() -> torch.cuda.Stream:
 
 
 def on_one_stream(stream: Any = None) -> Any:
-    """SGLang would take another for each capture, and cuBLAS keeps a workspace, tens of megabytes, for every stream."""
+    """Capture on one stream. SGLang would use a new one per capture, and cuBLAS keeps a workspace of tens of megabytes
+    per stream."""
     return graph_capture(stream=_stream() if stream is None else stream)
 
 
 def install(scheduler: Any) -> None:
-    """Have the Scheduler send what it has, such as a first token, before a step for which a graph is captured."""
+    """Make the Scheduler send pending results, such as a first token, before a step that needs a graph captured."""
     graphs = _graphs_of(scheduler)
     if graphs is not None:
         is_last_one_first = scheduler.is_disable_overlap_for_batch
@@ -50,7 +51,7 @@ def install(scheduler: Any) -> None:
 
 
 def capture_next(scheduler: Any) -> bool:
-    """One more graph, some 50 ms. False: none is missing."""
+    """Capture one missing graph, which takes some 50 ms; returns False if none is missing."""
     graphs = _graphs_of(scheduler)
     if graphs is None or not graphs.missing:
         return False
@@ -59,19 +60,19 @@ def capture_next(scheduler: Any) -> bool:
 
 
 def _graphs_of(scheduler: Any) -> LazyDecodeGraphs | None:
-    """None for a model that is served without."""
+    """The model's decode graphs; None if it is served without."""
     graphs = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
     return graphs if isinstance(graphs, LazyDecodeGraphs) else None
 
 
 class LazyDecodeGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
-    """SGLang's runner of decode graphs. `missing` are the batch sizes, ascending, that have none yet."""
+    """SGLang's runner of decode graphs. `missing` lists the batch sizes without a graph, ascending."""
 
     capture_bs: list[int]
     missing: list[int]
 
     def capture(self) -> None:
-        """SGLang calls this at the end of the construction, and never again."""
+        """Capture nothing yet. SGLang calls this once, at the end of the construction."""
         self.missing = list(self.capture_bs)
 
     def can_run_graph(self, forward_batch: Any) -> bool:
@@ -83,15 +84,15 @@ class LazyDecodeGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
         return True
 
     def lacks(self, batch: Any) -> bool:
-        """Whether a graph will be captured for this batch of the Scheduler (None: for no step at all)."""
+        """Whether a graph will be captured for this batch of the Scheduler; `batch` is None if there is no step."""
         if not self.missing or batch is None or not batch.forward_mode.is_decode():
             return False
         size = batch.batch_size()
         return size <= self.max_bs and self._pad_to_bucket(size, self.capture_bs) in self.missing
 
     def capture_sizes(self, sizes: list[int]) -> None:
-        """With no step under way, or from within one before anything of it is launched."""
-        torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
+        """Capture graphs of these sizes, between steps or at the beginning of one, before its first kernel launch."""
+        torch.cuda.synchronize()  # kernels in flight may still read the input buffers that capturing overwrites
         known, self.capture_bs = self.capture_bs, sizes
         try:
             with undisturbed(), model_capture_mode():
@@ -102,7 +103,7 @@ class LazyDecodeGraphs(DecodeCudaGraphRunner):  # type: ignore[misc]
 
 
 class SilentProgress(list[int]):
-    """Stands in for a progress bar, which would be drawn into the log."""
+    """Replaces a progress bar, which would be drawn into the log."""
 
     def set_description(self, text: str) -> None:
         pass

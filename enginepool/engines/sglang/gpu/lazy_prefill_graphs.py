@@ -1,11 +1,11 @@
-"""Prefill graphs, captured while the rank is idle: without one, a short prompt takes longer to launch than to run.
+"""Captures prefill graphs while the rank is idle. Without one, a short prompt takes longer to launch than to run.
 
-SGLang 0.5.17 captures a graph for each of many prompt lengths before it serves. Here a step runs without a graph until
-there is one for its number of tokens.
+SGLang 0.5.17 captures a graph for each of many prompt lengths before it serves. Here, a step runs without a graph until
+one exists for its number of tokens.
 
-A second model in one process used to fail in torch's host allocator (`use_count > 0`). SGLang keeps one memory pool for
-all graphs of a process, and torch takes no graph into a pool whose graphs are all gone. `reset_context` drops the pool
-with the model, so that each model has its own.
+Capturing for a second model in a process used to fail in torch's host allocator (`use_count > 0`): SGLang keeps one
+memory pool for all graphs of a process, and torch does not accept graphs in a pool whose graphs are all gone.
+`reset_context` drops the pool with the model, so that each model gets its own.
 
 To be imported after SGLang.
 """
@@ -30,9 +30,9 @@ log = logging.getLogger("prism.rank")
 
 
 def adapt() -> None:
-    """Once per process: SGLang makes this runner in place of its own."""
+    """Make SGLang use this runner instead of its own. Once per process."""
     cuda_graph_setup.PrefillCudaGraphRunner = LazyPrefillGraphs
-    # It would do without graphs where less than 4 GiB are free at that moment; a capture here needs some 100 MiB.
+    # SGLang skips graphs if less than 4 GiB are free at that moment; a capture here needs only some 100 MiB.
     cuda_graph_setup.should_skip_auto_prefill_cuda_graph_for_memory = lambda *args: False
     prefill_cuda_graph_runner.graph_capture = lazy_decode_graphs.on_one_stream
     prefill_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
@@ -40,7 +40,7 @@ def adapt() -> None:
 
 
 def capture_next(scheduler: Any) -> bool:
-    """One more graph, some 100 ms. False: none is missing."""
+    """Capture one missing graph, which takes some 100 ms; returns False if none is missing."""
     graphs = scheduler.tp_worker.model_runner.prefill_cuda_graph_runner
     if not isinstance(graphs, LazyPrefillGraphs) or not graphs.missing:
         return False
@@ -49,10 +49,10 @@ def capture_next(scheduler: Any) -> bool:
 
 
 class LazyPrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
-    """SGLang's runner of prefill graphs. `missing` are the numbers of tokens, ascending, that have none yet."""
+    """SGLang's runner of prefill graphs. `missing` lists the numbers of tokens without a graph, ascending."""
 
     capture_num_tokens: list[int]
-    """Those that have one, ascending: SGLang pads a step to the next of them."""
+    """The numbers of tokens with a graph, ascending; SGLang pads a step to the next of them."""
 
     def __init__(self, model_runner: Any) -> None:
         self.missing: list[int] = []
@@ -60,7 +60,7 @@ class LazyPrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
         super().__init__(model_runner)
 
     def capture(self) -> None:
-        """SGLang calls this once, at the end of the construction."""
+        """Capture nothing yet. SGLang calls this once, at the end of the construction."""
         self.missing, self.capture_num_tokens = self.capture_num_tokens, []
 
     def can_run_graph(self, forward_batch: Any) -> bool:
@@ -69,12 +69,13 @@ class LazyPrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
         return bool(super().can_run_graph(forward_batch))
 
     def capture_one_size(self) -> None:
-        """The largest that is missing: smaller ones write their output into its memory. With no step under way.
+        """Capture the largest missing graph, between steps. Largest first, since smaller graphs write their output into
+        its memory.
 
-        What fails, such as for want of memory, costs some milliseconds of first tokens and nothing else: the model does
-        without the graphs that are missing.
+        If capturing fails, for example for lack of memory, the model does without the missing graphs, at the cost of a
+        few milliseconds of TTFT.
         """
-        torch.cuda.synchronize()  # what is under way may read the buffers that are about to be filled
+        torch.cuda.synchronize()  # kernels in flight may still read the input buffers that capturing overwrites
         self._point_at_padding()
         size = self.missing.pop()
         captured, self.capture_num_tokens = self.capture_num_tokens, [size]
@@ -85,18 +86,19 @@ class LazyPrefillGraphs(PrefillCudaGraphRunner):  # type: ignore[misc]
         except RuntimeError as error:
             if is_device_fault(error):
                 raise
-            log.warning("prompts of up to %d tokens are prefilled without a graph: %s", size, describe(error))
+            log.warning("prompts of up to %d tokens are prefilled without a CUDA graph: %s", size, describe(error))
             self.missing = []
         finally:
             self.capture_num_tokens = captured
 
     def _point_at_padding(self) -> None:
-        """A capture runs the model on what is in its buffers, which would write over the KV cache of the last batch."""
+        """Reset the input buffers: a capture runs the model on them, and would overwrite the KV cache of the last batch
+        they were filled for."""
         for name in self.buffer_registry.slot_names():
             self.buffer_registry.get_slot(name).reset_padding(0, self.max_num_tokens)
 
     def _capture_one_stream(self) -> None:
-        """SGLang allocates the memory for outputs once in each capture session, of which it has a single one."""
+        """Share the output buffer between captures. SGLang allocates it once per session, of which it has only one."""
         self.backend._shared_output_buffer = self._output
         super()._capture_one_stream()
         self._output = self.backend._shared_output_buffer

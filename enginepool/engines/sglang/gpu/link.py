@@ -1,4 +1,4 @@
-"""Copies of weights from host memory to the GPU, at the link's rate where the memory is registered."""
+"""Copies weights from host memory to the GPU, at the link's full rate as far as the memory is registered."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor
 from enginepool.engines.sglang.gpu.host_copies import PIECE, HostCopy
 
 _STAGE = 16 * 2**20
-"""Bytes of one pinned buffer; each staging thread has two."""
+"""Bytes of a pinned buffer; each staging thread has two."""
 _THREADS = 8
+"""Number of staging threads."""
 _REST = 2 * 2**30
-"""Bytes that are copied while a first step is launched, some 40 ms; of a small model a quarter."""
+"""Bytes that are copied while the first step is being launched, some 40 ms; at most a quarter of the model."""
 
 
 @dataclass(slots=True)
 class CopyTimer:
-    """What a copy takes. `share` of its bytes lie before `nearly`."""
+    """Measures a copy. `share` is the share of its bytes that are copied by the event `nearly`."""
 
     began: torch.cuda.Event = field(default_factory=lambda: _event(timing=True))
     nearly: torch.cuda.Event = field(default_factory=lambda: _event(timing=True))
@@ -28,43 +29,43 @@ class CopyTimer:
     _over: bool = False
 
     def mark(self, share: float) -> None:
-        """Here it is nearly done, unless that has been said before."""
+        """Record the event `nearly`, after `share` of the bytes, unless it was recorded already."""
         if not self.share:
             self.nearly.record()
             self.share = share
 
     def await_copy_on_stream(self) -> None:
-        """What is put on the current stream from now on waits for the end, on the GPU. Cheap once that has come.
+        """Make the current stream wait for the end of the copy, on the GPU. Cheap once the copy has ended.
 
-        A capture cannot wait: whoever captures has waited before.
+        A stream being captured cannot wait for outside events; whoever captures has waited before.
         """
         if not self._over and not torch.cuda.is_current_stream_capturing():
             self._over = self.ended.query()  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().wait_event(self.ended)
 
     def seconds(self) -> float:
-        """Waits until the copy is done."""
+        """Wait until the copy is done; returns the seconds it took."""
         self.ended.synchronize()
         return float(self.began.elapsed_time(self.ended)) / 1000
 
     def expected_seconds(self) -> float:
-        """Waits until the copy is nearly done, and goes by the rate so far."""
+        """Wait until the copy is nearly done; returns the seconds it will take, extrapolated from the rate so far."""
         self.nearly.synchronize()
         return float(self.began.elapsed_time(self.nearly)) / 1000 / self.share
 
 
 class Link:
-    """The way from host memory to one GPU. One copy at a time."""
+    """The link from host memory to one GPU, used for one copy at a time."""
 
     def __init__(self) -> None:
         self._stream = _stream()
         self._stages: list[_Stage] | None = None
 
     def copy(self, source: HostCopy, target: Tensor) -> CopyTimer:
-        """Fill `target` (uint8, on the GPU, of the source's size), after what is on the current stream now.
+        """Copy `source` to `target` (uint8, on the GPU, of the same size), after the work on the current stream.
 
-        Returns at once when all of the source is registered, and else when the rest has been staged. Only what is held
-        back by the timer sees the filled tensor.
+        Returns at once if the whole source is registered, otherwise when the rest has been staged. Only work that waits
+        through the timer is sure to see the copied data.
         """
         timer = CopyTimer()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -72,7 +73,7 @@ class Link:
         rest = min(_REST, source.nbytes // 4)
         with torch.cuda.stream(self._stream):
             timer.began.record()
-            for start in range(0, registered, PIECE):  # no copy may cross from one registered piece into the next
+            for start in range(0, registered, PIECE):  # a copy must not span two registrations
                 end = min(start + PIECE, registered)
                 target[start:end].copy_(source.bytes[start:end], non_blocking=True)
                 if source.nbytes - end <= rest:
@@ -85,7 +86,7 @@ class Link:
         return timer
 
     def _stage(self, source: Tensor, target: Tensor) -> None:
-        """Through pinned buffers: some 40 GB/s with eight threads, where a plain copy reaches 2 to 8."""
+        """Copy unregistered memory through pinned buffers: some 40 GB/s with eight threads, against 2 to 8 directly."""
         if self._stages is None:
             self._stages = [_Stage() for _ in range(_THREADS)]
         with ThreadPoolExecutor(_THREADS, "staging") as threads:
@@ -98,7 +99,7 @@ class Link:
 
 
 class _Stage:
-    """Two pinned buffers, filled and sent in turns."""
+    """Two pinned buffers, filled and sent alternately."""
 
     def __init__(self) -> None:
         self._buffers = [torch.empty(_STAGE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
@@ -107,9 +108,9 @@ class _Stage:
 
     def run(self, source: Tensor, target: Tensor, starts: range) -> None:
         with torch.cuda.stream(self._stream):
-            for turn, start in enumerate(starts):
-                buffer, sent = self._buffers[turn % 2], self._sent[turn % 2]
-                sent.synchronize()
+            for number, start in enumerate(starts):
+                buffer, sent = self._buffers[number % 2], self._sent[number % 2]
+                sent.synchronize()  # the buffer's previous content has left
                 piece = source[start : start + _STAGE]
                 buffer[: piece.numel()].copy_(piece)
                 target[start : start + piece.numel()].copy_(buffer[: piece.numel()], non_blocking=True)

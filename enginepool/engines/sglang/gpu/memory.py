@@ -1,4 +1,4 @@
-"""How much of a GPU's memory is in use, by NVML, which needs no CUDA context."""
+"""Measures a GPU's memory in use with NVML, which needs no CUDA context."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from config.gpus import bytes_by_process, nvml_handle
 
 
 class GpuMemory:
-    """Of the GPU `name`, as CUDA_VISIBLE_DEVICES has it, and of one process there.
+    """Memory in use on the GPU that CUDA_VISIBLE_DEVICES calls `name`, in total and by one process.
 
     All methods may raise pynvml.NVMLError.
     """
@@ -19,9 +19,9 @@ class GpuMemory:
         self._pid = pid
 
     def of_device(self) -> int:
-        """Bytes, whoever uses them."""
+        """Bytes in use by all processes."""
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
     def of_process(self) -> int | None:
-        """Bytes, all kinds together. None where NVML does not tell: in some containers it knows no process."""
+        """Bytes in use by the process; None if NVML does not tell, as in some containers."""
         return bytes_by_process(self._handle).get(self._pid)

@@ -1,7 +1,7 @@
-"""Kernels of torch that any model's first steps use, loaded while the worker is blank.
+"""Loads torch kernels that every model's first steps use while the worker is still blank.
 
-CUDA loads a kernel when a process launches it first, and the driver takes 10 to 100 ms for some: 0.3 s of a first token
-in a new process went there, two thirds of it into embedding, sampling and the choice of last tokens.
+CUDA loads a kernel at its first launch in a process, which takes the driver 10 to 100 ms for some of them: 0.3 s of the
+TTFT in a new process, two thirds of that for embedding, sampling and selecting last tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch.nn import functional
 _VOCABULARY = 131072
 _HIDDEN = 2048
 _TOKENS = (1, 16, 256)
-"""For matrix products of different heights cuBLAS has different kernels."""
+"""cuBLAS uses different kernels for matrix products of different heights."""
 
 
 def preload_kernels() -> None:
-    """Launch each once, with as little memory as it takes: some 30 MB, which is free again afterwards."""
+    """Launch each kernel once, with as little memory as possible: some 30 MB, freed afterwards."""
     with torch.device("cuda"), torch.inference_mode():
         _run_layers()
         _choose_tokens()
@@ -36,7 +36,7 @@ def _run_layers() -> None:
 
 
 def _choose_tokens() -> None:
-    """As SGLang's sampler does, greedy and not, with and without top_k and top_p."""
+    """What SGLang's sampler does, greedy or not, with and without top_k and top_p."""
     logits = torch.zeros((1, _VOCABULARY), dtype=torch.bfloat16).float()
     torch.argmax(logits, -1)
     logits.div_(torch.ones((1, 1)))
@@ -49,7 +49,7 @@ def _choose_tokens() -> None:
 
 
 def _keep_books() -> None:
-    """What the Scheduler does with positions and places in the KV cache."""
+    """What the Scheduler does with positions and slots of the KV cache."""
     places = torch.arange(16, dtype=torch.int64)
     targets: list[Tensor] = [torch.zeros_like(places), torch.zeros_like(places)]
     torch._foreach_copy_(targets, [places, places])

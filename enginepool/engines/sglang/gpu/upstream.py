@@ -1,4 +1,4 @@
-"""What Prism adapts of SGLang, kvcached and torch_memory_saver on a GPU, beside `upstream`.
+"""Adapts SGLang, kvcached and torch_memory_saver on a GPU, in addition to `upstream`.
 
 Tested with SGLang 0.5.17, kvcached 0.1.6 and torch_memory_saver 0.0.10.
 """
@@ -22,15 +22,16 @@ from enginepool.host import library_logs
 
 TESTED_KVCACHED = tested.KVCACHED
 _SCARCITY = ("shrink to", "available_size()=", "alloc_page() failed", "Failed to reserve blocks")
-"""What kvcached warns of while a KV limit falls or memory is short: both are Prism's own doing, and it sees to both."""
+"""kvcached's warnings while a KV limit falls or memory is short, both of which Prism causes and handles itself."""
 _WEIGHTS = "weights"
 """SGLang's GPU_MEMORY_TYPE_WEIGHTS."""
 
 
 def check_kvcached() -> None:
-    """
+    """Check that kvcached is usable.
+
     Raises:
-        EngineError: kvcached is missing, or of a version that was not tested, or did not patch SGLang.
+        EngineError: kvcached is missing, of an untested version, or did not patch SGLang.
     """
     try:
         version = importlib.metadata.version("kvcached")
@@ -45,24 +46,24 @@ def check_kvcached() -> None:
 
 
 def adapt() -> None:
-    """Once per process, after SGLang's imports."""
+    """Apply the adaptations. Once per process, after SGLang was imported."""
     from sglang.srt.layers.moe.moe_runner.triton_utils import fused_moe
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 
     from enginepool.engines.sglang.gpu import lazy_decode_graphs, lazy_prefill_graphs
 
     decode_cuda_graph_runner.tqdm = SimpleNamespace(tqdm=lazy_decode_graphs.SilentProgress)
-    # It would unfreeze what the template froze, and walk all of it twice: a second for each model.
+    # SGLang would unfreeze the objects that the template froze and collect garbage twice: one second per model.
     decode_cuda_graph_runner.freeze_gc = lambda enabled: contextlib.nullcontext()
     lazy_decode_graphs.adapt()
     lazy_prefill_graphs.adapt()
     library_logs.take_over("kvcached", _SCARCITY)
-    # For up to 32 tokens it would take a sum that is meant for torch.compile, which `upstream` switches off.
+    # For up to 32 tokens, SGLang would use a sum written for torch.compile, which `upstream` disables.
     fused_moe._use_moe_sum_reduce_torch_compile = lambda tokens: False
 
 
 def identify_compilers() -> None:
-    """What Triton 3.6 does at a process's first kernel, and remembers: a digest of all of itself, half a second."""
+    """Make Triton 3.6 compute and cache its own digest, which takes half a second at a process's first kernel."""
     from triton.backends.nvidia.compiler import get_ptxas_version
     from triton.runtime.cache import triton_key
 
@@ -72,7 +73,7 @@ def identify_compilers() -> None:
 
 
 def name_this_rank(name: str) -> None:
-    """kvcached's name for this process's files in /dev/shm; it chose one when the template imported it."""
+    """Set kvcached's name for this process's files in /dev/shm, which was fixed when the template imported it."""
     os.environ["KVCACHED_IPC_NAME"] = name
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("kvcached") and hasattr(module, "DEFAULT_IPC_NAME"):
@@ -80,26 +81,26 @@ def name_this_rank(name: str) -> None:
 
 
 def allocate_weights(nbytes: int) -> Tensor:
-    """Memory (uint8) that `pause_weights` takes away: as if SGLang allocated it for its model."""
+    """Allocate memory (uint8) that `pause_weights` can release, as SGLang does for its weights."""
     with _saver().region(tag=_WEIGHTS):
         return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
 
 
 def pause_weights() -> None:
-    """Give their physical memory back; addresses, and so CUDA graphs, stay valid."""
+    """Release the weights' physical memory; addresses, and so CUDA graphs, stay valid."""
     _saver().pause(_WEIGHTS)
 
 
 def resume_weights() -> None:
-    """Memory again at the same addresses, with whatever is in it."""
+    """Map uninitialised memory at the same addresses again."""
     _saver().resume(_WEIGHTS)
 
 
 def forget_gpu_memory() -> None:
-    """Drop what SGLang, kvcached and torch keep of a model on the GPU after `upstream.forget_model`.
+    """Release the GPU memory that SGLang, kvcached and torch still cache for a model after `upstream.forget_model`.
 
-    Each line stands for memory that was seen to stay: SGLang's caches of input buffers and of logits, the graphs' pool
-    in NCCL's eyes, the saver's pool of parked blocks, and cuBLAS's workspaces of streams that are gone.
+    Each line releases memory that was observed to stay: SGLang's caches of input buffers and logits, the graph pool
+    known to NCCL, the saver's pool of paused blocks, and cuBLAS workspaces of dead streams.
     """
     from kvcached.integration.sglang import interfaces
     from sglang.srt.distributed.device_communicators import pynccl_allocator

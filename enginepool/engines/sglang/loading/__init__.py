@@ -1,1 +1,1 @@
-"""The loader: the process of a model's first load, by SGLang's own code into a segment."""
+"""A model's first load, in the loader process: SGLang's code reads the model, which is then written into a segment."""

@@ -1,7 +1,7 @@
-"""Dummy weights for SGLang's module, in the place of `load_weights`.
+"""Dummy weights for SGLang's module, instead of `load_weights`.
 
-As SGLang 0.5.15.post1's own `DummyModelLoader` does it: numbers for the parameters, then what `load_weights` does at
-its end. Its numbers would not do: within 0.001 of zero, and the same for every tensor of a size.
+Follows `DummyModelLoader` of SGLang 0.5.15.post1: random numbers for the parameters, then the final part of
+`load_weights`. SGLang's own numbers are unsuitable: within 0.001 of zero, and equal for all tensors of the same size.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from enginepool.weights.dummy import fill
 
 
 def invent_weights(module: nn.Module, model: ModelSpec, model_config: Any) -> None:
-    """
+    """Fill the module's parameters with dummy weights.
+
     Raises:
-        StoreError: a parameter is of a type that a number's meaning cannot be guessed of.
+        StoreError: a parameter is not of a floating-point type.
     """
     fill(module, model.name, model_config.hidden_size)
     _post_load_weights(module)

@@ -1,4 +1,4 @@
-"""Finding parameters that a checkpoint has nothing for: SGLang's loaders leave them as they are, without a word."""
+"""Finds parameters that a checkpoint does not contain, which SGLang's loaders silently leave uninitialised."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ _MARKS: dict[torch.dtype, tuple[torch.dtype, int]] = {
     torch.float8_e4m3fn: (torch.uint8, 0x7F),
     torch.float8_e5m2: (torch.uint8, 0x7D),
 }
-"""For each dtype a NaN that no arithmetic gives, and the integers of its size."""
+"""For each dtype: the integer type of its size, and a NaN pattern that no arithmetic produces."""
 _UNSET = torch.finfo(torch.float32).min
-"""What SGLang itself fills scales with that the checkpoint should have."""
+"""SGLang's initial value of scales that the checkpoint should contain."""
 _PIECE = 2**24
+"""Elements compared at a time."""
 
 
 class Marks:
-    """Fills the parameters of a model that was not loaded yet; `left` tells which of them still have a mark.
+    """Fills a model's parameters with marks before it is loaded; `left` lists those that still contain marks after.
 
-    One that has is missing, or a part of it is: a key of a fused attention, an expert. Scales are not marked, since
-    many are meant to stay at their default; nor are packed integers, which may have any value.
+    These are missing, entirely or in part, such as one key of a fused attention or one expert. Scales are not marked,
+    since many are meant to keep their default; nor are packed integers, in which any value is valid.
     """
 
     def __init__(self, module: nn.Module) -> None:

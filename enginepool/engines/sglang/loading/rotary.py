@@ -1,7 +1,7 @@
-"""Rotary embeddings' tables are computed and not loaded, and a GPU's cosines differ from a CPU's in their last digits.
+"""Recomputes rotary embedding tables on the GPU, whose cosines differ from the CPU's in their last digits.
 
-SGLang 0.5.17 computes them where it serves. A first load makes the model on the CPU, so they are computed again:
-else greedy answers would in time differ from SGLang's own.
+SGLang 0.5.17 computes these tables on the serving device. A first load builds the model on the CPU, so they have to be
+computed again; otherwise greedy answers would eventually differ from SGLang's.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import nn
 
 
 def compute_tables(model: nn.Module, device: torch.device) -> None:
-    """Fill the tables of all rotary embeddings in `model` with what `device` makes of them.
+    """Recompute the tables of all rotary embeddings in `model` on `device`.
 
-    Left as they are: tables in several parts (Phi-3's long and short ones), whose methods take arguments.
+    Tables in several parts (Phi-3's long and short ones), whose methods take arguments, are left as they are.
     """
     part: Any
     for part in model.modules():
@@ -25,6 +25,6 @@ def compute_tables(model: nn.Module, device: torch.device) -> None:
             table = part.get_buffer("cos_sin_cache")
             with device:
                 part.register_buffer("cos_sin_cache", compute(), persistent=False)
-                part._ensure_cos_sin_cache_length(len(table) - 1)  # as it was lengthened after loading
+                part._ensure_cos_sin_cache_length(len(table) - 1)  # it was extended after loading
             table.copy_(part.get_buffer("cos_sin_cache"))
             part.register_buffer("cos_sin_cache", table, persistent=False)

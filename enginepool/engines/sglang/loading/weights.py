@@ -1,6 +1,6 @@
-"""The first load of a model: SGLang's own code reads it on the CPU, and all that it then holds goes into a segment.
+"""The first load of a model: SGLang's code loads it on the CPU, then all its tensors are written into a segment.
 
-Of SGLang 0.5.17, whose `DefaultModelLoader.load_model` this follows. To be imported after `warm` only.
+Follows `DefaultModelLoader.load_model` of SGLang 0.5.17. To be imported after `warm` has run.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from enginepool.weights.loader import Meter, Progress, expect_room, read_ahead, 
 from enginepool.weights.segment import HeldSegment
 
 ALIGNMENT = 512
-"""Bytes: what torch's allocator gives, and CUDA kernels may rely on."""
+"""Bytes. torch's allocator guarantees this alignment, and CUDA kernels may rely on it."""
 _NOT_NEEDED = ("sglang.srt.utils.common.LazyValue",)
-"""Types of what loading makes for other purposes: the experts' weights by layer, to move them between ranks."""
+"""Types of objects created by loading but not needed for serving: experts' weights by layer, for rebalancing ranks."""
 
 
 def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str) -> tuple[Manifest, HeldSegment]:
-    """As `LoadWeights` says, for serving on `device`.
+    """Implements `LoadWeights`, for serving on `device`.
 
-    It takes no GPU memory but for a CUDA context, for rotary embeddings, and for a quantization's kernels, which run
-    there, one module at a time. `max_running` is the worker's, since a model's arguments are made of it.
+    On a GPU it uses memory for a CUDA context, rotary embeddings, and quantization kernels, one module at a time.
+    `max_running` is the worker's setting, on which the model's arguments depend.
     """
     torch.set_num_threads(threads())
     key = digest(model, *_versions(), json.dumps(model.engine_args, sort_keys=True), device)
     files = weight_files(model)
     meter = Meter(progress, files)
-    expect_room(model, files, copies=2)  # SGLang's own is the other
+    expect_room(model, files, copies=2)  # SGLang's copy and the segment
     read_ahead(model, files, meter)
     try:
         with nullcontext() if device == "cpu" else answered_by_nvml():
@@ -60,7 +60,7 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
                     compute_tables(module, torch.device(device))
     except (EngineError, StoreError) as error:
         raise StoreError(f"{model.name}: {error}") from error
-    except Exception as error:  # whatever a checkpoint makes SGLang raise
+    except Exception as error:  # an invalid checkpoint can make SGLang raise anything
         raise StoreError(f"{model.name}: SGLang cannot load {model.path}: {describe(error)}") from error
     entries = [NamedTensor(name, it.tensor.detach(), it.kind) for name, it in Walk(module).tensors.items()]
     tensors, blocks, held = write(model, entries, ALIGNMENT, meter)
@@ -70,15 +70,15 @@ def load(model: ModelSpec, progress: Progress, *, max_running: int, device: str)
 def build(
     server_args: Any, model_config: Any, device: torch.device, model: ModelSpec
 ) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
-    """The loaded model on the CPU, the plain values that loading changed, and the names that it took away.
+    """Load the model on the CPU; returns it with the plain values that loading changed and the names it removed.
 
     Raises:
-        StoreError: the checkpoint lacks tensors, or loading does what the weight store cannot repeat.
+        StoreError: the checkpoint lacks tensors, or loading does something that the weight store cannot reproduce.
     """
     load_config = LoadConfig(load_format=server_args.load_format)
     reader = get_model_loader(load_config, model_config)
     if type(reader) is not DefaultModelLoader:
-        raise StoreError(f"SGLang loads it by its {type(reader).__name__}, which the weight store cannot repeat")
+        raise StoreError(f"SGLang loads it with {type(reader).__name__}, which the weight store does not support")
     module = initialise(model_config, load_config, torch.device("cpu"))
     before = Walk(module)
     with default_dtype(model_config.dtype):
@@ -87,7 +87,7 @@ def build(
         else:
             _read(module, reader._get_all_weights(model_config, module))
         _process(module, device)
-        # ModelRunner would at an activation, and wait for the copy of the weights meanwhile.
+        # Done here because ModelRunner would do it at each activation, and wait for the copy of the weights.
         reserve_rope_cache_for_long_sequences(module, server_args, model_config)
     after = Walk(module.eval())
     _check_structure(before, after)
@@ -103,7 +103,7 @@ def _read(module: nn.Module, tensors: Any) -> None:
 
 
 def _process(module: nn.Module, device: torch.device) -> None:
-    """The second half of SGLang's `load_weights_and_postprocess`, whose first half would ask the GPU for its memory."""
+    """The second half of SGLang's `load_weights_and_postprocess`, whose first half would query the GPU's memory."""
     for _, part in module.named_modules():
         method = getattr(part, "quant_method", None)
         if method is not None:
@@ -112,10 +112,11 @@ def _process(module: nn.Module, device: torch.device) -> None:
 
 
 def _check_structure(before: Walk, after: Walk) -> None:
-    """Tensors and plain values can be put back. Objects cannot: an activation has those of a fresh model."""
+    """Check that loading created no objects. Tensors and plain values can be restored at an activation, other objects
+    cannot. Raises: StoreError."""
     for name, kind in after.others.items():
         if before.others.get(name) != kind and kind not in _NOT_NEEDED:
-            raise StoreError(f"loading makes a {kind} of {name}, which the weight store cannot repeat")
+            raise StoreError(f"loading turns {name} into a {kind}, which the weight store cannot reproduce")
 
 
 def _removed(before: Walk, after: Walk) -> tuple[str, ...]:

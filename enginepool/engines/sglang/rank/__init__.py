@@ -1,1 +1,1 @@
-"""The rank: the process that runs SGLang's Scheduler, on whatever device there is."""
+"""The rank: the process that runs SGLang's Scheduler, on a CPU or a GPU."""

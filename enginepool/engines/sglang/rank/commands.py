@@ -1,8 +1,8 @@
-"""What the rank does when the front tells it to: between two steps while it serves a model, and at once while blank.
+"""Executes the front's commands: between two steps while the rank serves a model, at once while it is blank.
 
-A command to a serving rank comes in by SGLang's own way for requests, so the Scheduler itself calls its handler, with
-no step under way. The answer goes back on the front's private connection. A new command needs its class in
-`protocol` and its handler here.
+Commands to a serving rank arrive through SGLang's own request channel, so the Scheduler itself calls the handlers, when
+no step is in progress. Answers go back on the front's private connection. A new command needs a class in `protocol` and
+a handler here.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:  # it imports SGLang
     from enginepool.engines.sglang.rank.stored import StoredWeights
 
 CAPTURE_AFTER = 0.5
-"""Seconds for which a rank has had nothing to do before it improves itself: whoever comes meanwhile has to wait."""
+"""Seconds of idleness before the rank captures CUDA graphs, because requests that arrive meanwhile have to wait."""
 SIGNS_OF_LIFE = 30
-"""Within the front's patience, at least."""
+"""Minimum number of reports within the front's patience."""
 REPORT_INTERVAL = 0.5
-"""Seconds between two looks at what the rank does; a change is reported."""
+"""Seconds between checks for a changed load, which is then reported."""
 
 
 @dataclass(slots=True)
 class Serving:
-    """A model in the rank: what handlers work on."""
+    """A model being served in the rank; handlers work on it."""
 
     scheduler: Any
     weights: StoredWeights
@@ -55,31 +55,31 @@ class Serving:
     kv: KvCache
     connection: Connection
     patience: float
-    """The front's, in seconds."""
+    """The front's patience in seconds."""
     paused: bool = False
     stalled_queue: StalledQueue = field(init=False)
     _unreserved: int = field(init=False)
-    """Bytes held less those reserved, which are all that changes."""
+    """Bytes in use besides weights, KV cache and torch's allocator; constant while the model is served."""
     batches: list[int] = field(default_factory=list)
-    """Sizes of those that decoded since the last report."""
+    """Batch sizes of the decode steps since the last report."""
     reported: RankLoad | None = None
     reported_at: float = 0.0
     looked_at: float = 0.0
     busy_at: float = field(default_factory=time.monotonic)
-    """When it last had anything to do."""
+    """When the rank was last busy."""
 
     def __post_init__(self) -> None:
         self.stalled_queue = StalledQueue(self.scheduler)
-        # Asking the driver takes too long for doing it again between steps.
+        # Measured once, because querying the driver takes too long to repeat between steps.
         held = max(0, self.device.used() - self.weights.flat.nbytes - self.kv.mapped)
         self._unreserved = held - self.device.reserved()
 
     def held(self) -> int:
-        """Bytes of the device's memory besides the weights and what the KV cache has mapped."""
+        """Bytes of device memory in use besides weights and mapped KV cache."""
         return self._unreserved + self.device.reserved()
 
     def between_steps(self, asked: bool) -> None:
-        """With `asked` if requests or commands have just come in."""
+        """Called between two steps; `asked` says whether requests or commands have just arrived."""
         if (limit := self.kv.step()) is not None:
             self.connection.send(limit)
         self.stalled_queue.look()
@@ -98,7 +98,7 @@ class Serving:
             self.connection.send(load)
 
     def capture_next_graph(self) -> bool:
-        """To be called while the rank is idle. False: it has nothing to do now."""
+        """Use idle time to capture a CUDA graph; returns False if there is nothing to do."""
         if self.paused or time.monotonic() - self.busy_at < CAPTURE_AFTER:
             return False
         return self.device.capture_next_graph(self.scheduler)
@@ -111,11 +111,11 @@ class Serving:
 
 
 Handler = Callable[[Serving, Any], object]
-"""Carries a command out and returns what its CommandDone says. May raise EngineError and StoreError."""
+"""Executes a command and returns the result for its CommandDone. May raise EngineError and StoreError."""
 
 
 def install(serving: Serving) -> None:
-    """Have the Scheduler know the commands, and do what is to be done between its steps."""
+    """Hook the commands, and the work between steps, into the Scheduler."""
     from sglang.utils import TypeBasedDispatcher
 
     known = [(kind, partial(_carry_out, handler, serving)) for kind, handler in _HANDLERS.items()]
@@ -123,11 +123,11 @@ def install(serving: Serving) -> None:
     scheduler._request_dispatcher += TypeBasedDispatcher(known)
     take_requests = scheduler.process_input_requests
 
-    def take_requests_and_look_around(requests: Any) -> None:
+    def take_requests_between_steps(requests: Any) -> None:
         take_requests(requests)
         serving.between_steps(bool(requests))
 
-    scheduler.process_input_requests = take_requests_and_look_around
+    scheduler.process_input_requests = take_requests_between_steps
     serving.device.install(scheduler)
     sleep = scheduler.maybe_sleep_on_idle
 
@@ -139,7 +139,7 @@ def install(serving: Serving) -> None:
 
 
 def carry_out_blank(command: OfferSegment | WithdrawSegment, connection: Connection, device: RankDevice) -> None:
-    """What a rank without a model can do."""
+    """Execute a command in a rank without a model."""
     _answer(connection, partial(_offer_or_withdraw, device, command))
 
 
@@ -172,7 +172,7 @@ def _fill_weights(serving: Serving, command: FillWeights) -> Filled:
 
 
 def _pause_weights(serving: Serving, command: PauseWeights) -> int:
-    """Returns what the parked model holds, all kinds together."""
+    """Park the model; returns the bytes of device memory that it still holds."""
     if not serving.scheduler.is_fully_idle():
         raise EngineError("the rank is not idle")
     serving.kv.pause()

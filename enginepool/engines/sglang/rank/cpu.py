@@ -1,4 +1,4 @@
-"""A rank on the CPU: weights are copied, nothing is paused, and the KV cache has a fixed size."""
+"""A rank on the CPU: weights are copied, nothing can be paused, and the KV cache has a fixed size."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ class CpuDevice:
         self._seconds = 0.0
 
     def prepare_first_step(self) -> None:
-        """Nothing is loaded late."""
+        """There is nothing to load."""
 
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def note_activity(self) -> None:
-        """Nothing goes on in the background."""
+        """There is no background work to postpone."""
 
     def allocate(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
 
     def offer(self, model: str, segment: SegmentRef) -> None:
-        """Nothing makes it faster."""
+        """There is nothing to prepare."""
 
     def withdraw(self, model: str) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
     def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
-        """In pieces. The segment is read-only, and SGLang may write to what it holds; so views of it will not do."""
+        """Copy the segment in pieces. Views of it would not do, since SGLang may write to weights and it is
+        read-only."""
         began = time.monotonic()
         mapped = open_segment(segment)
         try:
@@ -54,7 +55,7 @@ class CpuDevice:
         self._seconds = time.monotonic() - began
 
     def await_copy_on_stream(self) -> None:
-        """A copy is over when it returns."""
+        """`copy` is synchronous."""
 
     def wait_nearly_copied(self) -> float:
         return self._seconds
@@ -66,19 +67,19 @@ class CpuDevice:
         return FixedKv(scheduler)
 
     def install(self, scheduler: Any) -> None:
-        """There is nothing to adapt."""
+        """There is nothing to install."""
 
     def capture_next_graph(self, scheduler: Any) -> bool:
         return False
 
     def pause(self) -> None:
-        """Nothing would be gained."""
+        """Weights stay in memory, as nothing would be gained."""
 
     def resume(self) -> None:
         """Nothing was paused."""
 
     def forget(self) -> None:
-        """`upstream.forget_model` has done it all."""
+        """`upstream.forget_model` has released everything."""
 
     def used(self) -> int:
         return 0
@@ -88,7 +89,7 @@ class CpuDevice:
 
 
 class FixedKv:
-    """SGLang's own pool, made as large as it may ever be. A limit below that is answered as not applied."""
+    """SGLang's own pool, allocated at its maximum size. Limits below that are reported as not applied."""
 
     def __init__(self, scheduler: Any) -> None:
         sizes = scheduler.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes()
@@ -108,7 +109,7 @@ class FixedKv:
         return None
 
     def pause(self) -> None:
-        """Nothing can be given back."""
+        """Memory cannot be released."""
 
     def resume(self) -> None:
-        """Nothing was given back."""
+        """No memory was released."""

@@ -1,4 +1,4 @@
-"""What a rank asks of the device that it serves on: all that differs between a CPU and a GPU."""
+"""The interface between a rank and its device: everything that differs between a CPU and a GPU."""
 
 from __future__ import annotations
 
@@ -15,122 +15,126 @@ from enginepool.mps.control import mps_environment
 
 
 class KvCache(Protocol):
-    """The KV cache of one built Scheduler."""
+    """The KV cache of one Scheduler."""
 
     bytes_per_token: float
 
     @property
     def mapped(self) -> int:
-        """Bytes of physical memory that it holds."""
+        """Bytes of physical memory mapped."""
         ...
 
     @property
     def allocated(self) -> int:
-        """Bytes that running requests and the prefix cache use."""
+        """Bytes used by running requests and the prefix cache."""
         ...
 
     def set_limit(self, revision: int, nbytes: int) -> KvLimitSet | None:
-        """Begin to apply a limit. None while the cache still holds more: then `step` goes on, and answers."""
+        """Begin to apply a limit; returns None if the cache still exceeds it, and then `step` continues."""
         ...
 
     def step(self) -> KvLimitSet | None:
-        """To be called between the Scheduler's steps."""
+        """Continue with a pending limit, between two steps; returns the result once there is one."""
         ...
 
     def pause(self) -> None:
-        """Give back all memory: nothing runs until `resume`."""
+        """Release all memory; nothing runs until `resume`."""
         ...
 
     def resume(self) -> None:
-        """What every step needs again."""
+        """Restore what every step needs. Raises: EngineError."""
         ...
 
 
 class RankDevice(Protocol):
-    """Lives in the rank, in its main thread."""
+    """A rank's device, used in the rank's main thread."""
 
     gpu_id: int
     memory: int
-    """Bytes in all; 0 for a CPU."""
+    """Total bytes; 0 for a CPU."""
 
     def prepare_first_step(self) -> None:
-        """What the first step of this process would load, loaded while nobody waits."""
+        """Load what the first step in this process would otherwise have to load."""
         ...
 
     def building(self) -> AbstractContextManager[None]:
-        """To be held while a Scheduler is made."""
+        """The context in which to construct a Scheduler."""
         ...
 
     def note_activity(self) -> None:
-        """There is something to do: what goes on in the background waits. Called at every step, so it is cheap."""
+        """Postpone background work, because the rank is busy. Called at every step, so it must be cheap."""
         ...
 
     def allocate(self, nbytes: int) -> Tensor:
-        """Memory for weights (uint8), with anything in it."""
+        """Allocate uninitialised memory for weights (uint8)."""
         ...
 
     def offer(self, model: str, segment: SegmentRef) -> None:
-        """These weights may be wanted: make copying them fast. Raises StoreError if they are gone."""
+        """Prepare for copying a segment fast. Raises: StoreError if it is gone."""
         ...
 
     def withdraw(self, model: str) -> None:
-        """Let go of a segment."""
+        """Release a segment."""
         ...
 
     def copy(self, model: str, segment: SegmentRef, flat: Tensor) -> None:
-        """Begin to make `flat` (uint8, as long as the segment) equal to it. Who needs the whole of it holds back or
-        settles. Raises StoreError if the segment is gone."""
+        """Begin to copy a segment into `flat` (uint8, of the same size). Whoever needs the data must wait by one of the
+        next methods. Raises: StoreError if the segment is gone."""
         ...
 
     def await_copy_on_stream(self) -> None:
-        """What is put on the current stream from now on sees the whole of the last copy."""
+        """Make later work on the current stream wait for the last copy."""
         ...
 
     def wait_nearly_copied(self) -> float:
-        """Wait until the last copy will be done by the time that a first step is launched; returns the seconds that
-        all of it is going to have taken."""
+        """Wait until the last copy will be done by the time a first step has been launched; returns the seconds that
+        the whole copy will take."""
         ...
 
     def wait_copied(self) -> float:
-        """Wait until the last copy is done; returns the seconds that it took."""
+        """Wait until the last copy is done; returns the seconds it took."""
         ...
 
     def kv_cache(self, scheduler: Any) -> KvCache: ...
 
     def install(self, scheduler: Any) -> None:
-        """Once a Scheduler is made, before it runs."""
+        """Adapt a constructed Scheduler before it runs."""
         ...
 
     def capture_next_graph(self, scheduler: Any) -> bool:
-        """Some tens of milliseconds of work for faster steps, while the rank is idle. False: none is left."""
+        """While the rank is idle, spend some tens of milliseconds on capturing a CUDA graph; returns False if none is
+        missing."""
         ...
 
     def pause(self) -> None:
-        """Give the weights' physical memory back; their addresses stay."""
+        """Release the weights' physical memory, keeping their addresses."""
         ...
 
     def resume(self) -> None:
-        """Memory for the weights again, with anything in it."""
+        """Map uninitialised memory for the weights again."""
         ...
 
     def forget(self) -> None:
-        """Give back what a torn-down model has left."""
+        """Release what is left of a torn-down model."""
         ...
 
     def used(self) -> int:
-        """Bytes of the device's memory that this process holds."""
+        """Bytes of device memory that this process uses."""
         ...
 
     def reserved(self) -> int:
-        """Of them what torch's allocator has taken, whether paused or not."""
+        """Bytes of device memory taken by torch's allocator, paused or not."""
         ...
 
 
 def open_device(gpu: str, mps: MpsClient | None) -> RankDevice:
-    """This rank's device: the GPU that CUDA_VISIBLE_DEVICES calls `gpu`, or the CPU if that is empty.
+    """Open this rank's device: the GPU that CUDA_VISIBLE_DEVICES calls `gpu`, or the CPU if that is empty.
 
-    Of a GPU this makes the CUDA context. The process sees no other: every thread begins on its first device, so those
-    that SGLang, kvcached and this engine start would work on the wrong one.
+    On a GPU, this creates the CUDA context. The process is restricted to this GPU, because new threads start on the
+    first visible device, so threads of SGLang, kvcached and this engine would otherwise use the wrong one.
+
+    Raises:
+        EngineError: the CUDA driver does not start.
     """
     if not gpu:
         from enginepool.engines.sglang.rank.cpu import CpuDevice

@@ -1,4 +1,4 @@
-"""Errors after which this process cannot use its GPU any more, nor can any other client of its MPS daemon."""
+"""Recognises errors after which neither this process nor any other client of its MPS daemon can use the GPU."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _FATAL = re.compile(
     r"|hardware stack error|unspecified launch failure|uncorrectable ECC|remote procedural call between the MPS server",
     re.IGNORECASE,
 )
-"""cudaGetErrorString of CUDA 13. Not among them: a device-side assert and an MPS client that was terminated, which both
-concern one client; and those of an MPS server that takes no clients just now."""
+"""Texts of CUDA 13's cudaGetErrorString. Not included: a device-side assert and a terminated MPS client, which affect
+one client only, and the errors of an MPS server that temporarily accepts no clients."""
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether this is one, or was raised because of one."""
+    """Whether `error`, or an error in its chain of causes, is a device fault."""
     return any(_FATAL.search(str(cause)) for cause in _chain(error))
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Whether the device, or the process's context on it, may be unusable: then nothing in the process can go on."""
+    """Whether the device or the process's CUDA context may be unusable, so that the process cannot continue."""
     return is_device_fault(error) or any(
         isinstance(cause, torch.AcceleratorError) or "CUDA error" in str(cause) for cause in _chain(error)
     )

@@ -1,9 +1,9 @@
-"""A grammar that turns out to be too much for llguidance ends its own request, and not the rank.
+"""Makes a grammar that fails in use end its own request instead of the rank.
 
-SGLang 0.5.17 expects an error when a grammar is made, and when it is told of a token, for which it aborts the request.
-llguidance 1.9.1 looks into a grammar lazily: a schema that refers to itself, or a regex of a million states, is found
-out when it is first asked what may come next. For one grammar at a time that error leaves the Scheduler's loop; for
-several, nothing but an end is allowed, which looks as if the model had wanted it.
+SGLang 0.5.17 handles errors when a grammar is created and when it accepts a token, and aborts the request. But
+llguidance 1.9.1 compiles grammars lazily: a schema that refers to itself, or a regex with a million states, fails when
+the set of allowed tokens is first computed. With one grammar in the batch that error ends the Scheduler's loop; with
+several, only the end token is allowed, which looks as if the model had chosen to stop.
 
 To be imported after SGLang.
 """
@@ -15,11 +15,11 @@ from typing import Any
 from sglang.srt.constrained.llguidance_backend import GuidanceGrammar
 
 _ALL = -1
-"""In a mask: every token of this row is allowed. The error stays with the grammar, which says so at the next token."""
+"""Bit mask that allows every token. The grammar keeps its error and reports it when it accepts the next token."""
 
 
 def adapt() -> None:
-    """Once per process."""
+    """Patch SGLang. Once per process."""
     fill, fill_rows = GuidanceGrammar.fill_vocab_mask, GuidanceGrammar.fill_vocab_mask_batched
 
     def fill_or_allow_all(grammar: Any, vocab_mask: Any, idx: int) -> None:

@@ -1,7 +1,7 @@
-"""Requests that want log probabilities of certain tokens (`token_ids_logprob`, /v1/score) beside others that do not.
+"""Fixes batches in which only some requests ask for log probabilities of given tokens (`token_ids_logprob`, /v1/score).
 
-SGLang 0.5.17 computes them for a whole batch: a tensor for each request that wants them, an empty list for each that
-does not. When it reads the batch out it calls `tolist` on all of them, which lists do not have.
+SGLang 0.5.17 returns a tensor for each request that asks for them and an empty list for each that does not. When it
+reads out the batch, it calls `tolist` on all of them, which lists do not have.
 
 To be imported after SGLang.
 """
@@ -16,7 +16,7 @@ from sglang.srt.managers.scheduler_components.batch_result_processor import Sche
 
 
 def adapt() -> None:
-    """Once per process."""
+    """Patch SGLang. Once per process."""
     processor = SchedulerBatchResultProcessor
     processor.move_logprobs_to_cpu = _with_tensors_only(processor.move_logprobs_to_cpu)
     processor._normalize_decode_outputs = _with_tensors_only(processor._normalize_decode_outputs)

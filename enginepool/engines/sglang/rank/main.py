@@ -1,4 +1,4 @@
-"""The rank: the process that runs SGLang's Scheduler, for one model after another."""
+"""The rank's main loop: builds, runs and tears down SGLang's Scheduler for one model after another."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from enginepool.engines.sglang.protocol import (
 from enginepool.engines.sglang.rank import commands, preimport
 from enginepool.engines.sglang.rank.device import RankDevice, open_device
 from enginepool.engines.sglang.rank.faults import is_device_fault
-from enginepool.process import give_back_heap
+from enginepool.process import trim_heap
 
 if TYPE_CHECKING:  # it imports SGLang
     from enginepool.engines.sglang.rank.stored import StoredWeights
@@ -39,7 +39,7 @@ log = logging.getLogger("prism.rank")
 
 
 def run_rank(connection: Connection, start: StartRank) -> None:
-    """Serve the front's commands until it closes the connection."""
+    """Execute the front's commands until it closes the connection."""
     torch.set_num_threads(start.threads)
     device = open_device(start.gpu, start.mps)
     connection.send(RankReady(device.used()))
@@ -57,7 +57,7 @@ def run_rank(connection: Connection, start: StartRank) -> None:
 
 
 def _serve(command: Build, connection: Connection, start: StartRank, device: RankDevice) -> BuildFailed | TornDown:
-    """Build, run, tear down. In a frame of its own, so that nothing of the model outlives it."""
+    """Build, run and tear down one model, in a frame of its own so that no local variable keeps the model alive."""
     from enginepool.engines.sglang.rank.stored import StoredWeights, loading
 
     weights: StoredWeights | None = None
@@ -66,21 +66,21 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Ran
         weights = StoredWeights(command.weights.manifest, device)
         device.note_activity()
         with device.building():
-            weights.fill(command.weights)  # first of all: nothing else takes as long
+            weights.fill(command.weights)  # first, since the copy takes longest and overlaps with everything below
             server_args = _arguments(command, start, device)
             connection.send(Prepared(server_args))
             prepared, phases = True, Phases()
-            device.await_copy_on_stream()  # building may read what is there, such as rotary tables
+            device.await_copy_on_stream()  # building may read weights, such as rotary tables
             with loading(weights, phases), _telling_when_copied(connection, device):
                 scheduler = _build(command, server_args, device)
                 phases.end("kv_cache")
         seconds = device.wait_copied()
         phases.end("copy")
-    except Exception as error:  # whatever a checkpoint makes SGLang raise
+    except Exception as error:  # an invalid checkpoint can make SGLang raise anything
         if is_device_fault(error):
             raise
         log.debug("building %s failed", command.model.name, exc_info=True)
-        device.wait_copied()  # it may still write into the memory that is about to be freed
+        device.wait_copied()  # the copy may still be writing to memory that is freed below
         reason = _describe_failure(command, error)
         del weights
         _clear(error)
@@ -93,7 +93,7 @@ def _serve(command: Build, connection: Connection, start: StartRank, device: Ran
     serving = commands.Serving(scheduler, weights, device, device.kv_cache(scheduler), connection, start.patience)
     limited = serving.kv.set_limit(command.kv_revision, command.kv_limit) if command.kv_limit else None
     commands.install(serving)
-    device.note_activity()  # whom the model was built for asks now
+    device.note_activity()  # the request that caused the activation is about to arrive
     memory = min(device.memory, start.device_memory or device.memory)
     connection.send(_describe_built(serving, memory, seconds, limited is None or limited.applied, phases))
     scheduler.run_event_loop()
@@ -141,17 +141,17 @@ def _forget(device: RankDevice, phases: Phases) -> None:
     phases.end("forget")
     device.forget()
     phases.end("memory")
-    give_back_heap()
+    trim_heap()
     phases.end("heap")
 
 
 @contextmanager
 def _telling_when_copied(connection: Connection, device: RankDevice) -> Iterator[None]:
-    """Tell the front when the copy under way is done, by a thread: nothing else may be sent meanwhile."""
+    """Tell the front when the copy is done, from a thread. Nothing else may be sent on the connection meanwhile."""
 
     def tell() -> None:
         device.wait_copied()
-        with suppress(OSError):  # the front is gone, and this process with it
+        with suppress(OSError):  # the front is gone, so this process will end too
             connection.send(WeightsCopied())
 
     thread = threading.Thread(target=tell, name="copied", daemon=True)
@@ -164,7 +164,7 @@ def _telling_when_copied(connection: Connection, device: RankDevice) -> Iterator
 
 def _describe_failure(command: Build, error: Exception) -> EngineError | StoreError:
     if isinstance(error, (EngineError, StoreError)):
-        return type(error)(str(error))  # without its frames
+        return type(error)(str(error))  # a copy without the traceback, whose frames hold the model
     return EngineError(f"{command.model.name}: SGLang cannot serve {command.model.path}: {describe(error)}")
 
 
@@ -184,7 +184,7 @@ def _describe_built(
 
 
 def _most_tokens(serving: commands.Serving, memory: int) -> int:
-    """What the KV cache could hold with all `memory` (bytes) for itself: a longer prompt would wait for ever."""
+    """Tokens that the KV cache could hold with all of `memory` (bytes); longer prompts would wait forever."""
     if not memory:
         return int(serving.scheduler.max_total_num_tokens)
     return int((memory - serving.weights.flat.nbytes - serving.held()) / serving.kv.bytes_per_token)
@@ -195,7 +195,7 @@ def _still_alive(references: dict[str, weakref.ref[Any]]) -> tuple[str, ...]:
 
 
 def _clear(error: BaseException) -> None:
-    """Its frames hold the half-built Scheduler."""
+    """Clear the frames of an error and its causes, which hold the half-built Scheduler."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None

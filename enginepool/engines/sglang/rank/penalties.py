@@ -1,9 +1,9 @@
-"""Each token of an answer counts once for its request's penalties, whatever happens beside it or to it.
+"""Counts each token of an answer exactly once for its request's penalties.
 
-SGLang 0.5.17 counts the last token that it knows of when it prepares a decode step. With overlap that is the one before
-the last, but the last one when the step before was somebody's prefill: then it is counted twice, and answers depend on
-who else is served. A retracted request is prefilled with its answer so far, none of which is counted again: it repeats
-itself from then on, or ends below its `min_tokens`.
+SGLang 0.5.17 counts the last token that it knows of when it prepares a decode step. With overlap scheduling that is the
+one before the last, but right after another request's prefill it is the last. That token is then counted twice, so
+answers depend on which requests run beside them. And when a retracted request is prefilled again with its answer so
+far, that answer is not counted, so the request may repeat itself or end before its `min_tokens`.
 
 To be imported after SGLang.
 """
@@ -18,7 +18,7 @@ from sglang.srt.sampling import penaltylib
 
 
 def adapt() -> None:
-    """Once per process."""
+    """Patch SGLang. Once per process."""
     prepare = ScheduleBatch.prepare_for_extend
 
     def prepare_and_count(batch: Any) -> None:
@@ -60,7 +60,8 @@ def _count(batch: Any, penalizers: dict[type, Any]) -> None:
 
 
 def _counted(req: Any, overlap: bool) -> Any:
-    """What SGLang would have counted by now: with overlap it is late by one token, and begins with the prompt."""
+    """The tokens SGLang would have counted by now. With overlap scheduling it lags by one token and starts with the
+    prompt's last token."""
     return (req.origin_input_ids[-1:] + req.output_ids)[:-1] if overlap else req.output_ids
 
 

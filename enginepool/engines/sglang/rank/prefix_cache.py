@@ -1,4 +1,4 @@
-"""What SGLang's prefix caches have in common."""
+"""A uniform view of SGLang's prefix caches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def evictable(tree_cache: Any) -> int:
-    """Tokens in entries of the prefix cache that no running request uses."""
+    """Tokens in prefix-cache entries that no running request uses."""
     try:
         return int(tree_cache.evictable_size())
-    except NotImplementedError:  # one for nothing but sliding windows counts by kind of layer
+    except NotImplementedError:  # the cache for sliding-window models counts by kind of layer
         return int(tree_cache.full_evictable_size())

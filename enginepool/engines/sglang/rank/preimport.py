@@ -1,6 +1,7 @@
-"""What the first build in a process would import and work out, done before it while nobody waits.
+"""Imports modules and computes values that a rank's first build would otherwise wait for.
 
-In the rank and not in the template: what SGLang imports here may start CUDA, after which a template could not fork.
+This happens in the rank and not in the template, because these imports may initialise CUDA, after which the template
+could not fork.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ _MODULES = (
     "sglang.srt.distributed.device_communicators.xpu_communicator",
     "sglang.srt.dllm.algorithm",
 )
-"""That SGLang 0.5.17 imports in functions of the Scheduler's construction."""
+"""Modules that SGLang 0.5.17 imports inside functions while it constructs a Scheduler."""
 
 
 def prepare_first_build(device: str) -> None:
-    """Of a process on `device` (cpu, cuda:0)."""
+    """Prepare the first build of this process, which serves on `device` (cpu, cuda:0)."""
     attention = f"sglang.srt.layers.attention.{arguments.attention_backend(device)}_backend"
     for name in (*_MODULES, attention):
-        with suppress(Exception):  # whatever a module raises that a build here may never need
+        with suppress(Exception):  # a module that fails to import may never be needed
             importlib.import_module(name)
     from sglang.srt.arg_groups.arg_utils import resolvable_fields
     from sglang.srt.server_args import ServerArgs
 
-    resolvable_fields(ServerArgs)  # goes through the annotations of all arguments, and remembers
+    resolvable_fields(ServerArgs)  # evaluates the annotations of all arguments and caches the result

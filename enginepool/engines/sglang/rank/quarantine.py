@@ -1,15 +1,14 @@
-"""An exception in the Scheduler's loop ends the requests that cause it, and no others.
+"""Makes an exception in the Scheduler's loop end only the requests that cause it.
 
-SGLang 0.5.17 lets it out of the loop, so that one request which it did not expect ends the rank with everybody's. Here
-the step in which it was raised counts as not taken: whatever it did is undone (`rebuild`), and all requests wait to be
-prefilled again. If the step was one request's alone, that one is ended. If not, those that took part run apart, one by
-one and the newest first, until one fails alone; those behind it are believed innocent. If none does, they fail in each
-other's company only, and the newest runs alone to its end.
+In SGLang 0.5.17 an exception leaves the loop, so one unexpected request ends the rank with all others. Here, the step
+that raised is undone (`rebuild`), and all requests wait to be prefilled again. If only one request took part in the
+step, that one is ended. Otherwise the participants run alone, one by one, newest first, until one fails alone; those
+after it count as innocent. If none fails alone, they only fail in combination, and the newest runs alone to its end.
 
 `decide` is the only place where a verdict is reached. Ranks of a group have the same requests in the same order: they
-will have to agree on whether a step has failed, and then come to the same verdict by themselves.
+need to agree on whether a step has failed, and then reach the same verdict independently.
 
-An error of the device ends the rank as before. To be imported after `warm` only.
+A device error ends the rank as before. To be imported after `warm` has run.
 """
 
 from __future__ import annotations
@@ -27,19 +26,20 @@ from enginepool.engines.sglang.rank.faults import is_device_error
 log = logging.getLogger("prism.rank")
 
 CLEAR = 3
-"""Steps that a suspect takes alone until it is clear: its prefill, a decode step, and the one that reads that out."""
+"""Steps that a suspect must complete alone to be cleared: its prefill, a decode step, and the step that reads that
+out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     guilty: Any = None
-    """Ends."""
+    """The request to end."""
     suspects: tuple[Any, ...] = ()
-    """Run apart, in this order."""
+    """The requests to run alone, in this order."""
 
 
 def decide(took_part: Sequence[Any]) -> Verdict:
-    """Of the requests of a step that failed, those first that have run for longest."""
+    """The verdict on the participants of a failed step, given in the order in which they began to run."""
     unfinished = [req for req in took_part if not req.finished()]
     if len(took_part) == 1:
         return Verdict(guilty=unfinished[0] if unfinished else None)
@@ -47,18 +47,18 @@ def decide(took_part: Sequence[Any]) -> Verdict:
 
 
 def adapt() -> None:
-    """Once per process, before a Scheduler is made: it keeps its handlers."""
+    """Patch SGLang. Once per process, before a Scheduler is constructed, since it keeps references to its handlers."""
     Scheduler.handle_generate_request = _ending_it(Scheduler.handle_generate_request)
     Scheduler.handle_embedding_request = _ending_it(Scheduler.handle_embedding_request)
 
 
 def install(scheduler: Any) -> Quarantine:
-    """For one built Scheduler, before its first request."""
+    """Put a Scheduler under quarantine, before its first request."""
     return Quarantine(scheduler)
 
 
 def _ending_it(handle: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """A request that cannot even be taken ends at once: it is the only one that took part."""
+    """End a request that the Scheduler fails to accept, as it is the only participant."""
 
     def handle_or_end(scheduler: Any, request: Any) -> None:
         try:
@@ -66,7 +66,7 @@ def _ending_it(handle: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]
         except Exception as error:
             if is_device_error(error):
                 raise
-            log.warning("a request could not be taken, and is ended", exc_info=True)
+            log.warning("a request could not be accepted and was ended", exc_info=True)
             scheduler.waiting_queue = [it for it in scheduler.waiting_queue if it.rid != request.rid]
             rebuild.end(scheduler, request)
 
@@ -75,33 +75,34 @@ def _ending_it(handle: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]
 
 @dataclass(slots=True)
 class Trial:
-    """Of suspects that run apart."""
+    """Suspects running alone, one after the other."""
 
     alone: Any
-    """Who runs now."""
+    """The suspect that runs now."""
     waiting: list[Any]
-    """Those after it."""
+    """The suspects after it."""
     newest: Any
-    """Who runs alone to its end if nobody fails alone."""
+    """The suspect that runs alone to its end if none fails alone."""
     steps: int = 0
-    """That `alone` has taken."""
+    """Steps that `alone` has completed."""
     to_the_end: bool = False
+    """Whether `alone` runs until it finishes instead of until it is cleared."""
 
 
 @dataclass(slots=True)
 class Quarantine:
-    """Stands around the four calls of which a step of the Scheduler consists."""
+    """Wraps the four calls that make up a step of the Scheduler."""
 
     scheduler: Any
     trial: Trial | None = None
     _failed: list[Any] | None = None
-    """Who took part in a step that failed, until the next step begins."""
+    """Participants of a failed step, until the next step begins."""
     _queued: list[Any] = field(default_factory=list)
-    """Whom the Scheduler chose from for its next batch."""
+    """The queue from which the Scheduler chooses its next batch."""
     _held: list[Any] = field(default_factory=list)
-    """Kept from it, so that a suspect is alone."""
+    """Requests hidden from the Scheduler so that a suspect runs alone."""
     _sent: bool = False
-    """Whether the step's tokens are on their way."""
+    """Whether the step's tokens have been sent."""
     _plan: Callable[..., Any] = field(init=False)
     _run: Callable[..., Any] = field(init=False)
     _sample: Callable[..., Any] = field(init=False)
@@ -125,6 +126,8 @@ class Quarantine:
 
     def plan(self, running_batch: Any, last_batch: Any) -> Any:
         scheduler = self.scheduler
+        # Judged at the start of the next step: when the exception is caught, the Scheduler is still busy with the
+        # failed one.
         if self._failed is not None:
             self._judge()
         elif self.trial is not None and self._is_clear(self.trial):
@@ -133,7 +136,7 @@ class Quarantine:
         try:
             return self._plan(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
         except Exception as error:
-            self._fail("putting a batch together", error, self._chosen() or self._visible())
+            self._fail("composing a batch", error, self._chosen() or self._visible())
         finally:
             scheduler.waiting_queue += self._held
             self._held = []
@@ -141,7 +144,7 @@ class Quarantine:
         return NextBatchPlan(batch_to_run=None, running_batch=scheduler.running_batch)
 
     def sort(self, waiting_queue: list[Any], running_batch: Any) -> Any:
-        """Where the Scheduler begins to choose from its queue."""
+        """Called when the Scheduler begins to choose from its queue."""
         if self.trial is not None:
             self._held = [req for req in waiting_queue if req is not self.trial.alone]
             waiting_queue[:] = [req for req in waiting_queue if req is self.trial.alone]
@@ -163,27 +166,28 @@ class Quarantine:
             self._fail("sampling", error, batch.reqs)
 
     def read_out(self, batch: Any, result: Any) -> None:
-        if self._failed is not None:  # it is computed again
+        if self._failed is not None:  # all requests are prefilled again, so results in flight are dropped
             return
         marks = [rebuild.mark(req) for req in batch.reqs]
         self._sent = False
         try:
             self._read_out(batch, result)
         except Exception as error:
+            # Tokens that were sent must be kept: the client has them. Otherwise the requests return to their old state.
             if not self._sent:
                 for req, mark in zip(batch.reqs, marks, strict=True):
                     rebuild.set_back(req, mark)
-            self._fail("reading a batch out", error, batch.reqs)
+            self._fail("reading out a batch", error, batch.reqs)
         else:
             if self.trial is not None and self.scheduler.chunked_req is None:
                 self.trial.steps += 1
 
-    # when one has failed
+    # after a failure
 
     def _fail(self, doing: str, error: Exception, took_part: Sequence[Any]) -> None:
         if is_device_error(error) or not took_part:
             raise error
-        log.warning("an error while %s of %d requests", doing, len(took_part), exc_info=error)
+        log.warning("error while %s of %d requests", doing, len(took_part), exc_info=error)
         self._failed = list(took_part)
 
     def _judge(self) -> None:
@@ -200,7 +204,7 @@ class Quarantine:
         rebuild.start_over(self.scheduler, everybody)
 
     def _chosen(self) -> list[Any]:
-        """Of the batch that was being put together, if SGLang has come so far: they wait no more."""
+        """The requests chosen for the batch being composed: those that have left the queue; empty if none has yet."""
         waiting, piece = set(self.scheduler.waiting_queue), self.scheduler.chunked_req
         chosen = [req for req in self._queued if req not in waiting]
         return [piece, *chosen] if chosen and piece is not None and piece not in chosen else chosen
@@ -215,7 +219,7 @@ class Quarantine:
         return gone or (trial.steps >= CLEAR and not trial.to_the_end)
 
     def _go_on(self, trial: Trial) -> None:
-        """With the next suspect."""
+        """Continue the trial with the next suspect, or end it."""
         here = rebuild.live(self.scheduler)
         left = [req for req in trial.waiting if req in here]
         if left:
@@ -228,7 +232,7 @@ class Quarantine:
 
 
 class _Noting:
-    """A socket's sender, of which it is known that something was sent."""
+    """Wraps a socket's sender to note when something was sent."""
 
     def __init__(self, sender: Any, quarantine: Quarantine) -> None:
         self._sender, self._quarantine = sender, quarantine

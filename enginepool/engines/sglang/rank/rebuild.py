@@ -1,10 +1,10 @@
-"""Begin anew with every request that a Scheduler has: whatever state an exception left, none of it is used again.
+"""Restarts all requests of a Scheduler from scratch, discarding any state that an exception may have left inconsistent.
 
-A step that raised may have taken slots that no request knows of, and given back some of a request's. So nothing is
-given back one by one. All KV memory, request slots and prefix-cache entries are free again at once, as when SGLang
-flushes its cache, and the requests wait to be prefilled: prompt and answer so far, as when SGLang retracts them.
+A step that raised may have allocated slots that no request knows of, or freed some of a request's. So nothing is freed
+individually: all KV memory, request slots and prefix-cache entries are freed at once, as when SGLang flushes its cache,
+and the requests wait to be prefilled with prompt and answer so far, as when SGLang retracts them.
 
-Of SGLang 0.5.17. To be imported after `warm` only.
+Written for SGLang 0.5.17. To be imported after `warm` has run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PROGRESS = (
     "_is_reasoning_over",
     "_think_end_match_len",
 )
-"""What reading a batch out changes of a request, and a retraction does not set back."""
+"""Attributes of a request that reading out a batch changes and that a retraction does not reset."""
 _progress = attrgetter(*_PROGRESS)
 _BY_TOKEN = (
     "output_token_logprobs_val",
@@ -46,36 +46,37 @@ _BY_TOKEN = (
     "output_token_ids_logprobs_val",
     "output_token_ids_logprobs_idx",
 )
-"""Lists of `Req.logprob` with one entry for each token of the answer, or none."""
+"""Lists of `Req.logprob` with one entry per token of the answer, or none."""
 
 _GRAMMARS = (("json", "json_schema"), ("regex", "regex"), ("ebnf", "ebnf"), ("structural_tag", "structural_tag"))
-"""SGLang's kinds, and the sampling parameters that ask for them."""
+"""SGLang's kinds of grammar, and the sampling parameters that request them."""
 FAILED = "The engine failed on this request."
 
 Mark = tuple[int, tuple[Any, ...]]
+"""Number of output tokens, and the values of `_PROGRESS`."""
 
 
 def mark(req: Any) -> Mark:
-    """How far a request has come, for `set_back`."""
+    """Record a request's progress for `set_back`."""
     return len(req.output_ids), _progress(req)
 
 
 def set_back(req: Any, to: Mark) -> None:
-    """Forget the tokens that came since `mark`, of which nothing was sent."""
+    """Drop the tokens since `mark`, none of which may have been sent."""
     tokens, progress = to
     for name, value in zip(_PROGRESS, progress, strict=True):
         setattr(req, name, value)
     if len(req.output_ids) == tokens:
         return
     del req.output_ids[tokens:]
-    req.surr_offset = None  # what the detokenizer gets is put together anew
+    req.surr_offset = None  # makes SGLang recompute what it sends to the detokenizer
     for name in _BY_TOKEN:
         if entries := getattr(req.logprob, name):
             del entries[tokens:]
 
 
 def live(scheduler: Any) -> list[Any]:
-    """Every request of the Scheduler's that waits or runs, those first that have run for longest."""
+    """All waiting and running requests of a Scheduler, longest running first."""
     batches = [scheduler.running_batch, scheduler.last_batch]
     batches += [batch for batch, _ in getattr(scheduler, "result_queue", ())]
     running = [req for batch in batches if batch is not None for req in batch.reqs]
@@ -85,19 +86,19 @@ def live(scheduler: Any) -> list[Any]:
 
 
 def start_over(scheduler: Any, reqs: Iterable[Any]) -> None:
-    """Free everything, and have `reqs` wait: all that are to live. Those that their client gave up are ended."""
+    """Free everything and queue `reqs`, all the requests to keep; those already aborted are ended."""
     _forget_batches(scheduler)
     _free_all(scheduler)
     for req in reqs:
         try:
             _have_wait(scheduler, req)
         except Exception:
-            log.exception("a request could not be set back, and is ended")
+            log.exception("a request could not be restarted and was ended")
             end(scheduler, req)
 
 
 def end(scheduler: Any, req: Any) -> None:
-    """Answer a request, the Scheduler's or still as its front half has sent it, with an error."""
+    """Answer a request, either the Scheduler's object or the message from the front half, with an error."""
     _answer(scheduler, req, {"type": "abort", "status_code": HTTPStatus.INTERNAL_SERVER_ERROR, "message": FAILED})
 
 
@@ -117,7 +118,7 @@ def _forget_batches(scheduler: Any) -> None:
 
 def _free_all(scheduler: Any) -> None:
     if scheduler.device != "cpu":
-        torch.cuda.synchronize()  # what was launched still writes into the slots
+        torch.cuda.synchronize()  # kernels in flight still write to the slots
     scheduler.token_to_kv_pool_allocator.reserve.forget()
     scheduler.tree_cache.reset()
     scheduler.req_to_token_pool.clear()
@@ -137,7 +138,7 @@ def _have_wait(scheduler: Any, req: Any) -> None:
 
 
 def _replayed(scheduler: Any, req: Any) -> Any:
-    """The request's grammar after the answer so far: it may have seen a token that is forgotten."""
+    """A new grammar advanced by the answer so far: the old one may have accepted a token that was dropped."""
     sampling = req.sampling_params
     key = next(((kind, value) for kind, name in _GRAMMARS if (value := getattr(sampling, name)) is not None), None)
     if key is None:

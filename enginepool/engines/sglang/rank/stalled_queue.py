@@ -1,8 +1,8 @@
-"""What a rank does while nothing runs because nothing that waits fits into its KV cache.
+"""Handles a queue in which no request fits into the KV cache while nothing is running.
 
-SGLang 0.5.17 takes it that its pool never changes: it notes that no more fits (`batch_is_full`) and looks again
-when a running request has ended. With none running it would never look again, not even at requests that do fit, and
-turn in its loop meanwhile at a full core.
+SGLang 0.5.17 assumes that its pool never changes: when nothing more fits it sets `batch_is_full` and tries again only
+after a running request has ended. With none running it would never try again, not even with requests that do fit, and
+would busy-loop meanwhile.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from typing import Any
 log = logging.getLogger("prism.rank")
 
 PATIENCE = 30.0
-"""Seconds that a request waits for the KV limit to be raised, with nothing else running, until it is refused."""
+"""Seconds that a request waits for a higher KV limit, with nothing else running, before it is refused."""
 LOOK_INTERVAL = 0.02
-"""Seconds between two looks at whether something fits by now; a message ends the pause."""
+"""Seconds between attempts; an incoming message ends the pause early."""
 
 
 class StalledQueue:
-    """Of one built Scheduler; `look` is to be called between its steps."""
+    """Watches the queue of one Scheduler; `look` must be called between its steps."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._since: float | None = None
 
     def look(self) -> None:
-        """Have the next step try again what did not fit, after a pause; give up on it after `PATIENCE`."""
+        """If the queue is stalled, pause and make the next step try again; refuse the first request after
+        `PATIENCE`."""
         if not self._nothing_fits():
             self._since = None
             return
@@ -41,6 +42,7 @@ class StalledQueue:
             self._since = None
             self._refuse()
         scheduler.running_batch.batch_is_full = False
+        # Wait on the Scheduler's own sockets, so that an incoming request or KV limit is handled without delay.
         scheduler.idle_sleeper.poller.poll(LOOK_INTERVAL * 1000)
 
     def _nothing_fits(self) -> bool:
@@ -52,7 +54,8 @@ class StalledQueue:
         )
 
     def _requeue_chunked(self) -> None:
-        """A prompt that is half prefilled holds what the others lack; most of its work stays in the prefix cache."""
+        """Requeue a partly prefilled prompt, as it holds slots that others need; most of its work stays in the prefix
+        cache."""
         from sglang.srt.managers.schedule_batch import release_req
 
         scheduler = self._scheduler
@@ -69,13 +72,13 @@ class StalledQueue:
         scheduler._add_request_to_queue(req, is_retracted=True)
 
     def _refuse(self) -> None:
-        """The first in the queue, which SGLang has sorted when it looked last."""
+        """Refuse the first request in the queue, which SGLang sorted at its last attempt."""
         from sglang.srt.managers.io_struct import AbortReq
 
         scheduler = self._scheduler
         req = scheduler.waiting_queue.pop(0)
         tokens = len(req.origin_input_ids) + len(req.output_ids)
-        message = f"The request ({tokens} tokens so far) does not fit into the KV cache that this worker has now."
+        message = f"The request ({tokens} tokens so far) does not fit into the KV cache this worker has at present."
         log.warning("a request of %d tokens did not fit into the KV cache for %.0f s", tokens, PATIENCE)
         reason = {"type": "abort", "status_code": HTTPStatus.SERVICE_UNAVAILABLE, "message": message}
         scheduler.ipc_channels.send_to_tokenizer.send_output(AbortReq(rid=req.rid, finished_reason=reason), req)

@@ -1,9 +1,9 @@
-"""An activation's weights: a model made without memory, whose tensors become views of one that is filled at once.
+"""Weights of an activation: the model is built without memory, then its tensors become views of one flat buffer.
 
-What SGLang does after loading has been done when the segment was written, and is not done again. The objects that it
-needs besides tensors (MoE runners, kernels) it makes when the model is made.
+SGLang's post-processing after loading was done before the segment was written and is not repeated. Objects needed
+besides tensors (MoE runners, kernels) are created by SGLang when the model is built.
 
-To be imported after `warm` only.
+To be imported after `warm` has run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ log = logging.getLogger("prism.rank")
 
 
 class StoredWeights:
-    """One model's weights in this rank. `flat` is all their memory, and stays the same while the model is there."""
+    """One model's weights in this rank. `flat` is all their memory, whose address stays the same while the model
+    lives."""
 
     def __init__(self, manifest: Manifest, device: RankDevice) -> None:
         self._manifest = manifest
@@ -40,14 +41,14 @@ class StoredWeights:
         self.flat = device.allocate(manifest.nbytes)
 
     def watch(self) -> weakref.ref[Any]:
-        """Dead once the memory is free again."""
+        """A weak reference that is dead once the memory has been freed."""
         return weakref.ref(self.flat.untyped_storage())
 
     def attach(self, model: nn.Module) -> None:
-        """Make every tensor of `model` a view of `flat`, and set what loading would have changed.
+        """Make every tensor of `model` a view of `flat`, and apply the other changes that loading would have made.
 
         Raises:
-            EngineError: the model is not the one that was stored.
+            EngineError: the model does not match the stored one.
         """
         manifest, walk = self._manifest, Walk(model)
         stored = {spec.name for spec in manifest.tensors}
@@ -61,7 +62,7 @@ class StoredWeights:
         self._check(model, stored)
 
     def await_copy_on_stream(self, model: nn.Module) -> None:
-        """Have each of the model's steps wait for the copy under way, and nothing that goes before a step."""
+        """Make each step of the model wait for the copy in progress, but not the preparations before a step."""
         forward, device = model.forward, self._device
 
         @functools.wraps(forward)
@@ -72,7 +73,7 @@ class StoredWeights:
         model.forward = forward_once_copied
 
     def fill(self, source: Weights) -> None:
-        """Begin to copy the segment; with `verify`, read everything back afterwards and compare its checksums.
+        """Begin to copy the segment. With `verify`, wait for it and compare checksums.
 
         Raises:
             StoreError: the segment is gone, or a checksum is wrong.
@@ -98,10 +99,10 @@ class StoredWeights:
 
 
 class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
-    """What SGLang is given as its `load_format`. It makes the object itself, so the weights come by `loading`."""
+    """Passed to SGLang as its `load_format`. SGLang instantiates it, so it gets the weights through `loading`."""
 
     def download_model(self, model_config: Any) -> None:
-        """Nothing to download."""
+        """There is nothing to download."""
 
     def load_model(self, *, model_config: Any, device_config: Any) -> nn.Module:
         assert _activation is not None
@@ -116,14 +117,14 @@ class StoredModelLoader(BaseModelLoader):  # type: ignore[misc]
     def _initialise(self, model_config: Any, device: torch.device) -> nn.Module:
         try:
             return initialise(model_config, self.load_config, torch.device("meta"))
-        except (RuntimeError, ValueError, TypeError) as error:  # it looks into its own tensors
-            log.debug("%s cannot be made without memory: %s", model_config.model_path, error)
+        except (RuntimeError, ValueError, TypeError) as error:  # the model reads its own tensors while it is built
+            log.debug("%s cannot be built on the meta device: %s", model_config.model_path, error)
         return initialise(model_config, self.load_config, device)
 
 
 @contextmanager
 def loading(weights: StoredWeights, phases: Phases) -> Iterator[None]:
-    """Meanwhile a StoredModelLoader gives a model these weights, and says when it did in `phases`."""
+    """The context in which StoredModelLoader attaches these weights and records `phases`."""
     global _activation
     _activation = weights, phases
     try:

@@ -1,4 +1,4 @@
-"""How much of a core a worker takes that has nothing to do."""
+"""Measures the CPU use of idle workers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bench.subjects.gateway_under_test import GatewayUnderTest
 from simulator.errors import StudyError
 
 BEFORE = 5.0
-"""Seconds for what a worker does once nobody asks, such as capturing graphs."""
+"""Seconds to wait first, for work that workers do when they become idle, such as capturing graphs."""
 WINDOW = 10.0
-"""Seconds."""
+"""Seconds over which CPU use is measured."""
 
 
 async def idle_shares(subject: GatewayUnderTest) -> dict[str, float]:
-    """By state, the share of a core that the busiest worker's processes take. Nobody may ask for anything meanwhile.
+    """Share of a core used by the busiest worker's processes, by state. No requests may be sent meanwhile.
 
     Raises: StudyError.
     """
@@ -34,10 +34,10 @@ async def idle_shares(subject: GatewayUnderTest) -> dict[str, float]:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of a worker's process and its children."""
+    """CPU seconds of a worker's process and its children."""
     try:
         front = psutil.Process(pid)
         times = [process.cpu_times() for process in (front, *front.children(recursive=True))]
     except psutil.NoSuchProcess as error:
-        raise StudyError(f"a worker ended while it had nothing to do: {error}") from error
+        raise StudyError(f"a worker ended while it was idle: {error}") from error
     return sum(it.user + it.system for it in times)

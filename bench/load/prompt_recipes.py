@@ -13,7 +13,7 @@ from time import perf_counter
 import aiohttp
 
 from bench.load.client import chat_body, stream_chat
-from bench.load.outcomes import Outcome
+from bench.load.outcomes import RequestOutcome
 from bench.load.prompts import VOCABULARY, ExactWriter, PromptWriter
 from bench.load.tokens import CountEach
 from bench.load.word_costs import OPENINGS, costs_of, questions
@@ -28,7 +28,7 @@ REFUSALS = ("http 400", "http 422")
 
 
 @dataclass(frozen=True)
-class Acquaintance:
+class PromptRecipe:
     """How to ask a model for exactly what is wanted."""
 
     writer: ExactWriter | PromptWriter
@@ -44,20 +44,20 @@ class Acquaintance:
         ]
 
 
-def stranger(seed: int, model: str) -> Acquaintance:
+def stranger(seed: int, model: str) -> PromptRecipe:
     """Of a model that nothing is known of: lengths are an estimate."""
-    return Acquaintance(PromptWriter(f"{seed} {model}"), ignore_eos=False)
+    return PromptRecipe(PromptWriter(f"{seed} {model}"), ignore_eos=False)
 
 
-def by_tokenizer(seed: int, model: str, count_each: CountEach) -> Acquaintance:
+def by_tokenizer(seed: int, model: str, count_each: CountEach) -> PromptRecipe:
     """Of a model that was not asked itself."""
-    return Acquaintance(ExactWriter.counting(f"{seed} {model}", count_each), ignore_eos=False)
+    return PromptRecipe(ExactWriter.counting(f"{seed} {model}", count_each), ignore_eos=False)
 
 
 async def meet(
     client: aiohttp.ClientSession, url: str, models: Sequence[str], counters: Mapping[str, CountEach], seed: int,
     patience: float,
-) -> dict[str, Acquaintance]:  # fmt: skip
+) -> dict[str, PromptRecipe]:  # fmt: skip
     """One model after the other, so that those that share a worker need not take turns. `patience` is in seconds.
 
     A model that does not answer, or whose server does not count, is told on stderr and asked by estimate.
@@ -73,12 +73,12 @@ async def meet(
     return met
 
 
-def bodies_of(plan: Sequence[Arrival], met: Mapping[str, Acquaintance]) -> list[bytes]:
+def bodies_of(plan: Sequence[Arrival], met: Mapping[str, PromptRecipe]) -> list[bytes]:
     """Of the whole plan, in its order."""
     found: list[bytes] = [b""] * len(plan)
-    for model, acquaintance in met.items():
+    for model, recipe in met.items():
         places = [at for at, arrival in enumerate(plan) if arrival.model == model]
-        for at, body in zip(places, acquaintance.bodies(model, [plan[at] for at in places]), strict=True):
+        for at, body in zip(places, recipe.bodies(model, [plan[at] for at in places]), strict=True):
             found[at] = body
     return found
 
@@ -94,7 +94,7 @@ class _Inquiry:
         self._ignore_eos = True
         self._turns = asyncio.Semaphore(AT_A_TIME)
 
-    async def meet(self, known: CountEach | None, seed: str) -> Acquaintance:
+    async def meet(self, known: CountEach | None, seed: str) -> PromptRecipe:
         """Raises: StudyError."""
         counted = await self._introduce()
         if known is not None:
@@ -103,7 +103,7 @@ class _Inquiry:
             say(f"{self._model}: asking the server what words cost; a --tokenizer makes that needless")
             counts = await asyncio.gather(*map(self._count, questions(VOCABULARY)))
             writer = ExactWriter(seed, costs_of(VOCABULARY, counts))
-        return Acquaintance(writer, self._ignore_eos)
+        return PromptRecipe(writer, self._ignore_eos)
 
     async def _introduce(self) -> int:
         """The first request, which also says what the server does not accept."""
@@ -116,7 +116,7 @@ class _Inquiry:
     async def _count(self, text: str) -> int:
         """As the server counts. Raises: StudyError."""
         began = perf_counter()
-        outcome = Outcome(Arrival(0.0, self._model, 0, 1))
+        outcome = RequestOutcome(Arrival(0.0, self._model, 0, 1))
         body = chat_body(self._model, text, 1, ignore_eos=self._ignore_eos)
         async with self._turns:
             await stream_chat(self._client, self._url, body, outcome, lambda: perf_counter() - began, self._patience)

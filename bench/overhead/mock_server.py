@@ -1,7 +1,7 @@
 """A plain aiohttp server that answers what Prism's simulated worker answers, byte for byte but for id and time.
 
 It is what Prism's own cost is measured against, and what the peers are put in front of:
-`python -m bench.overhead.standin`.
+`python -m bench.overhead.mock_server`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TPOT = web.AppKey("tpot", float)
 MODELS = web.AppKey("models", tuple[str, ...])
 
 
-class Message(Struct):
+class MockMessage(Struct):
     content: str
 
 
@@ -38,11 +38,11 @@ class StreamOptions(Struct):
     include_usage: bool = False
 
 
-class Body(Struct):
+class MockRequest(Struct):
     """What the answer depends on. Peers add parameters of their own, which a strict parser would refuse."""
 
     model: str
-    messages: list[Message] = []
+    messages: list[MockMessage] = []
     prompt: str = ""
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -63,7 +63,7 @@ class Body(Struct):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-_decode = msgspec.json.Decoder(Body).decode
+_decode = msgspec.json.Decoder(MockRequest).decode
 
 
 def make_app(models: tuple[str, ...], tpot: float) -> web.Application:
@@ -91,14 +91,14 @@ async def complete(request: web.Request) -> web.StreamResponse:
     return await answer(request, body, CompletionAnswer(body.model, body.include_usage))
 
 
-async def answer(request: web.Request, body: Body, formatter: OpenAIAnswer) -> web.StreamResponse:
+async def answer(request: web.Request, body: MockRequest, formatter: OpenAIAnswer) -> web.StreamResponse:
     if body.stream:
         return await stream(request, body, formatter)
     text = "".join(WORDS[position % len(WORDS)] for position in range(body.tokens))
     return web.Response(body=formatter.whole([Choice(0, text, "length")], body.usage), content_type=JSON)
 
 
-async def stream(request: web.Request, body: Body, formatter: OpenAIAnswer) -> web.StreamResponse:
+async def stream(request: web.Request, body: MockRequest, formatter: OpenAIAnswer) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
     await response.prepare(request)
     await response.write(formatter.begin(0) or b"")
@@ -131,7 +131,7 @@ async def model_info(request: web.Request) -> web.Response:
 
 def arguments() -> argparse.Namespace:
     parser = Parser(
-        prog="bench.overhead.standin", description="A plain server with the answers of Prism's simulated worker."
+        prog="bench.overhead.mock_server", description="A plain server with the answers of Prism's simulated worker."
     )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--models", default="bench-a,bench-b", help="names, with commas between")

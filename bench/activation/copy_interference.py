@@ -1,4 +1,4 @@
-"""What a copy of one model's weights does to the tokens of another that is answering on the same device."""
+"""Measures how copying one model's weights slows down another model decoding on the same device."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from bench.subjects.gateway_under_test import GatewayUnderTest
 from simulator.errors import StudyError
 
 QUIET = 4.0
-"""Seconds of the stream before the first copy, for comparison."""
+"""Seconds of undisturbed streaming before the first copy, for comparison."""
 TOKENS = 512
-"""Of each answer; the next one begins when it ends."""
+"""Tokens per answer; the next one begins when it ends."""
 
 
 class Span(NamedTuple):
-    """On `time.perf_counter`."""
+    """A time span on `time.perf_counter`."""
 
     begin: float
     end: float
 
 
 class Gap(NamedTuple):
-    """Between two tokens of one answer."""
+    """The gap between two tokens of one answer."""
 
     at: float
-    """When the second one came, on `time.perf_counter`."""
+    """Time of the second token, on `time.perf_counter`."""
     seconds: float
 
 
 async def beside_copies(
     subject: GatewayUnderTest, prompts: Prompts, copied: str, neighbour: str, times: int
 ) -> dict[str, Any]:
-    """Stream from `neighbour`, which is active, while `copied` is activated and evicted `times` times.
+    """Stream from the active model `neighbour` while `copied` is activated and evicted `times` times.
 
     Raises: StudyError.
     """
@@ -55,12 +55,12 @@ async def beside_copies(
 
 
 def figures(gaps: Sequence[Gap], quiet: Span, copies: Sequence[Span]) -> dict[str, float]:
-    """The mean time per token and the longest gap, in seconds, without and beside copies.
+    """Mean time per token and longest gap, in seconds, without and during copies.
 
-    A gap belongs to a copy that it has any time in common with: a token that a copy holds up comes after it.
+    A gap counts as during a copy if they overlap at all, since a token delayed by a copy comes after it.
 
     Raises:
-        StudyError: no token came while it was quiet, or none beside a copy.
+        StudyError: no token came during the quiet time, or none during a copy.
     """
     alone = [gap.seconds for gap in gaps if quiet.begin <= gap.at - gap.seconds and gap.at <= quiet.end]
     beside = [
@@ -77,7 +77,7 @@ def figures(gaps: Sequence[Gap], quiet: Span, copies: Sequence[Span]) -> dict[st
 
 
 async def _copy(subject: GatewayUnderTest, model: str) -> Span:
-    """From the command to the end of the copy, which may be later than the command's."""
+    """Activate `model`; returns the span from the command to the end of the copy, which may end after the command."""
     began = time.perf_counter()
     await subject.command("activate", model=model)
     active = time.perf_counter()
@@ -87,7 +87,7 @@ async def _copy(subject: GatewayUnderTest, model: str) -> Span:
 
 @asynccontextmanager
 async def _streaming(subject: GatewayUnderTest, prompts: Prompts, model: str) -> AsyncIterator[list[Gap]]:
-    """One answer after another; the gaps between their tokens, once it is over. Raises: StudyError when one fails."""
+    """Stream answers one after another, collecting the gaps between their tokens. Raises: StudyError if one fails."""
     gaps: list[Gap] = []
     over = False
 
