@@ -54,8 +54,9 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 class Gateway(Struct, frozen=True, kw_only=True):
     host: Word = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 is every interface: put a proxy with authentication in front of it."""
     port: Port = 8000
-    """0 takes a free one and says which."""
+    """Port to listen on; 0 takes a free one and says which."""
     admin_socket: Path = field(default_factory=default_admin_socket)
     """Made by the gateway, for its owner only; the default lies in $XDG_RUNTIME_DIR, or in /tmp."""
     grace: Delay = 10.0
@@ -67,6 +68,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     """Names, with or without a port, by which clients may call a gateway that listens on loopback only, beside
     localhost; `*` for all. Others get 403: a page may have its name resolve to this machine."""
     limits: Limits = field(default_factory=Limits)
+    """What one client may ask of the gateway."""
 
 
 class Work(Struct, frozen=True, kw_only=True):
@@ -86,8 +88,11 @@ class Work(Struct, frozen=True, kw_only=True):
 
 class Pool(Struct, frozen=True, kw_only=True):
     engine: EngineName = "transformers"
+    """What computes: `sglang` on GPUs and CPUs, `transformers` on CPUs, `simulated` without any model."""
     devices: Annotated[tuple[Word, ...], Meta(min_length=1, description="a list of at least one device")] = ("cpu",)
+    """Devices to serve on: `cpu`, or GPUs such as `cuda:0`."""
     workers_per_device: Count = 2
+    """Worker processes on each device. Each serves one model at a time."""
     max_running: Count = 16
     """Requests that one worker decodes at a time; the rest wait in the gateway, in deadline order."""
     kv_memory: Bytes = 2**30
@@ -120,6 +125,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     """Whether the workers of a GPU compute at the same time, through an MPS daemon of the gateway's own, and not in
     turns. `auto`: where `sglang` has more than one worker per GPU and NVIDIA's MPS can be had; `on`: or no start."""
     limits: Work = field(default_factory=Work)
+    """What one request may have a worker do besides its model's steps."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """For the engine as a whole. `simulated` takes its timing model (`ttft`, `tpot`, `activation`: seconds) and what it
     pretends to hold of a device: `held_blank`, `held_active`, `held_parked`, `kv_per_token` (bytes); `limit_delay` are
@@ -136,10 +142,11 @@ class WeightStore(Struct, frozen=True, kw_only=True):
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True):
     policy: PolicyName = "prism"
+    """Who gets a worker and who leaves (docs/scheduler.md)."""
     placement_seed: NonNegative = 0
     """Of the placement that `static` and `space` keep to; 0 puts the largest model first, where there is most room."""
     profile: Path | None = None
-    """A JSON file with speeds that are known already (`scheduler.profile.Profile`); what it lacks is learned."""
+    """A JSON file with speeds that are known already (`scheduler.learned.profile.Profile`); what it lacks is learned."""
     window: Seconds = 60.0
     """Seconds over which rates of requests and tokens are taken."""
     idle_timeout: Delay = 45.0
@@ -167,6 +174,7 @@ class Slo(Struct, frozen=True, kw_only=True):
 
 class Model(Struct, frozen=True, kw_only=True):
     name: Word
+    """The name by which clients ask for it; each only once."""
     path: Path | None = None
     """Folder with config.json, tokenizer and safetensors."""
     shape: Path | None = None
@@ -175,8 +183,11 @@ class Model(Struct, frozen=True, kw_only=True):
     """`dummy` makes random ones in host memory, seeded by the model's name, for a config.json alone; a tokenizer beside
     that is used, else one is made up."""
     dtype: Dtype = "auto"
+    """Type of the weights in memory; `auto` is what config.json says."""
     tensor_parallel: Count = 1
+    """Devices over which the model is spread. More than 1 is for the engine `simulated` and `prism simulate` only."""
     slo: Slo = field(default_factory=Slo)
+    """The latencies that this model is to keep to."""
     priority: Rank = 0
     """Higher goes first where two models want one worker."""
     pinned: bool = False
@@ -184,11 +195,17 @@ class Model(Struct, frozen=True, kw_only=True):
     preload: bool = False
     """Loaded into host memory at the start and kept there."""
     engine_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the engine for this model; the table below has them."""
 
 
 class Registry(Struct, frozen=True, kw_only=True):
     gateway: Gateway = field(default_factory=Gateway)
+    """The HTTP server and the admin socket."""
     pool: Pool = field(default_factory=Pool)
+    """The workers, and the memory that they share."""
     weight_store: WeightStore = field(default_factory=WeightStore)
+    """Weights in host memory."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    """Who is served where, and when."""
     models: tuple[Model, ...] = ()
+    """A list of the models to serve."""
