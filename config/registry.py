@@ -146,7 +146,7 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True):
     placement_seed: NonNegative = 0
     """Of the placement that `static` and `space` keep to; 0 puts the largest model first, where there is most room."""
     profile: Path | None = None
-    """A JSON file with speeds that are known already (`scheduler.learned.profile.Profile`); what it lacks is learned."""
+    """A JSON file of known speeds (`scheduler.learned.profile.Profile`); what it lacks is learned."""
     window: Seconds = 60.0
     """Seconds over which rates of requests and tokens are taken."""
     idle_timeout: Delay = 45.0
