@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,36 +31,30 @@ MODULE = re.compile(r"\bpython3? -m ([\w.]*\w)")
 COMMAND = re.compile(r"(?:^|/)prism ([a-z]+)", re.MULTILINE)
 TARGET = re.compile(r"^make ([a-z-]+)", re.MULTILINE)
 
-page_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+def test_links_lead_somewhere() -> None:
+    assert (
+        _missing(lambda page: (link for link in LINK.findall(_prose(page)) if not _leads_somewhere(page, link))) == {}
+    )
 
 
-@page_by_page
-def test_links_lead_somewhere(page: Path) -> None:
-    assert [link for link in LINK.findall(_prose(page)) if not _leads_somewhere(page, link)] == []
+def test_files_that_are_named_are_there() -> None:
+    files = _files()
+    assert _missing(lambda page: (path for path in _paths(page) if not _is_among(files, path))) == {}
 
 
-@page_by_page
-def test_files_that_are_named_are_there(page: Path, files: list[str]) -> None:
-    spans = SPAN.findall(PLANNED.sub("", _prose(page)))
-    paths = [span for span in spans if PATH.fullmatch(span) and span not in NOT_OURS]
-    assert [path for path in paths if not _is_among(files, path)] == []
+def test_modules_that_are_run_are_there() -> None:
+    assert _missing(lambda page: (name for name in _modules(page) if importlib.util.find_spec(name) is None)) == {}
 
 
-@page_by_page
-def test_modules_that_are_run_are_there(page: Path) -> None:
-    ours = [name for name in MODULE.findall(page.read_text()) if name.split(".")[0] in OWN_PACKAGES]
-    assert [name for name in ours if importlib.util.find_spec(name) is None] == []
+def test_commands_of_prism_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {name for name in {name for page in PAGES for name in _named(COMMAND, page)} if _is_command(name)}
+    assert _missing(lambda page: _named(COMMAND, page) - known) == {}
 
 
-@page_by_page
-def test_commands_of_prism_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert [name for name in sorted(_named(COMMAND, page)) if not _is_command(name)] == []
-
-
-@page_by_page
-def test_make_has_the_targets(page: Path) -> None:
-    has = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert _named(TARGET, page) - has == set()
+def test_make_has_the_targets() -> None:
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert _missing(lambda page: _named(TARGET, page) - known) == {}
 
 
 def test_the_index_leads_to_every_page() -> None:
@@ -69,8 +63,42 @@ def test_the_index_leads_to_every_page() -> None:
     assert sorted(page.name for page in pages - linked) == []
 
 
-@pytest.fixture(scope="module")
-def files() -> list[str]:
+def _missing(of: Callable[[Path], Iterable[str]]) -> dict[str, list[str]]:
+    """What each page names that is not there; nothing for pages that name no such thing."""
+    found = {str(page.relative_to(ROOT)): sorted(of(page)) for page in PAGES}
+    return {page: names for page, names in found.items() if names}
+
+
+# what pages say
+
+
+def _paths(page: Path) -> list[str]:
+    spans = SPAN.findall(PLANNED.sub("", _prose(page)))
+    return [span for span in spans if PATH.fullmatch(span) and span not in NOT_OURS]
+
+
+def _modules(page: Path) -> list[str]:
+    return [name for name in MODULE.findall(page.read_text()) if name.split(".")[0] in OWN_PACKAGES]
+
+
+def _named(what: re.Pattern[str], page: Path) -> set[str]:
+    return {name for code in _code(page) for name in what.findall(code)}
+
+
+def _code(page: Path) -> Iterator[str]:
+    """Blocks and spans: only there are words commands."""
+    yield from FENCE.findall(page.read_text())
+    yield from SPAN.findall(_prose(page))
+
+
+def _prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+# what is there
+
+
+def _files() -> list[str]:
     """What is in the repository, each path with a slash before it; folders end in one."""
     found = []
     for folder, folders, names in os.walk(ROOT):
@@ -97,20 +125,6 @@ def _anchors(page: Path) -> set[str]:
     """As GitHub makes them of headings: lower case, no punctuation, hyphens for spaces."""
     headings = re.findall(r"^#+ (.*)$", _prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def _named(what: re.Pattern[str], page: Path) -> set[str]:
-    return {name for code in _code(page) for name in what.findall(code)}
-
-
-def _code(page: Path) -> Iterator[str]:
-    """Blocks and spans: only there are words commands."""
-    yield from FENCE.findall(page.read_text())
-    yield from SPAN.findall(_prose(page))
-
-
-def _prose(page: Path) -> str:
-    return FENCE.sub("", page.read_text())
 
 
 def _is_command(name: str) -> bool:
