@@ -56,7 +56,7 @@ def main() -> None:
 
 def page() -> str:
     """The whole page, as it should be."""
-    return "\n".join([INTRODUCTION, *_section(_struct(inspect.type_info(registry.Registry)), "")]) + "\n"
+    return "\n".join([INTRODUCTION.rstrip(), *_section(_struct(inspect.type_info(registry.Registry)), "")]) + "\n"
 
 
 def keys() -> Iterator[tuple[str, str]]:
