@@ -55,6 +55,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 class GatewayConfig(Struct, frozen=True, kw_only=True):
     host: Word = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 is every interface: put a proxy with authentication in front of it."""
     port: Port = 8000
     """0 picks a free port, which is logged."""
     admin_socket: Path = field(default_factory=default_admin_socket)
@@ -68,6 +69,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     """Host names, with or without a port, accepted besides localhost by a gateway that listens on loopback only; `*`
     for all. Others get 403, because a web page can make its own name resolve to this machine (DNS rebinding)."""
     limits: Limits = field(default_factory=Limits)
+    """What one client may ask of the gateway."""
 
 
 class WorkLimits(Struct, frozen=True, kw_only=True):
@@ -87,8 +89,11 @@ class WorkLimits(Struct, frozen=True, kw_only=True):
 
 class PoolConfig(Struct, frozen=True, kw_only=True):
     engine: EngineName = "transformers"
+    """What computes: `sglang` on GPUs and CPUs, `transformers` on CPUs, `simulated` without any model."""
     devices: Annotated[tuple[Word, ...], Meta(min_length=1, description="a list of at least one device")] = ("cpu",)
+    """Devices to serve on: `cpu`, or GPUs such as `cuda:0`."""
     workers_per_device: Count = 2
+    """Worker processes on each device. Each serves one model at a time."""
     max_running: Count = 16
     """Maximum number of requests that one worker decodes concurrently; the rest wait in the gateway, in deadline
     order."""
@@ -124,6 +129,7 @@ class PoolConfig(Struct, frozen=True, kw_only=True):
     turns. `auto`: if `sglang` has several workers per GPU and NVIDIA MPS is available; `on`: refuse to start
     without it."""
     limits: WorkLimits = field(default_factory=WorkLimits)
+    """Bounds on what one request may have a worker do besides its model's steps."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the engine as a whole. `simulated` accepts its timing (`ttft`, `tpot`, `activation`: seconds), the
     device memory it pretends to use (`held_blank`, `held_active`, `held_parked`, `kv_per_token`: bytes), the time until
@@ -140,6 +146,7 @@ class WeightStoreConfig(Struct, frozen=True, kw_only=True):
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True):
     policy: PolicyName = "prism"
+    """Who gets a worker and who leaves (docs/scheduler.md)."""
     placement_seed: NonNegative = 0
     """Seed of the fixed placement used by `static` and `space`; 0 places the largest model first, on the device with
     most room."""
@@ -173,6 +180,7 @@ class Slo(Struct, frozen=True, kw_only=True):
 
 class ModelConfig(Struct, frozen=True, kw_only=True):
     name: Word
+    """The name by which clients ask for it; each only once."""
     path: Path | None = None
     """Folder with config.json, tokenizer and safetensors."""
     shape: Path | None = None
@@ -181,8 +189,11 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     """`dummy` generates random weights in host memory from a config.json alone, seeded by the model's name. A tokenizer
     next to config.json is used; without one, a tokenizer is made up."""
     dtype: Dtype = "auto"
+    """Type of the weights in memory; `auto` is what config.json says."""
     tensor_parallel: Count = 1
+    """Devices over which the model is spread. More than 1 is for the engine `simulated` and `prism simulate` only."""
     slo: Slo = field(default_factory=Slo)
+    """The latencies that this model is to keep to."""
     priority: Rank = 0
     """When models compete for a worker, the higher priority goes first."""
     pinned: bool = False
@@ -190,11 +201,17 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     preload: bool = False
     """Loaded into host memory at startup and kept there."""
     engine_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the engine for this model; the table below has them."""
 
 
 class Registry(Struct, frozen=True, kw_only=True):
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    """The HTTP server and the admin socket."""
     pool: PoolConfig = field(default_factory=PoolConfig)
+    """The workers, and the memory that they share."""
     weight_store: WeightStoreConfig = field(default_factory=WeightStoreConfig)
+    """Weights in host memory."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    """Who is served where, and when."""
     models: tuple[ModelConfig, ...] = ()
+    """A list of the models to serve."""
