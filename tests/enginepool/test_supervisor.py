@@ -201,13 +201,13 @@ async def test_a_worker_that_never_gets_ready_is_replaced(tmp_path: Path, monkey
 async def test_a_worker_that_sends_garbage_is_replaced(tmp_path: Path) -> None:
     async with impostors(tmp_path, sends=b"\xff\xff\xff\xff") as recorder:
         await recorder.until(lambda: len(recorder.dead) == 2)
-    assert set(recorder.dead) == {(0, "frame of 4294967295 bytes, at most 1073741824 are allowed")}
+    assert set(recorder.dead) == {(0, "frame of 4294967295 bytes; the maximum is 1073741824")}
 
 
 async def test_a_worker_that_sends_messages_nobody_knows_is_replaced(tmp_path: Path) -> None:
     async with impostors(tmp_path, sends=b"\x00\x00\x00\x01\x00") as recorder:
         await recorder.until(lambda: len(recorder.dead) == 1)
-    assert "frame of unknown content" in recorder.dead[0][1]
+    assert "frame with unknown content" in recorder.dead[0][1]
 
 
 async def test_a_worker_that_closes_its_connection_is_replaced(tmp_path: Path) -> None:
