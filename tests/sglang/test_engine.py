@@ -42,7 +42,7 @@ from tests.rig.models import Stored
 from tests.rig.serving import PATIENCE
 from tests.rig.sglang_models import COMPLETIONS, LENGTH, MAX_RUNNING, NEEDS_SGLANG, PROMPT, Worker
 
-pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="session")]
 
 ENDLESS = CONTEXT - 100
 """Tokens of an answer that is still under way when its test is over."""
@@ -55,7 +55,7 @@ def worker(sglang_worker: Worker) -> Worker:
     return sglang_worker
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def llama(worker: Worker, sglang_stored: dict[str, Stored]) -> Worker:
     await worker.activate(sglang_stored["llama-tiny"])
     return worker
@@ -424,7 +424,7 @@ async def test_a_rank_that_hangs_ends_with_its_worker(sglang_run_dir: Path, sgla
         rank.suspend()
         worker.submit(max_tokens=ENDLESS)
         async with asyncio.timeout(PATIENCE):
-            await child.exited
+            await child.gone  # which the rank is not yet when its front has ended
         assert not rank.is_running()
     finally:
         await forks.stop()
