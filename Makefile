@@ -36,8 +36,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Three modules at once, for tests wait a lot; tests/rig/sharing.py says which stay together.
 pytest: $(VENV)/.sglang
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # An environment that `make gpu` has not made is left as it is. SGLang's packages for GPUs have warnings of their own.
 gpu-test: $(if $(wildcard $(VENV)/.gpu),$(VENV)/.dev)

@@ -14,7 +14,13 @@ from hypothesis import settings
 
 from tests.rig.serving import Prism, ServePrism
 
-pytest_plugins = ("tests.rig.models", "tests.rig.sglang_models", "tests.rig.sglang_programs", "tests.rig.fake_mps")
+pytest_plugins = (
+    "tests.rig.sharing",
+    "tests.rig.models",
+    "tests.rig.sglang_models",
+    "tests.rig.sglang_programs",
+    "tests.rig.fake_mps",
+)
 
 # The same cases at every run, so that a commit passes or fails for what is in it; `make fuzz` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
@@ -26,26 +32,25 @@ MARK = "PRISM_TEST_RUN"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def run_mark() -> str:
+def run_mark() -> Iterator[str]:
+    """Of this worker of pytest-xdist, if there are several. At its end nothing is left of what tests have shared."""
     mark = uuid.uuid4().hex
     os.environ[MARK] = mark
-    return mark
+    yield mark
+    _assert_they_end(list(_processes(mark).values()))
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(run_mark: str, tmp_path: Path) -> Iterator[None]:
-    """No process, no shared memory, no socket of a test outlives it."""
+    """No process, no shared memory, no socket of a test outlives it. A gateway that tests share may replace workers."""
     shared_memory, known = _shared_memory(), _processes(run_mark)
     yield
-    left = [process for pid, process in _processes(run_mark).items() if pid not in known]
-    _, left = psutil.wait_procs(left, timeout=5)
-    described = [f"{process.pid} {_cmdline(process)}" for process in left]
-    for process in left:
-        process.kill()
-    assert not described, f"processes are left: {described}"
+    new = [process for pid, process in _processes(run_mark).items() if pid not in known]
+    _assert_they_end([process for process in new if not _ancestors(process) & known.keys()])
     files = _shared_memory().keys() - shared_memory.keys()
     if files:
         files -= _used_elsewhere(run_mark)
+        files &= _shared_memory().keys()  # others at work on this host remove theirs too
     assert not files, f"shared memory is left: {files}"
     _assert_no_sockets(tmp_path)
 
@@ -87,6 +92,21 @@ def _processes(mark: str) -> dict[int, psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
+
+
+def _assert_they_end(processes: list[psutil.Process]) -> None:
+    _, left = psutil.wait_procs(processes, timeout=5)
+    described = [f"{process.pid} {_cmdline(process)}" for process in left]
+    for process in left:
+        process.kill()
+    assert not described, f"processes are left: {described}"
+
+
+def _ancestors(process: psutil.Process) -> set[int]:
+    try:
+        return {it.pid for it in process.parents()}
+    except psutil.Error:
+        return set()
 
 
 def _cmdline(process: psutil.Process) -> str:

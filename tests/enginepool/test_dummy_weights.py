@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +14,11 @@ from transformers import AutoTokenizer
 
 from bench.shapes import config_of
 from config.errors import StoreError
-from config.registry import ModelConfig, Registry
 from enginepool.weights import dummy
-from gateway.dummy_models import with_folders
 from gateway.dummy_tokenizer import write_tokenizer
 from tests.rig.asking import complete
 from tests.rig.serving import Prism, ServePrism
 from tests.rig.sglang_models import NEEDS_SGLANG
-from tests.rig.sglang_programs import PrintOf
 
 ENGINES = ["transformers", pytest.param("sglang", marks=[pytest.mark.sglang, NEEDS_SGLANG])]
 TOKENS = 16
@@ -31,12 +28,31 @@ PROMPTS = ("Once upon a time", "The capital of France")
 # --- served by the gateway ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def shapes(tmp_path: Path) -> Path:
+MODELS = {"chat": "llama-1b", "org/twin": "llama-1b", "mixture": "qwen3-moe"}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of config.json files, and nothing else."""
+    folder = tmp_path_factory.mktemp("shapes")
     for name in ("llama-1b", "qwen3-moe"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(config_of(name, tiny=True)))
-    return tmp_path
+        (folder / f"{name}.json").write_text(json.dumps(config_of(name, tiny=True)))
+    return folder
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def served(engine: str, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prism]:
+    """Three models, two of one shape, on one worker of each engine."""
+    prism = Prism.start(tmp_path_factory.mktemp("served") / "gateway", registry(engine, shapes, MODELS))
+    prism.wait_for_workers()
+    yield prism
+    prism.close()
 
 
 def registry(engine: str, shapes: Path, models: dict[str, str], workers: int = 1) -> dict[str, object]:
@@ -59,24 +75,20 @@ def answer(prism: Prism, model: str, prompt: str = PROMPTS[0]) -> str:
     return text
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_shapes_alone_are_served_and_swapped(engine: str, serve_prism: ServePrism, shapes: Path) -> None:
-    models = {"chat": "llama-1b", "org/twin": "llama-1b", "mixture": "qwen3-moe"}
-    prism = serve_prism(registry(engine, shapes, models))
-    before = {name: answer(prism, name) for name in models}
+def test_shapes_alone_are_served_and_swapped(served: Prism) -> None:
+    before = {name: answer(served, name) for name in MODELS}
 
-    assert len(set(before.values())) == len(models), "models of one shape differ as well"
-    assert len({answer(prism, "chat", prompt) for prompt in PROMPTS}) == len(PROMPTS)
+    assert len(set(before.values())) == len(MODELS), "models of one shape differ as well"
+    assert len({answer(served, "chat", prompt) for prompt in PROMPTS}) == len(PROMPTS)
     assert all(len(set(text.split())) > TOKENS // 4 for text in before.values()), "not one token for ever"
-    assert {name: answer(prism, name) for name in reversed(models)} == {**before}
-    assert prism.command("evict", model="chat").ok
-    assert answer(prism, "chat") == before["chat"]
+    assert {name: answer(served, name) for name in reversed(MODELS)} == {**before}
+    assert served.command("evict", model="chat").ok
+    assert answer(served, "chat") == before["chat"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_another_gateway_answers_the_same(engine: str, serve_prism: ServePrism, shapes: Path) -> None:
-    first, second = (serve_prism(registry(engine, shapes, {"chat": "llama-1b"})) for _ in range(2))
-    assert answer(first, "chat") == answer(second, "chat")
+def test_another_gateway_answers_the_same(engine: str, served: Prism, serve_prism: ServePrism, shapes: Path) -> None:
+    other = serve_prism(registry(engine, shapes, {"chat": MODELS["chat"]}))
+    assert answer(other, "chat") == answer(served, "chat")
 
 
 def test_nothing_of_a_model_is_left_on_disk(serve_prism: ServePrism, shapes: Path) -> None:
@@ -124,47 +136,6 @@ def test_the_scheduler_knows_their_size_before_they_are_made(serve_prism: ServeP
     expected = prism.model("chat").weight_bytes
     answer(prism, "chat")
     assert expected == pytest.approx(prism.model("chat").weight_bytes, rel=0.01)
-
-
-# --- in SGLang's form -----------------------------------------------------------------------------------------
-
-FP8 = {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}
-FORMS: dict[str, dict[str, Any]] = {
-    "tied": config_of("qwen3-0.6b", tiny=True),
-    "moe": config_of("qwen3-moe", tiny=True),
-    "mla": config_of("deepseek-mla", tiny=True),
-    "fp8": config_of("llama-8b", tiny=True) | FP8,
-}
-
-
-@pytest.fixture(scope="module")
-def reports(print_of: PrintOf, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A `Report` of tests/sglang/programs/inspect_rank.py for each form."""
-    made = tmp_path_factory.mktemp("forms")
-    for form, config in FORMS.items():
-        (made / f"{form}.json").write_text(json.dumps(config))
-    listed = tuple(ModelConfig(name=form, shape=made / f"{form}.json", weights="dummy") for form in FORMS)
-    folders = [str(it.path) for it in with_folders(Registry(models=listed), made / "models").models]
-    printed = print_of("inspect_rank", *folders)
-    return dict(zip(FORMS, json.loads(printed.splitlines()[-1]).values(), strict=True))
-
-
-@pytest.mark.sglang
-@NEEDS_SGLANG
-@pytest.mark.parametrize("form", FORMS)
-def test_what_sglang_derives_of_them_is_stored_whole_and_finite(reports: dict[str, Any], form: str) -> None:
-    """Made twice, and restored once: so they are the same each time, too."""
-    report = reports[form]
-    assert (report["unlisted"], report["different"], report["infinite"]) == ([], [], [])
-
-
-@pytest.mark.sglang
-@NEEDS_SGLANG
-def test_what_sglang_does_after_loading_is_done(reports: dict[str, Any]) -> None:
-    assert "model.layers.0.mlp.down_proj.weight" in reports["fp8"]["strided"]
-    assert "model.layers.0.self_attn.w_kc" in reports["mla"]["strided"]
-    offsets = reports["tied"]["offsets"]
-    assert offsets.get("lm_head.weight", offsets["model.embed_tokens.weight"]) == offsets["model.embed_tokens.weight"]
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Fixtures: the demo's tiny models on disk, and their weights in segments, made once per test run."""
+"""Fixtures: the demo's tiny models on disk, and their weights in segments, made once per test run.
+
+torch is imported where it is used: pytest-xdist's own process runs no test.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from enginepool.engines.transformers.weights import load
 from enginepool.messages import Manifest, ModelSpec
 from enginepool.weights.segment import HeldSegment
 from gateway.demo_models import NAMES, make_demo_models
@@ -39,6 +40,10 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stored(demo_folder: Path) -> Iterator[dict[str, Stored]]:
+    import torch
+
+    from enginepool.engines.transformers.weights import load
+
     torch.set_num_threads(1)  # as the template does; more only wait for each other on a busy machine
     models = {}
     for name in NAMES:

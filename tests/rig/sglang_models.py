@@ -7,16 +7,14 @@ import importlib.util
 import itertools
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import pytest_asyncio
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from config.registry import PoolConfig
 from enginepool import process
@@ -155,6 +153,8 @@ class Worker:
 @pytest.fixture(scope="session")
 def sglang_models(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The demo's models. SGLang takes it that Gemma's output layer is its embedding, as in all that Google released."""
+    from safetensors.torch import load_file, save_file
+
     tied = shutil.copytree(demo_folder / "gemma3-tiny", tmp_path_factory.mktemp("tied") / "gemma3-tiny")
     config = json.loads((tied / "config.json").read_text())
     (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
@@ -164,30 +164,48 @@ def sglang_models(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return {name: tied if name == "gemma3-tiny" else demo_folder / name for name in NAMES}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sglang_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("run")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def sglang_forks(run_mark: str, sglang_run_dir: Path) -> AsyncIterator[ForkServer]:
-    """One template for all tests: its imports take seconds."""
+@contextmanager
+def adopting() -> Iterator[None]:
+    """What a template forks becomes this process's child, as it becomes the gateway's."""
     process.set_subreaper(True)
-    forks = ForkServer(PoolConfig(engine="sglang", max_running=MAX_RUNNING, kv_memory=2**26), sglang_run_dir)
-    await forks.start()
-    yield forks
-    await forks.stop()
+    yield
     process.set_subreaper(False)
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@asynccontextmanager
+async def template(run_dir: Path) -> AsyncIterator[ForkServer]:
+    forks = ForkServer(PoolConfig(engine="sglang", max_running=MAX_RUNNING, kv_memory=2**26), run_dir)
+    await forks.start()
+    yield forks
+    await forks.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def sglang_template(run_mark: str, sglang_run_dir: Path) -> AsyncIterator[ForkServer]:
+    """One for all modules: its imports take seconds."""
+    async with template(sglang_run_dir) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def sglang_forks(sglang_template: ForkServer) -> Iterator[ForkServer]:
+    with adopting():
+        yield sglang_template
+
+
+@pytest_asyncio.fixture(loop_scope="session")
 async def sglang_worker(sglang_forks: ForkServer) -> AsyncIterator[Worker]:
     """A blank worker; its rank goes with it."""
     async with _worker(sglang_forks) as worker:
         yield worker
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def sglang_module_worker(sglang_forks: ForkServer) -> AsyncIterator[Worker]:
     """One for all tests of a module."""
     async with _worker(sglang_forks) as worker:
@@ -205,14 +223,17 @@ async def _worker(sglang_forks: ForkServer) -> AsyncIterator[Worker]:
     psutil.wait_procs(ranks, timeout=PATIENCE)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def sglang_stored(sglang_forks: ForkServer, sglang_models: dict[str, Path]) -> AsyncIterator[dict[str, Stored]]:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def sglang_stored(
+    sglang_template: ForkServer, sglang_models: dict[str, Path]
+) -> AsyncIterator[dict[str, Stored]]:
     """The same in host memory, by a loader that a template forked."""
-    store = WeightStore(sglang_forks)
+    store = WeightStore(sglang_template)
     found = {}
     for name, folder in sglang_models.items():
         spec = ModelSpec(name, str(folder), "float32", {})
-        await store.load(spec, ignore_progress)
+        with adopting():
+            await store.load(spec, ignore_progress)
         stored = store.get(name)
         assert stored is not None
         found[name] = Stored(spec, stored.manifest, stored.segment)
@@ -220,13 +241,15 @@ async def sglang_stored(sglang_forks: ForkServer, sglang_models: dict[str, Path]
     store.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sglang_answers(sglang_models: dict[str, Path]) -> dict[str, str]:
     """What transformers itself answers to PROMPT, greedily."""
     return {name: generate(folder) for name, folder in sglang_models.items()}
 
 
 def generate(folder: Path) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=LENGTH, do_sample=False)[0]

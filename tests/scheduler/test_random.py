@@ -55,7 +55,7 @@ from scheduler.isolation import MEMORY
 from scheduler.scheduler import Scheduler
 from tests.rig.fake_pool import GIB, Bench, model, registry
 
-EXAMPLES = int(os.environ.get("PRISM_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("PRISM_EXAMPLES", "150"))
 NAMES = ("a", "b", "c", "d")
 POLICIES = get_args(PolicyName)
 SETTLING_ROUNDS = 300

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.demo_models import CONTEXT, NAMES
 from tests.rig.asking import CHAT, ask, chat, openai_client, session, streaming
-from tests.rig.serving import Prism, ServePrism
+from tests.rig.serving import Prism
 from tests.rig.sglang_models import NEEDS_SGLANG
 
 pytestmark = [pytest.mark.sglang, NEEDS_SGLANG]
@@ -176,11 +176,7 @@ def test_many_at_a_time_over_all_models(prism: Prism) -> None:
     assert set(asyncio.run(run())) == {200}
 
 
-async def test_a_rank_that_is_killed_costs_only_its_workers_streams(
-    serve_prism: ServePrism, sglang_models: dict[str, Path]
-) -> None:
-    prism = serve_prism(registry(sglang_models))
-    prism.wait_for_workers()
+async def test_a_rank_that_is_killed_costs_only_its_workers_streams(prism: Prism) -> None:
     async with (
         session(prism) as client,
         streaming(client, NAMES[0], ENDLESS) as hit,
@@ -197,11 +193,8 @@ async def test_a_rank_that_is_killed_costs_only_its_workers_streams(
         await other.readuntil(b"\n\n")
 
 
-async def test_a_front_that_is_killed_takes_its_rank_along_and_neither_stays_a_zombie(
-    serve_prism: ServePrism, sglang_models: dict[str, Path]
-) -> None:
-    prism = serve_prism(registry(sglang_models))
-    prism.wait_for_workers()
+async def test_a_front_that_is_killed_takes_its_rank_along_and_neither_stays_a_zombie(prism: Prism) -> None:
+    prism.wait_until(lambda s: all(w.state != "starting" for w in s.workers), "both workers are there")
     front = psutil.Process(prism.pid(0))
     rank, *_ = front.children()
     front.kill()

@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from gateway.demo_models import CONTEXT
 from tests.rig.asking import (
@@ -45,9 +44,9 @@ FOR_EVER = "start: A\nA: /.*a.{18}/ & /.*b.{17}/ & ~/.*c.{16}/"
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory: pytest.TempPathFactory, sglang_models: dict[str, Path]) -> Iterator[dict[bool, Prism]]:
-    """By whether clients may send templates. Silence counts early, and so does what takes long."""
+    """By whether clients may send templates, and grammars that take an hour. Silence counts early."""
     models = [{"name": MODEL, "path": str(sglang_models[MODEL]), "dtype": "float32"}]
-    limits = {"preparation": "3s", "grammar_time": "1s", "prompts": MOST, "logprobs": MOST}
+    limits = {"preparation": "3s", "prompts": MOST, "logprobs": MOST}
     started = {}
     for own in (False, True):
         pool = {
@@ -56,7 +55,7 @@ def gateways(tmp_path_factory: pytest.TempPathFactory, sglang_models: dict[str, 
             "workers_per_device": 1,
             "heartbeat": 0.2,
             "silence": "2s",
-            "limits": {**limits, "own_templates": own},
+            "limits": {**limits, "own_templates": own, "grammar_time": "1h" if own else "1s"},
         }
         folder = tmp_path_factory.mktemp("bounded") / "gateway"
         started[own] = Prism.start(folder, {"pool": pool, "models": models})
@@ -73,7 +72,7 @@ def prism(gateways: dict[bool, Prism]) -> Prism:
 
 @pytest.fixture
 def open_prism(gateways: dict[bool, Prism]) -> Prism:
-    """Its clients may send templates of their own."""
+    """Its clients may send templates of their own, and grammars that take an hour."""
     return gateways[True]
 
 
@@ -165,25 +164,12 @@ def trials(prism: Prism) -> list[int]:
     return found
 
 
-async def test_a_grammars_trial_ends_with_its_client(gateways: dict[bool, Prism], short_path: Path) -> None:
-    """Of a registry that would give it an hour."""
-    registry = with_pool(gateways[False], {"limits": {"grammar_time": "1h"}})
-    prism = await asyncio.to_thread(Prism.start, short_path / "g", registry)
-    try:
-        async with session(prism) as client:
-            body = {"model": MODEL, "messages": HELLO, "ebnf": FOR_EVER}
-            asking = asyncio.ensure_future(client.post(CHAT, json=body))
-            await asyncio.to_thread(prism.wait_until, lambda _: bool(trials(prism)), "the grammar is tried")
-            asking.cancel()
-            await asyncio.to_thread(prism.wait_until, lambda _: not trials(prism), "its trial has ended")
-    finally:
-        await asyncio.to_thread(prism.close)
-
-
-def with_pool(prism: Prism, pool: dict[str, Any]) -> dict[str, object]:
-    written: dict[str, Any] = yaml.safe_load((prism.folder / "registry.yaml").read_text())
-    del written["gateway"]
-    return {**written, "pool": {**written["pool"], **pool}}
+async def test_a_grammars_trial_ends_with_its_client(open_prism: Prism) -> None:
+    async with session(open_prism) as client:
+        asking = asyncio.ensure_future(client.post(CHAT, json={"model": MODEL, "messages": HELLO, "ebnf": FOR_EVER}))
+        await asyncio.to_thread(open_prism.wait_until, lambda _: bool(trials(open_prism)), "the grammar is tried")
+        asking.cancel()
+        await asyncio.to_thread(open_prism.wait_until, lambda _: not trials(open_prism), "its trial has ended")
 
 
 def test_several_prompts_are_answered_in_their_order(prism: Prism) -> None:

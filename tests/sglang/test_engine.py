@@ -43,7 +43,7 @@ from tests.rig.models import Stored
 from tests.rig.serving import PATIENCE
 from tests.rig.sglang_models import COMPLETIONS, LENGTH, MAX_RUNNING, NEEDS_SGLANG, PROMPT, Worker
 
-pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="session")]
 
 PTRACE_ATTACH = 16
 ENDLESS = CONTEXT - 100
@@ -57,7 +57,7 @@ def worker(sglang_worker: Worker) -> Worker:
     return sglang_worker
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def llama(worker: Worker, sglang_stored: dict[str, Stored]) -> Worker:
     await worker.activate(sglang_stored["llama-tiny"])
     return worker
@@ -432,7 +432,7 @@ async def test_a_rank_that_is_stopped_ends_with_its_worker(
         else:
             rank.suspend()
         async with asyncio.timeout(PATIENCE):
-            await child.gone
+            await child.gone  # which the rank is not yet when its front has ended
         assert not rank.is_running()
     finally:
         await forks.stop()

@@ -6,27 +6,29 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import pytest_asyncio
 from msgspec import structs
 
 from enginepool.engine import Emit
 from enginepool.engines.sglang.front.kernel_warmup import LENGTHS, TOKENS, KernelWarmup, Traffic
 from enginepool.engines.sglang.front.requests import FrontRequest
 from enginepool.messages import Chunk, Counted, Done, Head, Rehearsing, Reply, WorkerActivated, WorkerStats
+from enginepool.pool.forks import ForkServer
 from gateway.cli.warm import warm
 from tests.rig.models import Stored
 from tests.rig.serving import PATIENCE, Prism
-from tests.rig.sglang_models import NEEDS_SGLANG, Worker
+from tests.rig.sglang_models import NEEDS_SGLANG, Worker, adopting, template
 
 LONGEST = 64
 """Tokens that a prompt may have."""
 
-pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="session")]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,14 @@ def switched_on(kernels: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(kernels))
         yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def sglang_forks(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ForkServer]:
+    """Of a template of its own."""
+    with adopting():
+        async with template(tmp_path_factory.mktemp("run")) as forks:
+            yield forks
 
 
 @pytest.fixture

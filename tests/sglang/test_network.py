@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -12,9 +11,8 @@ import pytest
 
 from tests.rig.models import Stored
 from tests.rig.sglang_models import NEEDS_SGLANG, Worker
-from tests.rig.sglang_programs import PrintOf
 
-pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="session")]
 
 
 def listening(process: psutil.Process) -> list[object]:
@@ -44,11 +42,3 @@ async def test_its_sockets_lie_where_no_other_user_may_look(
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.getuid(), 0o700), folder
     await sglang_worker.park()
     await sglang_worker.blank()
-
-
-def test_a_group_of_one_has_what_it_gives_and_listens_nowhere(print_of: PrintOf) -> None:
-    assert json.loads(print_of("group", "1")) == [[1.0, [{"rank": 0}], "gloo", []]]
-
-
-def test_a_group_of_two_meets_on_loopback(print_of: PrintOf) -> None:
-    assert json.loads(print_of("group", "2")) == [[3.0, [{"rank": 0}, {"rank": 1}], "gloo", ["127.0.0.1"]]] * 2

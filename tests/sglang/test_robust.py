@@ -13,7 +13,7 @@ from enginepool.messages import Chunk, Done, Reply
 from tests.rig.models import Stored
 from tests.rig.sglang_models import COMPLETIONS, NEEDS_SGLANG, PROMPT, Worker
 
-pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.sglang, NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="session")]
 
 GENERATE, CHAT, SCORE = "/generate", "/v1/chat/completions", "/v1/score"
 TOKENS = 40
@@ -25,13 +25,13 @@ JSON_OBJECT = {"type": "json_object"}
 SCORED = {"query": "a", "items": ["b", "c"], "label_token_ids": [1, 2]}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def llama(sglang_module_worker: Worker, sglang_stored: dict[str, Stored]) -> Worker:
     await sglang_module_worker.activate(sglang_stored["llama-tiny"])
     return sglang_module_worker
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def alone(llama: Worker) -> str:
     """What the stream says with nobody beside it."""
     return await finish(llama, begin(llama))
