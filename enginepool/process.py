@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
-from enginepool.host.lossy_stream import open_lossy
+from enginepool.lossy_stream import open_lossy
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

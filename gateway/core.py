@@ -22,14 +22,14 @@ from gateway.changeover import Changeover
 from gateway.commands import Commands
 from gateway.current_scheduler import CurrentScheduler, setup_of
 from gateway.effects import Effects
-from gateway.http.routing import body_digest, estimate_prompt_tokens
-from gateway.http.server_paths import ServerPaths
 from gateway.in_flight import InFlight
 from gateway.journal import Journal
 from gateway.live import LiveRequest
 from gateway.loads import Loads
 from gateway.metrics import Metrics
 from gateway.offers import Offers
+from gateway.routing import body_digest, estimate_prompt_tokens
+from gateway.server_paths import ServerPaths
 from gateway.signals import Signals
 from gateway.stuck import kill_stuck
 from gateway.tasks import Tasks

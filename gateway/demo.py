@@ -29,9 +29,9 @@ from config.reader import read_registry
 from config.registry import Registry
 from config.units import format_duration
 from enginepool.process import die_with_parent
-from gateway.cli.client import read_status
-from gateway.cli.tables import table
+from gateway.admin_client import read_status
 from gateway.report import Status
+from gateway.tables import table
 
 QUESTION = "Why do idle models not need a GPU of their own?"
 MAX_TOKENS = 24

@@ -13,12 +13,12 @@ from enginepool.pool.supervisor import Supervisor
 from gateway.catalog import Catalog
 from gateway.commands import Commands
 from gateway.current_scheduler import CurrentScheduler
-from gateway.http.server_paths import ServerPaths
 from gateway.in_flight import InFlight
 from gateway.journal import Journal
 from gateway.loads import Loads
 from gateway.metrics import Metrics
 from gateway.offers import Offers
+from gateway.server_paths import ServerPaths
 from scheduler import actions
 
 _REFUSALS: dict[actions.RefusalKind, tuple[int, str, str]] = {

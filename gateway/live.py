@@ -7,7 +7,7 @@ import time
 
 from config.errors import RequestError
 from enginepool.messages import Head, Reply
-from gateway.http.sse import EventStream
+from gateway.sse import EventStream
 
 
 class LiveRequest:

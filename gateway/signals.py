@@ -13,12 +13,12 @@ from msgspec.structs import replace
 from config.errors import RequestError
 from enginepool import messages
 from enginepool.messages import Chunk
-from gateway.http.server_paths import ServerPaths
 from gateway.in_flight import InFlight
 from gateway.journal import Journal
 from gateway.live import LiveRequest
 from gateway.metrics import Metrics
 from gateway.offers import Offers
+from gateway.server_paths import ServerPaths
 from scheduler import events
 
 log = logging.getLogger("prism.gateway")

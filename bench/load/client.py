@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from bench.load.outcomes import ClientSlo, RequestOutcome
-from gateway.http.routing import DEVICE_HEADER, WORKER_HEADER
+from gateway.routing import DEVICE_HEADER, WORKER_HEADER
 from simulator.errors import StudyError
 
 Clock = Callable[[], float]

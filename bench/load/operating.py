@@ -16,7 +16,7 @@ from bench.load.workload import Arrival
 from config.errors import OperatorError
 from config.registry import PolicyName
 from enginepool.messages import Command, CommandResult
-from gateway.cli.client import read_models, read_status, read_workers, run_command
+from gateway.admin_client import read_models, read_status, read_workers, run_command
 from gateway.report import ModelState, ModelStatus, WorkerStatus
 from scheduler.state.phases import Phase
 from simulator.errors import StudyError

@@ -17,7 +17,7 @@ from bench.load.client import session
 from bench.load.operating import PATIENCE, RESTING, Operator
 from bench.subjects.processes import Server, running
 from config.errors import OperatorError
-from gateway.cli.client import read_workers
+from gateway.admin_client import read_workers
 from simulator.errors import StudyError
 
 LISTENING = "listening on "

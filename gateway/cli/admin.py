@@ -8,8 +8,8 @@ import json
 from config.errors import OperatorError
 from config.units import format_duration
 from enginepool.messages import Command, CommandResult
-from gateway.cli import tables
-from gateway.cli.client import run_command
+from gateway import tables
+from gateway.admin_client import run_command
 from gateway.cli.options import AddParser, add_admin_socket, add_json, seconds
 from gateway.report import ModelsReport, Status, WorkersReport, read
 from simulator.arguments import POLICIES

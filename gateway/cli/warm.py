@@ -13,7 +13,7 @@ from pathlib import Path
 
 from config.errors import OperatorError
 from enginepool.messages import Command
-from gateway.cli.client import read_models, read_workers, run_command
+from gateway.admin_client import read_models, read_workers, run_command
 from gateway.cli.options import AddParser, add_admin_socket
 from gateway.report import ModelState
 

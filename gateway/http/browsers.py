@@ -14,7 +14,7 @@ from multidict import istr
 
 from config.errors import RequestError
 from config.registry import GatewayConfig
-from gateway.http.routing import DEVICE_HEADER, WORKER_HEADER
+from gateway.routing import DEVICE_HEADER, WORKER_HEADER
 
 ANY = "*"
 _JSON = "application/json"

@@ -22,9 +22,9 @@ from gateway.http.bodies import Bodies
 from gateway.http.body_shape import check_shape
 from gateway.http.browsers import Browsers
 from gateway.http.connections import TOO_MANY, is_guest
-from gateway.http.routing import DEVICE_HEADER, WORKER_HEADER, read_model, read_slo
-from gateway.http.sse import STREAMING, open_stream
 from gateway.live import LiveRequest
+from gateway.routing import DEVICE_HEADER, WORKER_HEADER, read_model, read_slo
+from gateway.sse import STREAMING, open_stream
 
 log = logging.getLogger("prism.http")
 

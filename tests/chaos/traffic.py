@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
-from gateway.http.routing import WORKER_HEADER
+from gateway.routing import WORKER_HEADER
 
 CLIENTS = 5
 PATIENCE = 240.0

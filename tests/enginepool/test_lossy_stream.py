@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from enginepool.host.lossy_stream import PIPE_SIZE, LossyStream, open_lossy
+from enginepool.lossy_stream import PIPE_SIZE, LossyStream, open_lossy
 from tests.rig.asking import chat
 from tests.rig.serving import Prism, simulated
 

@@ -16,7 +16,7 @@ import pytest
 from config.errors import OperatorError
 from enginepool.channel import encode_frame
 from enginepool.messages import Command, CommandResult
-from gateway.cli.client import read_models, read_workers
+from gateway.admin_client import read_models, read_workers
 from gateway.cli.warm import warm
 from gateway.report import Status, StopReport, WorkersReport, read
 from tests.rig.asking import CHAT, ENDLESS, HELLO, ask, chat, events_of, session, streaming

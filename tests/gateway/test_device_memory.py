@@ -8,7 +8,7 @@ import pytest
 
 from config.errors import PoolError
 from config.registry import PoolConfig
-from gateway.cli import tables
+from gateway import tables
 from gateway.device_memory import capacities
 from gateway.report import DeviceStatus, Status
 from tests.rig.asking import ask, chat

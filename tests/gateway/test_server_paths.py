@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config.registry import ModelConfig
-from gateway.http.server_paths import ServerPaths
+from gateway.server_paths import ServerPaths
 from tests.rig.asking import chat
 from tests.rig.serving import ServePrism
 

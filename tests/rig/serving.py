@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from enginepool.messages import Command, CommandResult
-from gateway.cli.client import read_status, run_command
+from gateway.admin_client import read_status, run_command
 from gateway.report import ModelStatus, Status, WorkerStatus
 
 PATIENCE = 60.0

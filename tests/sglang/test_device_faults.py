@@ -29,13 +29,13 @@ ASSERT = "device-side assert triggered"
     ],
 )
 def test_what_ends_all_clients_of_a_gpu_is_told_from_what_ends_one(text: str, fault: bool) -> None:
-    from enginepool.engines.sglang.rank.faults import is_device_fault
+    from enginepool.engines.sglang.faults import is_device_fault
 
     assert is_device_fault(RuntimeError(text)) == fault
 
 
 def test_a_cause_counts_too() -> None:
-    from enginepool.engines.sglang.rank.faults import is_device_fault
+    from enginepool.engines.sglang.faults import is_device_fault
 
     error = EngineError("there is no memory for the KV cache's first page")
     error.__cause__ = RuntimeError(f"CUDA error: {ILLEGAL}")

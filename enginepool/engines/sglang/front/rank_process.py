@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from config.errors import PoolError
 from enginepool import process
+from enginepool.engines.sglang.faults import is_device_fault
 from enginepool.engines.sglang.protocol import (
     Answer,
     Command,
@@ -24,7 +25,6 @@ from enginepool.engines.sglang.protocol import (
     RankReady,
     StartRank,
 )
-from enginepool.engines.sglang.rank.faults import is_device_fault
 from enginepool.engines.sglang.rank.main import run_rank
 
 log = logging.getLogger("prism.sglang")

@@ -10,8 +10,8 @@ from kvcached import vmm_ops
 from torch import Tensor
 
 from config.errors import EngineError, describe
+from enginepool.engines.sglang.prefix_cache import evictable
 from enginepool.engines.sglang.protocol import KvLimitSet
-from enginepool.engines.sglang.rank.prefix_cache import evictable
 
 _SHRINK_TIMEOUT = 8.0
 """Seconds after which an unreachable limit is reported as not applied; shorter than the gateway's timeout."""

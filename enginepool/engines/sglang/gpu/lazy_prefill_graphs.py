@@ -23,8 +23,8 @@ from sglang.srt.model_executor.runner import prefill_cuda_graph_runner
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 
 from config.errors import describe
+from enginepool.engines.sglang.faults import is_device_fault
 from enginepool.engines.sglang.gpu import lazy_decode_graphs
-from enginepool.engines.sglang.rank.faults import is_device_fault
 
 log = logging.getLogger("prism.rank")
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from config.errors import EngineError, StoreError
 from enginepool.engines.phases import Phases
+from enginepool.engines.sglang.faults import is_device_fault
+from enginepool.engines.sglang.prefix_cache import evictable
 from enginepool.engines.sglang.protocol import (
     CommandDone,
     CommandFailed,
@@ -29,8 +31,6 @@ from enginepool.engines.sglang.protocol import (
     WithdrawSegment,
 )
 from enginepool.engines.sglang.rank.device import KvCache, RankDevice
-from enginepool.engines.sglang.rank.faults import is_device_fault
-from enginepool.engines.sglang.rank.prefix_cache import evictable
 from enginepool.engines.sglang.rank.stalled_queue import StalledQueue
 from enginepool.engines.sglang.tokenizers import RANK, preload_tokenizers
 

@@ -27,7 +27,7 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 from torch import Tensor
 
 from config.errors import EngineError
-from enginepool.engines.sglang.rank.prefix_cache import evictable
+from enginepool.engines.sglang.prefix_cache import evictable
 
 LEAST_ROOM = 128
 """Tokens of the answer (or fewer if it is limited to that) that must fit for a request to start alone in the rank."""

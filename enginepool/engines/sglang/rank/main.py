@@ -17,6 +17,7 @@ import torch
 from config.errors import EngineError, StoreError, describe
 from enginepool.engines.phases import Phases
 from enginepool.engines.sglang import arguments, upstream
+from enginepool.engines.sglang.faults import is_device_fault
 from enginepool.engines.sglang.protocol import (
     Build,
     BuildFailed,
@@ -29,7 +30,6 @@ from enginepool.engines.sglang.protocol import (
 )
 from enginepool.engines.sglang.rank import commands, preimport
 from enginepool.engines.sglang.rank.device import RankDevice, open_device
-from enginepool.engines.sglang.rank.faults import is_device_fault
 from enginepool.process import trim_heap
 
 if TYPE_CHECKING:  # it imports SGLang

@@ -20,8 +20,8 @@ from typing import Any
 
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 
+from enginepool.engines.sglang.faults import is_device_error
 from enginepool.engines.sglang.rank import rebuild
-from enginepool.engines.sglang.rank.faults import is_device_error
 
 log = logging.getLogger("prism.rank")
 
