@@ -6,7 +6,7 @@ from typing import Any
 
 from scheduler.actions import Dispatch, Recycle
 from scheduler.events import Aborted, FirstToken
-from scheduler.isolation import MEMORY
+from scheduler.flow.suspects import MEMORY
 from tests.rig.fake_pool import GIB, Bench, only
 
 

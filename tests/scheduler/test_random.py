@@ -51,7 +51,7 @@ from scheduler.events import (
     WorkerBlank,
     WorkerDead,
 )
-from scheduler.isolation import MEMORY
+from scheduler.flow.suspects import MEMORY
 from scheduler.scheduler import Scheduler
 from tests.rig.fake_pool import GIB, Bench, model, registry
 

@@ -12,21 +12,19 @@ can be isolated for it; if it was refused, so is what comes again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from scheduler.actions import Abort, Activate, AnyAction, Dispatch, Park, Recycle, RefusalKind, Refuse
-from scheduler.memory import budget
-from scheduler.state.entities import Charge, Device, Isolation, Known, Model, Request, Worker
-from scheduler.state.phases import FREE, Phase
+from scheduler.flow.isolated_workers import IsolatedWorkers
+from scheduler.flow.lifecycle import Lifecycle
+from scheduler.flow.suspects import Suspects
+from scheduler.state.entities import Charge, Isolation, Model, Request, Worker
+from scheduler.state.phases import Phase
 from scheduler.state.state import State
 
 TRIES = 2
 """Starts or activations in a row that an isolated worker may die of before its requests are refused."""
 REASON = "its requests may have ended a worker"
-MEMORY = 600.0
-"""Seconds for which it is known what a suspect has asked."""
-MOST_KNOWN = 4096
-"""Of these; then the oldest are forgotten."""
 REFUSED: dict[Charge, str] = {
     "fault": "The GPU failed under this request, and so did a worker that served nothing else",
     "crash": "A worker ended under this request, and so did one that served nothing else",
@@ -35,44 +33,21 @@ REFUSED: dict[Charge, str] = {
 
 
 class Isolations:
-    """Each method returns what is to be done, one by one. `enter` changes a worker's phase in the pool."""
+    """Each method returns what is to be done, one by one."""
 
-    def __init__(
-        self,
-        state: State,
-        max_running: int,
-        enter: Callable[[Worker, Phase], None],
-        vacate: Callable[[Worker], None],
-    ) -> None:
+    def __init__(self, state: State, suspects: Suspects, lifecycle: Lifecycle, *, max_running: int) -> None:
         self._state = state
         self._max_running = max_running
-        self._enter = enter
-        self._vacate = vacate
+        self._suspects = suspects
+        self._workers = IsolatedWorkers(state, lifecycle)
 
-    # what is known of requests
-
-    def suspect(self, requests: Iterable[Request], charge: Charge, now: float) -> None:
-        """A worker, or the GPU, has ended under them."""
-        for request in requests:
-            request.charge = charge
-            if request.body:
-                self._state.known.pop(request.body, None)
-                self._state.known[request.body] = Known(now + MEMORY)
-        while len(self._state.known) > MOST_KNOWN:
-            del self._state.known[next(iter(self._state.known))]
-
-    def knows(self, request: Request, now: float) -> bool:
-        """Whether the same was asked before, and ended a worker, or may have."""
-        known = self._state.known.get(request.body)
-        if known is not None and known.until <= now:
-            del self._state.known[request.body]
-        return request.body in self._state.known
+    # requests come
 
     def arrived(self, request: Request, now: float) -> list[AnyAction]:
-        """One that is known."""
+        """A request comes that `Suspects` knows."""
         request.isolated = True
         self._state.apart.append(request.id)
-        if self._state.known[request.body].guilty:
+        if self._suspects.is_guilty(request):
             return [self._refuse(request, request.charge, REFUSED[request.charge], 0.0)]
         if not self._may_be_isolated(self._state.models[request.model]):
             return [self._refuse(request, "unavailable", "It may have ended a worker, and cannot run apart now", 10.0)]
@@ -83,7 +58,7 @@ class Isolations:
         actions: list[AnyAction] = []
         for number in list(self._state.apart):
             request, before = self._state.requests[number], set(self._state.isolations)
-            if (isolation := self._any_place(self._state.models[request.model], now)) is None:
+            if (isolation := self._workers.anywhere(self._state.models[request.model], now)) is None:
                 continue
             self._state.apart.remove(number)
             isolation.waiting.append(number)
@@ -98,31 +73,19 @@ class Isolations:
         """It is found nowhere but in host memory, and on one device."""
         return model.tensor_parallel == 1 and (model.staged or not self._state.host.required)
 
-    def _any_place(self, model: Model, now: float) -> Isolation | None:
-        for device in self._state.devices.values():
-            spare = [] if self._more_on(device) < 1 else [worker for worker in self._state.on(device) if _spare(worker)]
-            spare.sort(key=lambda worker: (_COST[worker.phase], -worker.last_used, worker.number), reverse=True)
-            if (isolation := self._isolation_for(model, device, spare, now)) is not None:
-                return isolation
-        return None
-
-    def _more_on(self, device: Device) -> int:
-        """Workers that may still be isolated there: half of them are at most, so that the pool goes on."""
-        return max(1, len(self._state.on(device)) // 2) - len(self._on(device))
-
     def take_in(
         self, lost: Sequence[Worker], suspects: Iterable[Request], now: float
     ) -> tuple[list[AnyAction], list[Request]]:
         """Isolate requests that run nowhere any more, on workers that their device has `lost`, which are starting: half
         of its workers at most, so that the pool goes on. Also returns those for whose models there is no memory now.
         """
-        device = self._state.devices[lost[0].device]
-        known = {isolation.worker for isolation in self._on(device)}
-        more = self._more_on(device)
+        device = self._state.device_of(lost[0])
+        known = {isolation.worker for isolation in self._workers.on(device)}
+        more = self._workers.more_on(device)
         places = list(lost[-more:]) if more > 0 else []
         left: list[Request] = []
         for model, requests in self._by_model(suspects):
-            isolation = self._isolation_for(model, device, places, now)
+            isolation = self._workers.on_device(model, device, places, now)
             if isolation is None:
                 left += requests
                 continue
@@ -132,20 +95,12 @@ class Isolations:
                 if request.charge == "crash":
                     isolation.alone.add(request.id)
         actions: list[AnyAction] = []
-        for isolation in self._on(device):
+        for isolation in self._workers.on(device):
             if isolation.worker in known:
                 actions += self._go_on(isolation, now)
             else:
                 actions.append(Recycle(isolation.worker, REASON, isolated=True))
         return actions, left
-
-    def of(self, request: Request) -> Isolation:
-        """Where an isolated request is that does not wait for a worker."""
-        return next(
-            isolation
-            for isolation in self._state.isolations.values()
-            if request.id in isolation.running or request.id in isolation.waiting
-        )
 
     # what its worker says
 
@@ -192,13 +147,13 @@ class Isolations:
         if request.id in self._state.apart:
             self._forget(request)
             return
-        isolation = self.of(request)
+        isolation = self._workers.of(request)
         self._forget(request)
         yield from self._go_on(isolation, now)
 
     def finished(self, request: Request, now: float) -> Iterator[AnyAction]:
         """It has its answer: it was not the one."""
-        self._state.known.pop(request.body, None)
+        self._suspects.acquit(request)
         yield from self.over(request, now)
 
     def _judge(self, isolation: Isolation, reason: str, now: float) -> Iterator[AnyAction]:
@@ -219,19 +174,18 @@ class Isolations:
     def _convict(self, request: Request, reason: str, now: float) -> Iterator[AnyAction]:
         """The worker has died on which it was alone. Whoever asks the same is told so, at once."""
         text = REFUSED[request.charge]
-        if request.body:
-            self._state.known[request.body] = Known(now + MEMORY, guilty=True)
+        self._suspects.convict(request, now)
         if request.first_token_at is None:
             yield self._refuse(request, request.charge, text, 0.0)
         else:
             self._forget(request)
             yield Abort(request.id, f"the worker died: {reason}")
-        for other in self._suspects():
+        for other in self._all_waiting():
             if request.body and other.body == request.body:
                 yield self._refuse(other, request.charge, text, 0.0)
 
-    def _suspects(self) -> list[Request]:
-        """Those that wait, in any place."""
+    def _all_waiting(self) -> list[Request]:
+        """Suspects that wait, for a worker or on one."""
         waiting = [number for isolation in self._state.isolations.values() for number in isolation.waiting]
         return [self._state.requests[number] for number in (*self._state.apart, *waiting)]
 
@@ -248,7 +202,7 @@ class Isolations:
         if request.id in self._state.apart:
             self._state.apart.remove(request.id)
         else:
-            isolation = self.of(request)
+            isolation = self._workers.of(request)
             isolation.running.discard(request.id)
             isolation.alone.discard(request.id)
             if request.id in isolation.waiting:
@@ -290,28 +244,18 @@ class Isolations:
 
     def _end(self, isolation: Isolation) -> Iterator[AnyAction]:
         """The worker becomes one of the pool's again."""
-        worker = self._state.workers[isolation.worker]
-        del self._state.isolations[worker.number]
-        self._state.device_of(worker).ledger.release(worker.number, worker.held_blank or 0)
-        worker.kv_mapped, worker.held_first = 0, None
-        self._enter(worker, Phase.STARTING)
-        yield Recycle(worker.number, "no suspected requests are left")
+        self._workers.close(isolation)
+        yield Recycle(isolation.worker, "no suspected requests are left")
 
     # helpers
 
     def _at(self, worker: Worker) -> Isolation:
         return self._state.isolations[worker.number]
 
-    def _on(self, device: Device) -> list[Isolation]:
-        here = (worker.number for worker in self._state.on(device))
-        return [self._state.isolations[number] for number in here if number in self._state.isolations]
-
     def _waiting(self, isolation: Isolation, model: str | None) -> list[Request]:
         """Of a model, or all, in their order."""
         requests = [self._state.requests[number] for number in isolation.waiting]
         return [request for request in requests if model is None or request.model == model]
-
-    # where they come to
 
     def _by_model(self, suspects: Iterable[Request]) -> Iterator[tuple[Model, list[Request]]]:
         """The earliest deadlines first."""
@@ -320,47 +264,3 @@ class Isolations:
             by_name.setdefault(request.model, []).append(request)
         for name, requests in by_name.items():
             yield self._state.models[name], requests
-
-    def _isolation_for(self, model: Model, device: Device, places: list[Worker], now: float) -> Isolation | None:
-        """The one that has the model already, else a new one on one of the `places`, else the one with the least to do;
-        None if there is no memory."""
-        here = self._on(device)
-        own = [isolation for isolation in here if model.name in self._models(isolation)]
-        if not own and places and self._reserve_for(device, places[-1], model):
-            return self._open(places.pop(), now)
-        for isolation in own or sorted(here, key=lambda it: len(it.waiting) + len(it.running)):
-            if self._reserve_for(device, self._state.workers[isolation.worker], model):
-                return isolation
-        return None
-
-    def _open(self, worker: Worker, now: float) -> Isolation:
-        if worker.phase is not Phase.STARTING:
-            self._vacate(worker)
-        isolation = self._state.isolations[worker.number] = Isolation(worker.number, now, [])
-        self._enter(worker, Phase.ISOLATED)
-        return isolation
-
-    def _models(self, isolation: Isolation) -> set[str]:
-        return {self._state.requests[number].model for number in (*isolation.waiting, *isolation.running)}
-
-    def _reserve_for(self, device: Device, worker: Worker, model: Model) -> bool:
-        """On top of what it has for others, of which there is never more than one."""
-        if model.tensor_parallel > 1:
-            return False
-        account = device.ledger[worker.number]
-        held = max(account.held, budget.held_when_active(device, model) if device.accounted else 0)
-        weights = max(account.weights, model.shard_bytes)
-        limit = max(account.limit, device.kv_minimum) if device.accounted else 0
-        if not device.ledger.fits(held + weights + limit - account.total):
-            return False
-        device.ledger.reserve(worker.number, held=held, weights=weights, limit=limit)
-        return True
-
-
-_COST = {Phase.BLANK: 0, Phase.PARKED: 1, Phase.ACTIVE: 2}
-"""What is lost with a worker: the least first."""
-
-
-def _spare(worker: Worker) -> bool:
-    """It is by itself, and does nothing for anybody."""
-    return not worker.grouped and (worker.phase in FREE or worker.idle) and worker.reserved_for is None
