@@ -48,7 +48,7 @@ from scheduler.flow.reaction import Reaction
 from scheduler.flow.requests import Requests
 from scheduler.flow.suspects import Suspects
 from scheduler.flow.workers import Workers
-from scheduler.learned.observer import Observer
+from scheduler.forecast.observer import Observer
 from scheduler.learned.profile import Profile
 from scheduler.memory.kv_limits import KvLimits
 from scheduler.operator import Commands

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scheduler.actions import Dispatch, RefusalKind, Refuse
 from scheduler.dispatch.by_deadline import ByDeadline
 from scheduler.flow.reaction import Reaction
-from scheduler.learned.observer import Observer
+from scheduler.forecast.observer import Observer
 from scheduler.state.entities import Model, Request, Worker
 from scheduler.state.phases import Phase
 from scheduler.state.state import State

@@ -13,8 +13,8 @@ from scheduler.flow.lifecycle import Lifecycle
 from scheduler.flow.planning import Planning
 from scheduler.flow.reaction import Reaction
 from scheduler.flow.suspects import Suspects
+from scheduler.forecast.observer import Observer
 from scheduler.learned.averages import smoothed
-from scheduler.learned.observer import Observer
 from scheduler.memory.feasibility import obstacle
 from scheduler.state.entities import Model, Request
 from scheduler.state.state import State

@@ -12,8 +12,8 @@ from scheduler.flow.isolation import Isolations
 from scheduler.flow.lifecycle import Lifecycle
 from scheduler.flow.planning import Planning
 from scheduler.flow.reaction import Reaction
+from scheduler.forecast.observer import Observer
 from scheduler.learned.averages import smoothed
-from scheduler.learned.observer import Observer
 from scheduler.memory.budget import claims
 from scheduler.memory.kv_limits import KvLimits
 from scheduler.operator import Commands

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from config.registry import PoolConfig
 from scheduler.actions import SetKvLimit
 from scheduler.events import LimitApplied
-from scheduler.learned.kv_pressure import kv_needed
+from scheduler.forecast.kv_pressure import kv_needed
 from scheduler.memory import budget
 from scheduler.state.entities import Device, Worker
 from scheduler.state.phases import SERVING

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from config.registry import Registry
 from scheduler.actions import Decision
-from scheduler.learned.kv_pressure import mapped_on
+from scheduler.forecast.kv_pressure import mapped_on
 from scheduler.policies.on_demand import OnDemand
 from scheduler.state.entities import Device, Model
 from scheduler.state.state import State

@@ -23,7 +23,7 @@ from itertools import chain
 from config.registry import Registry
 from config.units import format_size
 from scheduler.actions import Blank, Decision, Drain, Park, Recycle, Resume
-from scheduler.learned.kv_pressure import kv_use
+from scheduler.forecast.kv_pressure import kv_use
 from scheduler.memory import budget
 from scheduler.memory.feasibility import obstacle
 from scheduler.policies.blank_reserve import Upkeep

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from config.registry import Registry
 from scheduler.actions import Activate, Decision, Park, Stage
-from scheduler.learned.interference import harm_of
-from scheduler.learned.kv_pressure import (
+from scheduler.forecast.interference import harm_of
+from scheduler.forecast.kv_pressure import (
     ROUNDING,
     Company,
     company_on,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from config.registry import Registry
 from scheduler.actions import Decision
-from scheduler.learned.kv_pressure import kv_weight, kvpr
+from scheduler.forecast.kv_pressure import kv_weight, kvpr
 from scheduler.memory import budget
 from scheduler.policies.cheapest_worker import Place
 from scheduler.policies.groups import activation

@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.actions import Activate, Drain, Park, SetKvLimit
 from scheduler.events import FirstToken, WorkerBlank
-from scheduler.learned.kv_pressure import mapped_on
+from scheduler.forecast.kv_pressure import mapped_on
 from tests.rig.fake_pool import GIB, Bench, model, only
 
 GPUS = ("cuda:0", "cuda:1", "cuda:2")

@@ -15,7 +15,7 @@ import pytest
 from config.registry import Slo
 from scheduler.actions import Activate, Park
 from scheduler.events import Activated, FirstToken, WorkerBlank
-from scheduler.learned.interference import harm_of
+from scheduler.forecast.interference import harm_of
 from scheduler.learned.profile import Fit, ModelProfile, Profile
 from scheduler.policies import prism
 from scheduler.state.entities import Request

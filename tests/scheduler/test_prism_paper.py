@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from config.registry import Slo
 from scheduler.actions import Activate, Drain, Park
 from scheduler.events import Stats
-from scheduler.learned.kv_pressure import kvpr
+from scheduler.forecast.kv_pressure import kvpr
 from scheduler.policies.prism_paper import COOLDOWN, TAU
 from tests.rig.fake_pool import GIB, Bench, model, only
 

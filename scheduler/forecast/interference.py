@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.learned.kv_pressure import share_missed
+from scheduler.forecast.kv_pressure import share_missed
 from scheduler.state.entities import Model, Request, Worker
 from scheduler.state.state import State
 
