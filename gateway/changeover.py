@@ -108,7 +108,7 @@ class Changeover:
         """Tell a worker what leads to its being blank. One that is new says so itself."""
         if worker.phase is Phase.STARTING:
             return
-        if worker.leader is not None or _has_nothing(worker):
+        if not worker.leads or _has_nothing(worker):
             self._blank[worker.number] = worker.held_blank or 0
             return
         self._changing.add(worker.number)

@@ -165,14 +165,14 @@ class Admission(ByDeadline):
 
     def _booked_with(self, worker: Worker) -> list[_Booking]:
         """Of all devices that prefill for it."""
-        return [self._bookings[member.device] for member in self._state.group(worker)]
+        return [self._bookings[member.device] for member in worker.replica.workers]
 
     def _kv_fits(self, request: Request, worker: Worker) -> bool:
         """One that runs alone may always: nobody makes more room for it by waiting."""
-        limit = self._state.kv_limit(worker)
+        limit = self._state.kv_limit(worker.replica)
         if limit == 0 or not worker.running:
             return True
-        return worker.kv_promised + self._state.models[request.model].kv_need(request) <= limit
+        return worker.replica.kv_promised + self._state.models[request.model].kv_need(request) <= limit
 
     def _devices(self, model: Model) -> list[Device]:
         names = dict.fromkeys(worker.device for worker in self.serving(model))

@@ -50,7 +50,7 @@ class KvLimits:
 
     def activated(self, worker: Worker) -> Iterator[SetKvLimit]:
         """Where memory is not accounted, every worker of a device has the same part."""
-        for member in self._state.group(worker):
+        for member in worker.replica.workers:
             if not self._state.device_of(member).accounted:
                 yield self._tell(member, self._pool.kv_memory // self._pool.workers_per_device)
 
@@ -125,7 +125,7 @@ class KvLimits:
         spare = room - least * len(serving)
         shares = {}
         for worker in serving:
-            if worker.rehearsing:  # what it had beyond its need could not be had back when a neighbour wants it
+            if worker.replica.rehearsing:  # what it had beyond its need could not be had back when a neighbour wants it
                 more = int(min(spare, max(0, uses.pop(worker.number) - least)))
                 shares[worker.number] = least + more
                 spare -= more

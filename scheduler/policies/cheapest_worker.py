@@ -53,7 +53,7 @@ class _Entry(NamedTuple):
 
     def keeps(self, model: Model) -> bool:
         """Whether it has the skeleton of `model`."""
-        return self.worker.model == model.name
+        return self.worker.replica.model == model.name
 
     def is_short(self, model: Model) -> bool:
         holds = self.workspace if model.held is None else model.held
@@ -79,10 +79,11 @@ class FreeWorkers:
         self._entries.sort()
 
     def _note(self, state: State, device: Device, worker: Worker, place: Place, room: int) -> None:
-        for name in {worker.reserved_for, worker.model} - {None}:
+        replica = worker.replica
+        for name in {worker.reserved_for, replica.model} - {None}:
             self._known.setdefault(name or "", []).append(worker)
         if worker.reserved_for is None:
-            rest = (worker.phase is not Phase.BLANK, -room, worker.last_used)
+            rest = (replica.phase is not Phase.BLANK, -room, replica.last_used)
             left = room - device.kv_minimum if device.accounted else float("inf")
             held = state.account(worker).held
             self._entries.append(_Entry(place, rest, worker.number, left, held, device.workspace, worker))

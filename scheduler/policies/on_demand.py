@@ -46,7 +46,7 @@ class _Leaving:
     def __init__(self, state: State, now: float) -> None:
         self._state = state
         self._soon = [worker for worker in state.in_phase(*SOON_FREE) if _comes_soon(worker, now)]
-        draining = (worker for worker in state.in_phase(Phase.DRAINING) if worker.leader is None)
+        draining = (worker for worker in state.in_phase(Phase.DRAINING) if worker.leads)
         self._draining = [worker for worker in draining if worker.reserved_for is None]
         self.gathered: set[str] = set()
         """Devices that are kept for models on several."""
@@ -134,7 +134,7 @@ class OnDemand:
 
     def rests(self, state: State, worker: Worker, now: float) -> bool:
         """Whether a worker counts as idle. Within its quantum a model keeps its worker between two requests."""
-        unused, served = now - worker.last_used, now - worker.since
+        unused, served = now - worker.replica.last_used, now - worker.replica.since
         return worker.idle and (unused >= self._config.linger or served >= self._config.quantum)
 
     def may_leave(self, state: State, worker: Worker) -> bool:
@@ -169,7 +169,7 @@ class OnDemand:
             model = state.models[worker.reserved_for]
             if worker.phase is Phase.ACTIVE:
                 yield _free(worker, reason)
-            elif worker.phase in FREE and worker.grouped and not _could_serve(state, state.group(worker), model):
+            elif worker.phase in FREE and worker.grouped and not _could_serve(state, worker.replica.workers, model):
                 yield Blank(worker.number, reason)
             elif worker.phase in FREE:
                 found = [worker]
@@ -323,7 +323,7 @@ class OnDemand:
                 yield Drain(busy.number, f"served {now - busy.since:.1f} s, {reason}")
             else:
                 return
-            devices = {worker.device for worker in state.group(state.lead(leaves))}
+            devices = {worker.device for worker in leaves.replica.workers}
             missing -= len(lacking & devices)
             leaving.gathered |= lacking & devices
             lacking -= devices
@@ -396,7 +396,9 @@ class OnDemand:
     def _victims(self, state: State, devices: Collection[str]) -> Iterator[Worker]:
         """Active workers that may be evicted, by number."""
         if len(devices) == 1:
-            here = [state.lead(worker).number for name in devices for worker in state.view(state.devices[name]).serving]
+            here = [
+                worker.replica.lead.number for name in devices for worker in state.view(state.devices[name]).serving
+            ]
             workers = [state.workers[number] for number in sorted(here)]
         else:
             workers = state.in_phase(Phase.ACTIVE)
@@ -422,7 +424,7 @@ class OnDemand:
 
     def _park_for_reserve(self, state: State, now: float) -> Iterator[Decision]:
         """With more models than workers, whoever comes next needs a blank one: make room before it is asked for."""
-        homes = {worker.model for worker in state.workers}
+        homes = {worker.replica.model for worker in state.workers}
         if homes.issuperset(state.models):
             return
         for device in state.devices.values():
@@ -476,9 +478,9 @@ def _is_kept(state: State, worker: Worker) -> bool:
 
 def _is_on(state: State, worker: Worker, devices: Collection[str]) -> bool:
     """Whether it is on one of the devices, or leads a group that is; a follower goes with its leader."""
-    if not worker.followers:
-        return worker.leader is None and worker.device in devices
-    return any(member.device in devices for member in state.group(worker))
+    if not worker.grouped:
+        return worker.device in devices
+    return worker.leads and any(member.device in devices for member in worker.replica.workers)
 
 
 def _could_serve(state: State, group: Sequence[Worker], model: Model) -> bool:
@@ -518,17 +520,17 @@ def _parked_victim(state: State, device: Device, wanted: Worker) -> Worker | Non
         for worker in state.on(device)
         if worker is not wanted
         and worker.phase is Phase.PARKED
-        and state.lead(worker).reserved_for is None
+        and worker.replica.lead.reserved_for is None
         and budget.gain_of_blanking(state, worker) > 0
     )
     victim = min(parked, key=lambda worker: worker.last_used, default=None)
-    return victim and state.lead(victim)
+    return victim and victim.replica.lead
 
 
 def _renewed(state: State, device: Device, wanted: Worker, model: Model, reason: str) -> Iterator[Decision]:
     """With nobody left to evict: a worker that holds more than it would anew."""
     if wanted.phase is Phase.PARKED and state.account(wanted).held > budget.held_when_active(device, model):
-        yield Blank(state.lead(wanted).number, reason)
+        yield Blank(wanted.replica.lead.number, reason)
         return
     blank = (worker for worker in state.on(device) if worker.phase is Phase.BLANK and worker.reserved_for is None)
     worn = max(blank, key=lambda worker: budget.grown(state, worker), default=None)

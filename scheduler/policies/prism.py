@@ -231,7 +231,7 @@ class Prism(OnDemand):
             return None
         here = {worker.model for worker in mapped_on(state, device)}
         absent = len(models) - sum(_may_come(state.models[name], now) for name in here if name)
-        free = sum(worker.phase in FREE for worker in state.on(device))
+        free = sum(worker.replica.phase in FREE for worker in state.on(device))
         filling = (device.ledger.fixed, free, absent, self._staged, int(10 * use))
         if self._nothing_fitted.get(device.name) == filling:
             return None
@@ -268,7 +268,7 @@ class Prism(OnDemand):
 
     def _takes_copies(self, state: State, device: Device) -> bool:
         """Whether it has a worker beyond the reserve. A parked one counts: if a blank one goes, it takes its place."""
-        coming = any(worker.phase in COMING for worker in state.on(device))
+        coming = any(worker.replica.phase in COMING for worker in state.on(device))
         parked = sum(it.phase is Phase.PARKED and it.reserved_for is None for it in state.view(device).free)
         return not coming and self._upkeep.missing(state, device) < parked
 

@@ -25,7 +25,8 @@ def bench(*models: Any, devices: tuple[str, ...] = TWO, **fields: Any) -> Bench:
 
 def groups(made: Bench) -> dict[int, tuple[int, ...]]:
     """Followers by leader."""
-    return {worker.number: worker.followers for worker in made.scheduler.state.workers if worker.followers}
+    replicas = [worker.replica for worker in made.scheduler.state.workers if worker.grouped and worker.leads]
+    return {it.lead.number: tuple(worker.number for worker in it.workers[1:]) for it in replicas}
 
 
 # --- together ---------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_the_smallest_limit_is_what_the_model_has() -> None:
 
     assert limits[leader] != limits[follower]
     state = made.scheduler.state
-    assert state.kv_limit(state.workers[leader]) // GIB == min(limits[leader], limits[follower])
+    assert state.kv_limit(state.workers[leader].replica) // GIB == min(limits[leader], limits[follower])
 
 
 def test_a_model_that_fits_only_in_parts_is_served() -> None:
@@ -256,7 +257,7 @@ def test_a_parked_group_comes_back_as_it_was() -> None:
     made.serve("big")
 
     assert [(action.worker, action.followers) for action in only(Activate, made.said)] == [(0, (2,))]
-    assert made.scheduler.state.workers[0].revived
+    assert made.scheduler.state.workers[0].replica.revived
 
 
 def test_a_parked_group_is_blank_before_others_have_its_workers() -> None:
@@ -307,9 +308,9 @@ def test_what_a_request_was_thought_to_need_is_corrected_on_every_device() -> No
         made.tell(Counted(number, 10))
 
     leader, follower = made.scheduler.state.workers
-    assert leader.kv_promised == follower.kv_promised == 3 * 10 * 2**19
+    assert leader.replica.kv_promised == follower.replica.kv_promised == 3 * 10 * 2**19
     made.finish(*requests)
-    assert leader.kv_promised == follower.kv_promised == 0
+    assert leader.replica.kv_promised == follower.replica.kv_promised == 0
 
 
 def test_an_idle_group_is_evicted_whole() -> None:
