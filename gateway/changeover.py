@@ -128,7 +128,7 @@ class Changeover:
         """Send a worker whatever makes it blank next. A new one reports that it is blank by itself."""
         if worker.phase is Phase.STARTING:
             return
-        if worker.leader is not None or _has_nothing(worker):
+        if not worker.leads or _has_nothing(worker):
             self._blank[worker.number] = worker.held_blank or 0
             return
         self._changing.add(worker.number)

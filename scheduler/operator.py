@@ -58,8 +58,8 @@ class Commands:
             return ""
         if self._state.keeps_pinned(worker):
             return f"worker {number} serves {worker.model}, which is pinned"
-        if worker.leader is not None:
-            return f"worker {number} acts with worker {worker.leader} for {worker.model}"
+        if not worker.leads:
+            return f"worker {number} acts with worker {worker.replica.lead.number} for {worker.model}"
         if model.tensor_parallel > 1 and (other := self._gathering(worker)):
             return f"workers are being gathered for {other}"
         if problem := obstacle_from(self._state, model, worker):
@@ -79,7 +79,7 @@ class Commands:
         concerned = [
             worker
             for worker in self._state.workers
-            if worker.model == model.name and worker.phase in EVICTABLE and worker.leader is None
+            if worker.model == model.name and worker.phase in EVICTABLE and worker.leads
         ]
         if not concerned:
             return [Answer(number, False, f"{model.name} is not active")]

@@ -165,7 +165,7 @@ class Scheduler:
         """The clock may stand anywhere at the first event: all workers have been starting since then."""
         self._begun = True
         for worker in self.state.workers:
-            worker.since = now
+            worker.replica.since = now
 
     def _react(self, event: AnyEvent) -> None:
         """The most frequent events come first: they are looked for in this order."""

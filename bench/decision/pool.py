@@ -217,9 +217,9 @@ class CrowdedPool:
 
     def _report(self, worker: Worker) -> None:
         self._at(STATS, partial(self._report, worker))
-        if worker.leader is None and worker.model is not None:
+        if worker.leads and worker.model is not None:
             decoded = worker.decoded + 50 * len(worker.running)
-            self._feed(Stats(worker.number, len(worker.running), 0, worker.kv_promised, 0, decoded))
+            self._feed(Stats(worker.number, len(worker.running), 0, worker.replica.kv_promised, 0, decoded))
 
     def _arrive(self) -> None:
         self._at(self._random.expovariate(self._rate), self._arrive)

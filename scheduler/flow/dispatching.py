@@ -76,11 +76,8 @@ class Dispatching:
         now = self._reaction.now
         request.worker = worker.number
         request.dispatched = now
-        self.use(worker)
         request.kv_bytes = self._state.models[request.model].kv_need(request)
-        for member in self._state.group(worker):
-            member.running.add(request.id)
-            member.kv_promised += request.kv_bytes
+        worker.replica.begins(request, now)
         self._dispatcher.starts(request, worker, now)
         self._observer.dispatched(request, worker, now)
         self._reaction.actions.append(Dispatch(request.id, worker.number))
@@ -90,10 +87,8 @@ class Dispatching:
         request.prompt_tokens = prompt_tokens
         if request.worker is None:
             return
-        need = self._state.models[request.model].kv_need(request)
-        for member in self._state.group(self._state.workers[request.worker]):
-            member.kv_promised += need - request.kv_bytes
-        request.kv_bytes = need
+        replica = self._state.workers[request.worker].replica
+        replica.expects(request, self._state.models[request.model].kv_need(request))
 
     def answers(self, request: Request) -> None:
         """It has its first token."""
@@ -106,22 +101,14 @@ class Dispatching:
     def leave(self, worker: Worker, request: Request) -> None:
         """It runs there no more, whatever became of it."""
         now = self._reaction.now
-        for member in self._state.group(worker):
-            member.running.discard(request.id)
-            member.kv_promised -= request.kv_bytes
-        request.kv_bytes = 0
+        worker.replica.ends(request)
         if request.first_token_at is None:
             self._dispatcher.answers(request, now)
         self._observer.load_changed(worker, now)
 
-    def use(self, worker: Worker) -> None:
-        """Note that the worker's model is in use."""
-        for member in self._state.group(worker):
-            member.last_used = self._reaction.now
-
     def has_room(self, worker: Worker) -> None:
         """Its KV cache may have grown, or shrunk."""
-        worker = self._state.lead(worker)
+        worker = worker.replica.lead
         self._dispatcher.frees(worker)
         if worker.phase is Phase.ACTIVE:
             self.dispatch(self._state.model_of(worker))

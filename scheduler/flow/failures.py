@@ -21,7 +21,7 @@ from scheduler.memory.activation_order import overdue
 from scheduler.memory.feasibility import obstacle, obstacle_from
 from scheduler.memory.kv_limits import KvLimits
 from scheduler.operator import Commands
-from scheduler.state.entities import Charge, Model, Request, Worker
+from scheduler.state.entities import Charge, Model, Replica, Request, Worker
 from scheduler.state.phases import Phase
 from scheduler.state.state import State
 
@@ -69,11 +69,12 @@ class Failures:
         if worker.phase is Phase.ISOLATED:
             self._reaction.actions += self._isolations.failed(worker, event.reason, self._reaction.now)
             return
-        self._lifecycle.enter(worker, Phase.BLANK)
-        for member in self._state.group(worker):
-            member.model = None
+        replica = worker.replica
+        self._lifecycle.enter(replica, Phase.BLANK)
+        replica.model = None
+        for member in replica.workers:
             self._state.device_of(member).ledger.release(member.number, event.held)
-        self._state.disband(worker)
+        self._state.disband(replica)
         worker.evicting = False
         self._activation_did_not_succeed(worker, model, event.reason)
         self._planning.plan()
@@ -92,8 +93,8 @@ class Failures:
 
     def fail_preparation(self, worker: Worker, reason: str) -> None:
         """The worker and those of its group stay what they were, and their neighbours have their memory back."""
-        worker = self._state.lead(worker)
-        model, group = self._state.model_of(worker), self._state.group(worker)
+        worker = worker.replica.lead
+        model, group = self._state.model_of(worker), worker.replica.workers
         self._lifecycle.withdraw(worker)
         for member in group:
             self._reaction.actions += self._limits.take_back(self._state.device_of(member))
@@ -184,11 +185,11 @@ class Failures:
         activating = worker.phase in (Phase.PREPARING, Phase.ACTIVATING)
         model = self._state.models[worker.model] if worker.model is not None else None
         starting_since = worker.since if worker.phase is Phase.STARTING else self._reaction.now
-        leader = self._state.lead(worker)
-        if leader.followers and leader.pending is not None:
+        leader = worker.replica.lead
+        if worker.grouped and leader.pending is not None:
             self._lifecycle.withdraw(leader)
-        self._end_group(self._state.lead(worker), worker, reason, fate)
-        worker.since = starting_since
+        self._end(worker.replica, worker, reason, fate)
+        worker.replica.since = starting_since
         if model is None:
             return None
         self._reaction.actions += self._commands.gone(model, f"its worker {reason}")
@@ -201,14 +202,14 @@ class Failures:
                 self._count_failure(model, reason)
         return model
 
-    def _end_group(self, leader: Worker, dead: Worker, reason: str, fate: Callable[[Request], None]) -> None:
-        """A worker has died; the others of its group are of no use without it, and are replaced."""
-        group = self._state.group(leader)
-        self._lifecycle.enter(leader, Phase.STARTING)
+    def _end(self, replica: Replica, dead: Worker, reason: str, fate: Callable[[Request], None]) -> None:
+        """A worker has died; the others of its replica are of no use without it, and are replaced."""
+        group = replica.workers
+        self._lifecycle.enter(replica, Phase.STARTING)
         for member in group:
             self._lifecycle.process_ends(member)
-        self._rescue(leader, reason, fate)
-        self._state.disband(leader)
+        self._rescue(replica.lead, reason, fate)
+        self._state.disband(replica)
         for member in group:
             if member is not dead:
                 recycled = Recycle(member.number, f"worker {dead.number}, which acted with it, {reason}")

@@ -61,13 +61,13 @@ class IsolatedWorkers:
         del self._state.isolations[worker.number]
         self._state.device_of(worker).ledger.release(worker.number, worker.held_blank or 0)
         worker.kv_mapped, worker.held_first = 0, None
-        self._lifecycle.enter(worker, Phase.STARTING)
+        self._lifecycle.enter(worker.replica, Phase.STARTING)
 
     def _open(self, worker: Worker, now: float) -> Isolation:
         if worker.phase is not Phase.STARTING:
             self._lifecycle.vacate(worker)
         isolation = self._state.isolations[worker.number] = Isolation(worker.number, now, [])
-        self._lifecycle.enter(worker, Phase.ISOLATED)
+        self._lifecycle.enter(worker.replica, Phase.ISOLATED)
         return isolation
 
     def _models(self, isolation: Isolation) -> set[str]:

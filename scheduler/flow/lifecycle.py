@@ -11,7 +11,7 @@ from scheduler.flow.reaction import Reaction
 from scheduler.memory.activation_order import next_to_begin
 from scheduler.memory.kv_limits import KvLimits
 from scheduler.operator import Commands
-from scheduler.state.entities import Device, Pending, Worker
+from scheduler.state.entities import Device, Pending, Replica, Worker
 from scheduler.state.phases import Phase
 from scheduler.state.state import State
 
@@ -33,16 +33,16 @@ class Lifecycle:
         self._limits = limits
         self._commands = commands
 
-    def enter(self, worker: Worker, phase: Phase) -> None:
-        """With those that act with it. Whoever dispatches is told if the worker takes requests from here on, or not."""
-        was_active = worker.phase is Phase.ACTIVE
-        self._state.enter(worker, phase, self._reaction.now)
-        if worker.model is None:
+    def enter(self, replica: Replica, phase: Phase) -> None:
+        """Whoever dispatches is told if the replica takes requests from here on, or does no more."""
+        was_active = replica.phase is Phase.ACTIVE
+        self._state.enter(replica, phase, self._reaction.now)
+        if replica.model is None:
             return
         if phase is Phase.ACTIVE:
-            self._dispatcher.opens(worker)
+            self._dispatcher.opens(replica.lead)
         elif was_active:
-            self._dispatcher.closes(worker)
+            self._dispatcher.closes(replica.lead)
 
     def decide(self, decision: Decision) -> None:
         """Apply a decision to the state, and hand it out; an activation, once its device has memory and link for it."""
@@ -53,16 +53,16 @@ class Lifecycle:
         match decision:
             case Drain():
                 worker = self._state.workers[decision.worker]
-                self.enter(worker, Phase.DRAINING)
+                self.enter(worker.replica, Phase.DRAINING)
                 self.park_if_drained(worker, decision.reason)
             case Resume():
                 self._resume(self._state.workers[decision.worker])
             case Park():
-                self.enter(self._state.workers[decision.worker], Phase.PARKING)
+                self.enter(self._state.workers[decision.worker].replica, Phase.PARKING)
             case Blank():
-                self.enter(self._state.workers[decision.worker], Phase.BLANKING)
+                self.enter(self._state.workers[decision.worker].replica, Phase.BLANKING)
             case Recycle():
-                self.enter(self._state.workers[decision.worker], Phase.STARTING)
+                self.enter(self._state.workers[decision.worker].replica, Phase.STARTING)
                 self._state.workers[decision.worker].held_first = None
             case Stage():
                 self._state.staging_begins(self._state.models[decision.model], self._reaction.now)
@@ -75,7 +75,7 @@ class Lifecycle:
 
     def _resume(self, worker: Worker) -> None:
         model = self._state.model_of(worker)
-        self.enter(worker, Phase.ACTIVE)
+        self.enter(worker.replica, Phase.ACTIVE)
         self._reaction.actions += self._commands.resumed(worker, model)
         self._dispatching.dispatch(model)
 
@@ -84,15 +84,15 @@ class Lifecycle:
     def _prepare(self, decision: Activate) -> None:
         """The worker is the model's from now on. It is told so by `advance`, once it can begin at once."""
         worker = self._state.workers[decision.worker]
-        worker.followers = decision.followers
-        group = self._state.group(worker)
+        group = [worker, *(self._state.workers[number] for number in decision.followers)]
         for member in group:
-            member.pending = Pending(decision, skeleton=member.model, held=self._state.account(member).held)
-            member.leader = worker.number if member is not worker else None
-            member.model = decision.model
+            held = self._state.account(member).held
+            member.pending = Pending(decision, skeleton=member.model, held=held, last_used=member.last_used)
+        self._state.gather(group)
+        worker.replica.model = decision.model
         worker.reserved_for = None
         worker.evicting = False
-        self.enter(worker, Phase.PREPARING)
+        self.enter(worker.replica, Phase.PREPARING)
         if worker.tearing:
             self._reaction.actions.append(Blank(worker.number, f"{decision.model} is to be there"))
         for member in group:
@@ -108,35 +108,39 @@ class Lifecycle:
         assert worker.pending is not None
         pending, account = worker.pending, self._state.account(worker)
         self._reaction.actions.append(replace(pending.decision, kv_limit=account.limit, kv_revision=account.revision))
-        worker.revived = pending.revives
-        for member in self._state.group(worker):
+        worker.replica.revived = pending.revives
+        for member in worker.replica.workers:
             member.pending = None
-        self.enter(worker, Phase.ACTIVATING)
+        self.enter(worker.replica, Phase.ACTIVATING)
 
     def withdraw(self, worker: Worker) -> None:
         """Take back an activation that nobody was told of yet. A parked group stays one; a new one falls apart."""
-        group = self._state.group(worker)
+        group = worker.replica.workers
         assert worker.pending is not None
         worker.evicting = False
         if worker.pending.revives:
-            self.enter(worker, Phase.PARKED)
+            self.enter(worker.replica, Phase.PARKED)
         else:
-            self._state.disband(worker)
+            self._state.disband(worker.replica)
             for member in group:
-                assert member.pending is not None
-                # The model is named while its worker leaves it: only so is it taken off the model's workers.
-                self.enter(member, _before(member.pending))
-                member.model = member.pending.skeleton
+                self._becomes_what_it_was(member)
         for member in group:
             if member.pending is not None and member.pending.granted:
                 self._state.device_of(member).ledger.release(member.number, member.pending.held)
             member.pending = None
 
+    def _becomes_what_it_was(self, worker: Worker) -> None:
+        replica, pending = worker.replica, worker.pending
+        assert pending is not None
+        # The model is still named while its worker leaves it: so it is taken off the model's workers.
+        self.enter(replica, _before(pending))
+        replica.model, replica.last_used = pending.skeleton, pending.last_used
+
     # processes
 
     def vacate(self, worker: Worker) -> None:
         """A worker by itself that runs nothing is to be isolated, and its process to be replaced."""
-        self.enter(worker, Phase.STARTING)
+        self.enter(worker.replica, Phase.STARTING)
         self.process_ends(worker)
         self._state.device_of(worker).ledger.release(worker.number, worker.held_blank or 0)
 
@@ -144,7 +148,7 @@ class Lifecycle:
         """Its process is gone, or is useless without another one that is. The driver may take seconds to free its
         memory.
         """
-        worker.model = None
+        worker.replica.model = None
         worker.pending = None
         worker.evicting = False
         worker.kv_mapped = 0

@@ -130,8 +130,7 @@ class Requests:
             return
         worker = self._state.workers[request.worker]
         self._dispatching.leave(worker, request)
-        self._dispatching.use(worker)
-        model.last_used = self._reaction.now
+        worker.replica.last_used = model.last_used = self._reaction.now
         self._dispatcher.frees(worker)
         self._lifecycle.park_if_drained(worker, "drained")
         self._planning.serve(model)

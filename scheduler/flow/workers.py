@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from scheduler.actions import Park, Unstage
 from scheduler.events import Activated, Copied, LimitApplied, Parked, Rehearsing, Staged, Stats, WorkerBlank
 from scheduler.flow.dispatching import Dispatching
@@ -17,7 +15,7 @@ from scheduler.learned.averages import smoothed
 from scheduler.memory.budget import claims
 from scheduler.memory.kv_limits import KvLimits
 from scheduler.operator import Commands
-from scheduler.state.entities import Model, Pending, Worker
+from scheduler.state.entities import Model, Pending, Replica, Worker
 from scheduler.state.phases import SERVING, Phase
 from scheduler.state.state import State
 
@@ -62,10 +60,12 @@ class Workers:
         if worker.pending is not None:
             self._torn_down(worker, worker.pending, event.held)
             return
-        self._lifecycle.enter(worker, Phase.BLANK)
-        for member in self._state.group(worker):
+        replica = worker.replica
+        self._lifecycle.enter(replica, Phase.BLANK)
+        replica.model = None
+        for member in replica.workers:
             self._note_blank(member, event.held)
-        self._state.disband(worker)
+        self._state.disband(replica)
         self._failures.refuse_impossible()
         self._planning.plan()
 
@@ -81,7 +81,6 @@ class Workers:
 
     def _note_blank(self, worker: Worker, held: int) -> None:
         device = self._state.device_of(worker)
-        worker.model = None
         worker.held_blank = held
         worker.held_first = held if worker.held_first is None else worker.held_first
         device.ledger.release(worker.number, held)
@@ -94,13 +93,15 @@ class Workers:
 
     def copied(self, event: Copied) -> None:
         """The rest of an activation needs no link."""
-        for member in self._state.group(self._state.workers[event.worker]):
-            member.copying = False
+        replica = self._state.workers[event.worker].replica
+        replica.copying = False
+        for member in replica.workers:
             self._lifecycle.advance(self._state.device_of(member))
 
     def rehearsing(self, event: Rehearsing) -> None:
-        for member in self._state.group(self._state.workers[event.worker]):
-            member.rehearsing = event.begins and member.phase in CAN_REHEARSE
+        replica = self._state.workers[event.worker].replica
+        replica.rehearsing = event.begins and replica.phase in CAN_REHEARSE
+        for member in replica.workers:
             self._lifecycle.advance(self._state.device_of(member))
 
     def activated(self, event: Activated) -> None:
@@ -111,12 +112,12 @@ class Workers:
         model.failures, model.failure, model.avoid = 0, "", None
         model.activation_seconds = smoothed(model.activation_seconds, event.seconds, SMOOTHING)
         self._observer.activated(worker, model, event.seconds)
-        self._dispatching.use(worker)
-        group = self._state.group(worker)
-        self._measure(group, model, event.held)
-        self._lifecycle.enter(worker, Phase.ACTIVE)
+        replica = worker.replica
+        replica.last_used = self._reaction.now
+        self._measure(replica, model, event.held)
+        self._lifecycle.enter(replica, Phase.ACTIVE)
         self._reaction.actions += self._limits.activated(worker)
-        for member in group:
+        for member in replica.workers:
             self._lifecycle.advance(self._state.device_of(member))
         self._reaction.actions += self._commands.activated(worker, model, event.seconds)
         if worker.evicting:
@@ -131,8 +132,8 @@ class Workers:
             self._reaction.actions += self._isolations.parked(worker, self._reaction.now)
             return
         worker.evicting = False
-        self._lifecycle.enter(worker, Phase.PARKED)
-        for member in self._state.group(worker):
+        self._lifecycle.enter(worker.replica, Phase.PARKED)
+        for member in worker.replica.workers:
             member.kv_mapped = 0
             self._state.device_of(member).ledger.release(member.number, event.held)
         self._reaction.actions += self._commands.parked(self._state.models[event.model])
@@ -152,19 +153,19 @@ class Workers:
 
     def stats(self, event: Stats) -> None:
         worker = self._state.workers[event.worker]
-        if worker.leader is not None or worker.phase is Phase.ISOLATED:
+        if not worker.leads or worker.phase is Phase.ISOLATED:
             return
-        for member in self._state.group(worker):
+        for member in worker.replica.workers:
             member.kv_mapped = event.kv_bytes
         if worker.phase is Phase.ACTIVE and event.held > self._state.account(worker).held:
-            self._measure(self._state.group(worker), self._state.model_of(worker), event.held)
+            self._measure(worker.replica, self._state.model_of(worker), event.held)
         self._observer.decoded(worker, event.output_tokens, self._reaction.now)
         self._dispatching.has_room(worker)
 
-    def _measure(self, group: Sequence[Worker], model: Model, held: int) -> None:
+    def _measure(self, replica: Replica, model: Model, held: int) -> None:
         """What a worker holds grows with its steps, such as by the workspace of long prompts: the most counts."""
         model.held = max(held, model.held or 0)
-        for member in group:
+        for member in replica.workers:
             self._state.device_of(member).ledger.measure(member.number, model.held)
 
     # host memory

@@ -138,4 +138,4 @@ def kv_needed(state: State, worker: Worker) -> float:
     """Bytes of KV cache for what a worker runs, and for its part of what waits for its model."""
     model = state.model_of(worker)
     tokens = len(model.queue) * (model.demand.prompt_tokens + model.demand.output_tokens)
-    return worker.kv_promised + tokens * model.kv_bytes / max(1, len(model.workers))
+    return worker.replica.kv_promised + tokens * model.kv_bytes / max(1, len(model.workers))

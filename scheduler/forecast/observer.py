@@ -56,13 +56,13 @@ class Observer:
 
     def activated(self, worker: Worker, model: Model, seconds: float) -> None:
         estimates = self._state.estimates
-        (estimates.parked if worker.revived else estimates.blank).see(model.shard_bytes, seconds)
+        (estimates.parked if worker.replica.revived else estimates.blank).see(model.shard_bytes, seconds)
 
     def load_changed(self, worker: Worker, now: float) -> None:
         """Requests have begun or ended on a worker."""
         busy = float(bool(worker.running))
         if busy != worker.busy.level:
-            for member in self._state.group(worker):
+            for member in worker.replica.workers:
                 member.busy.set(busy, now)
 
     def _disturbance(self, worker: Worker, now: float) -> float:

@@ -21,8 +21,8 @@ def next_to_begin(state: State, device: Device) -> Worker | None:
     first = min(ready, key=lambda worker: budget.turn(state, worker), default=None)
     if first is None:
         return None
-    leader = state.lead(first)
-    return leader if all(_has_link(state, state.device_of(member)) for member in state.group(leader)) else None
+    group = first.replica.workers
+    return first.replica.lead if all(_has_link(state, state.device_of(member)) for member in group) else None
 
 
 def overdue(state: State, device: Device, before: float) -> list[Worker]:
@@ -33,12 +33,12 @@ def overdue(state: State, device: Device, before: float) -> list[Worker]:
 def _has_link(state: State, device: Device) -> bool:
     if device.copies is None:
         return True
-    return sum(worker.copying for worker in state.on(device)) < device.copies
+    return sum(worker.replica.copying for worker in state.on(device)) < device.copies
 
 
 def _has_memory(state: State, worker: Worker) -> bool:
     """Whether all of its group have."""
     return all(
         not state.device_of(member).accounted or (member.pending is not None and member.pending.granted)
-        for member in state.group(state.lead(worker))
+        for member in worker.replica.workers
     )

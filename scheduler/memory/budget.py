@@ -29,7 +29,7 @@ def claims(state: State, device: Device) -> list[Worker]:
 def turn(state: State, worker: Worker) -> tuple[float, float, int]:
     """Activations that wait go by the earliest deadline that waits for them: a group's turn is the same everywhere."""
     deadline = state.model_of(worker).queue.first_deadline()
-    return (float("inf") if deadline is None else deadline, worker.since, state.lead(worker).number)
+    return (float("inf") if deadline is None else deadline, worker.since, worker.replica.lead.number)
 
 
 def claimed(state: State, device: Device) -> int:

@@ -38,12 +38,12 @@ class Upkeep:
             worker
             for worker in state.on(device)
             if worker.phase is Phase.PARKED
-            and state.lead(worker).reserved_for is None
+            and worker.replica.lead.reserved_for is None
             and worker.model not in state.wanting
         )
         parked = sorted(unwanted, key=lambda worker: worker.last_used)
         for worker in parked[:missing]:
-            yield Blank(state.lead(worker).number, "the reserve of blank workers is short")
+            yield Blank(worker.replica.lead.number, "the reserve of blank workers is short")
 
     def _recycle(self, state: State, device: Device) -> Iterator[Decision]:
         """Rebuilds leave memory behind. One at a time, and only while nobody is in need of a worker for it."""

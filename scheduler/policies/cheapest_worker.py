@@ -1,4 +1,4 @@
-"""Free workers from the cheapest on, without asking of each what it costs.
+"""Yields free workers in cost order, computing exact costs only for those that could still win.
 
 What a worker costs a model can take long to find out. A bound that is the same for all models is known of each; so they
 are looked at in its order, and as soon as the bound exceeds the least cost found, that one is the cheapest. In a very
@@ -53,7 +53,7 @@ class _Entry(NamedTuple):
 
     def keeps(self, model: Model) -> bool:
         """Whether it has the skeleton of `model`."""
-        return self.worker.model == model.name
+        return self.worker.replica.model == model.name
 
     def is_short(self, model: Model) -> bool:
         holds = self.workspace if model.held is None else model.held
@@ -79,10 +79,11 @@ class FreeWorkers:
         self._entries.sort()
 
     def _note(self, state: State, device: Device, worker: Worker, place: Place, room: int) -> None:
-        for name in {worker.reserved_for, worker.model} - {None}:
+        replica = worker.replica
+        for name in {worker.reserved_for, replica.model} - {None}:
             self._known.setdefault(name or "", []).append(worker)
         if worker.reserved_for is None:
-            rest = (worker.phase is not Phase.BLANK, -room, worker.last_used)
+            rest = (replica.phase is not Phase.BLANK, -room, replica.last_used)
             left = room - device.kv_minimum if device.accounted else float("inf")
             held = state.account(worker).held
             self._entries.append(_Entry(place, rest, worker.number, left, held, device.workspace, worker))
@@ -121,6 +122,7 @@ def _by_cost(bounded: Iterable[tuple[Cost, Worker]], prices: Prices) -> Iterator
     """In the order of their cost. They come with bounds of it, in ascending order."""
     seen: list[tuple[Cost, int, bool, Worker]] = []
     for bound, worker in bounded:
+        # Bounds only rise from here: whatever is cheaper than this one is cheaper than all that follow.
         while seen and seen[0][0] < bound:
             yield from _next(seen, prices)
         heapq.heappush(seen, (prices.narrowed(bound, worker), worker.number, False, worker))

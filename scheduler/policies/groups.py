@@ -30,16 +30,19 @@ def parked_groups(state: State, model: Model) -> list[tuple[Worker, ...]]:
     """Groups that keep the model's skeleton. They serve nobody else before they are blank."""
     if model.tensor_parallel == 1:
         return []
-    return [state.group(w) for w in state.in_phase(Phase.PARKED) if w.followers and w.model == model.name]
+    return [w.replica.workers for w in _parked(state) if w.model == model.name]
 
 
 def group_in_the_way(state: State, devices: Collection[str]) -> Worker | None:
     """The leader of the parked group, on any of the devices, that was used longest ago."""
     parked = (
         worker
-        for worker in state.in_phase(Phase.PARKED)
-        if worker.followers
-        and worker.reserved_for is None
-        and any(member.device in devices for member in state.group(worker))
+        for worker in _parked(state)
+        if worker.reserved_for is None and any(member.device in devices for member in worker.replica.workers)
     )
     return min(parked, key=lambda worker: worker.last_used, default=None)
+
+
+def _parked(state: State) -> list[Worker]:
+    """Leaders of parked groups."""
+    return [worker for worker in state.in_phase(Phase.PARKED) if worker.grouped and worker.leads]

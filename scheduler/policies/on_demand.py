@@ -46,7 +46,7 @@ class _Leaving:
     def __init__(self, state: State, now: float) -> None:
         self._state = state
         self._soon = [worker for worker in state.in_phase(*SOON_FREE) if _comes_soon(worker, now)]
-        draining = (worker for worker in state.in_phase(Phase.DRAINING) if worker.leader is None)
+        draining = (worker for worker in state.in_phase(Phase.DRAINING) if worker.leads)
         self._draining = [worker for worker in draining if worker.reserved_for is None]
         self.gathered: set[str] = set()
         """Devices that are kept for models on several."""
@@ -109,7 +109,7 @@ class OnDemand:
         return True
 
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
-        """Of the free workers whose device has the memory, the one of the least is taken."""
+        """Cost of placing `model` on `worker`; of the free workers whose device has room, the cheapest wins."""
         return ()
 
     def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
@@ -125,16 +125,16 @@ class OnDemand:
         return bound
 
     def value(self, state: State, worker: Worker, now: float) -> float:
-        """Of what an idle worker serves: the least valuable is evicted first."""
+        """How valuable what an idle worker serves is: the least valuable is evicted first."""
         return worker.last_used
 
     def turn(self, state: State, model: Model) -> tuple[float, int]:
-        """Of those who wait for a worker, who has the least is seen to first."""
+        """The order of those who wait for a worker: the least is seen to first."""
         return first_come(model)
 
     def rests(self, state: State, worker: Worker, now: float) -> bool:
         """Whether a worker counts as idle. Within its quantum a model keeps its worker between two requests."""
-        unused, served = now - worker.last_used, now - worker.since
+        unused, served = now - worker.replica.last_used, now - worker.replica.since
         return worker.idle and (unused >= self._config.linger or served >= self._config.quantum)
 
     def may_leave(self, state: State, worker: Worker) -> bool:
@@ -169,7 +169,7 @@ class OnDemand:
             model = state.models[worker.reserved_for]
             if worker.phase is Phase.ACTIVE:
                 yield _free(worker, reason)
-            elif worker.phase in FREE and worker.grouped and not _could_serve(state, state.group(worker), model):
+            elif worker.phase in FREE and worker.grouped and not _could_serve(state, worker.replica.workers, model):
                 yield Blank(worker.number, reason)
             elif worker.phase in FREE:
                 found = [worker]
@@ -195,7 +195,7 @@ class OnDemand:
                 if is_staged(state, model):
                     awaited.update(worker.device for worker in found if worker.phase in FREE)
                 continue
-            # Whoever comes after must not map the memory that is being freed for this one.
+            # A worker is there, so it is host memory that lacks. Whoever comes after must not map what is being freed.
             memory_short = memory_short or can_begin
             yield from self._make_way(state, model, now, leaving, for_memory=can_begin)
         for worker in leaving.unclaimed(state):
@@ -247,10 +247,14 @@ class OnDemand:
         def cost_of_all(group: Sequence[Worker]) -> tuple[bool, Cost]:
             return (group[0].reserved_for is None, max(cost(worker) for worker in group))
 
+        # A wish without a request is the operator's: it is fulfilled on the worker that was named, or not at all. Nor
+        # does what the policy allows matter then.
         reserved_only = _waits_for_reserved(state, model)
         possible = _Possible(self, state, model, awaited, is_named=first is not None or reserved_only)
         prices = Prices(self.comes_for(state, model, now), cost, narrowed)
         free = self._free_workers(state, now).cheapest_first(model, lambda worker: worker.device in possible, prices)
+        # A parked group serves again as a whole or not at all, so its workers are no candidates one by one. It competes
+        # as one alternative, priced by its dearest worker, with the best loose worker of each device.
         groups = []
         if first is None or not first.grouped:
             groups.append(spread(free if first is None else chain([first], free), model.tensor_parallel))
@@ -305,6 +309,9 @@ class OnDemand:
         if model.name in state.wanting and (own := leaving.claim_own(model)):
             yield Resume(own.number, "nobody else needs its workers any more")
             return
+        # Each round has one replica leave, the cheapest kind first, which may free several devices at once. What was
+        # found or is about to be free stays in `gathered`, so that nobody who comes later in this plan takes it: else
+        # two models on several devices could each hold what the other one waits for.
         lacking, missing = self._lacks(state, model, found, leaving)
         reason = f"{model.name} needs {model.tensor_parallel} workers"
         while missing > 0:
@@ -323,7 +330,7 @@ class OnDemand:
                 yield Drain(busy.number, f"served {now - busy.since:.1f} s, {reason}")
             else:
                 return
-            devices = {worker.device for worker in state.group(state.lead(leaves))}
+            devices = {worker.device for worker in leaves.replica.workers}
             missing -= len(lacking & devices)
             leaving.gathered |= lacking & devices
             lacking -= devices
@@ -396,7 +403,9 @@ class OnDemand:
     def _victims(self, state: State, devices: Collection[str]) -> Iterator[Worker]:
         """Active workers that may be evicted, by number."""
         if len(devices) == 1:
-            here = [state.lead(worker).number for name in devices for worker in state.view(state.devices[name]).serving]
+            here = [
+                worker.replica.lead.number for name in devices for worker in state.view(state.devices[name]).serving
+            ]
             workers = [state.workers[number] for number in sorted(here)]
         else:
             workers = state.in_phase(Phase.ACTIVE)
@@ -422,7 +431,7 @@ class OnDemand:
 
     def _park_for_reserve(self, state: State, now: float) -> Iterator[Decision]:
         """With more models than workers, whoever comes next needs a blank one: make room before it is asked for."""
-        homes = {worker.model for worker in state.workers}
+        homes = {worker.replica.model for worker in state.workers}
         if homes.issuperset(state.models):
             return
         for device in state.devices.values():
@@ -476,9 +485,9 @@ def _is_kept(state: State, worker: Worker) -> bool:
 
 def _is_on(state: State, worker: Worker, devices: Collection[str]) -> bool:
     """Whether it is on one of the devices, or leads a group that is; a follower goes with its leader."""
-    if not worker.followers:
-        return worker.leader is None and worker.device in devices
-    return any(member.device in devices for member in state.group(worker))
+    if not worker.grouped:
+        return worker.device in devices
+    return worker.leads and any(member.device in devices for member in worker.replica.workers)
 
 
 def _could_serve(state: State, group: Sequence[Worker], model: Model) -> bool:
@@ -495,7 +504,7 @@ def _devices_for(state: State, model: Model, *, but: Collection[str]) -> set[str
 
 
 def _comes_soon(worker: Worker, now: float) -> bool:
-    """Of one whose phase is among those that end so."""
+    """Whether a worker in one of the SOON_FREE phases will be free shortly."""
     if worker.reserved_for is not None:
         return False
     return worker.phase is not Phase.STARTING or now - worker.since < STARTING_PATIENCE
@@ -518,17 +527,17 @@ def _parked_victim(state: State, device: Device, wanted: Worker) -> Worker | Non
         for worker in state.on(device)
         if worker is not wanted
         and worker.phase is Phase.PARKED
-        and state.lead(worker).reserved_for is None
+        and worker.replica.lead.reserved_for is None
         and budget.gain_of_blanking(state, worker) > 0
     )
     victim = min(parked, key=lambda worker: worker.last_used, default=None)
-    return victim and state.lead(victim)
+    return victim and victim.replica.lead
 
 
 def _renewed(state: State, device: Device, wanted: Worker, model: Model, reason: str) -> Iterator[Decision]:
     """With nobody left to evict: a worker that holds more than it would anew."""
     if wanted.phase is Phase.PARKED and state.account(wanted).held > budget.held_when_active(device, model):
-        yield Blank(state.lead(wanted).number, reason)
+        yield Blank(wanted.replica.lead.number, reason)
         return
     blank = (worker for worker in state.on(device) if worker.phase is Phase.BLANK and worker.reserved_for is None)
     worn = max(blank, key=lambda worker: budget.grown(state, worker), default=None)

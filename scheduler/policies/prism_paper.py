@@ -85,7 +85,7 @@ class PrismPaper(OnDemand):
     def _may_fit(self, state: State, model: Model) -> bool:
         """Whether its weights, at least, find room without an eviction, or it has a group of its own already."""
         room = self._cache.of(state, "rooms", lambda: rooms(state))
-        parked = self._cache.of(state, "parked groups", lambda: {w.model for w in state.workers if w.followers})
+        parked = self._cache.of(state, "parked groups", lambda: {w.model for w in state.workers if w.grouped})
         needed = model.tensor_parallel
         return model.name in parked or (len(room) >= needed and room[needed - 1] >= model.shard_bytes)
 

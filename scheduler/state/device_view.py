@@ -41,18 +41,19 @@ class DeviceView:
 def view_of(device: Device, workers: Sequence[Worker], keeps_pinned: Callable[[Worker], bool]) -> DeviceView:
     """What is to be seen on a device with these `workers`."""
     ledger = device.ledger
-    serving = [worker for worker in workers if worker.phase in SERVING]
+    phases = [(worker, worker.replica.phase) for worker in workers]
+    serving = [worker for worker, phase in phases if phase in SERVING]
     shrinkable = sum(max(0, ledger[worker.number].kv - device.kv_minimum) for worker in serving)
-    blank = [worker for worker in workers if worker.phase is Phase.BLANK]
+    blank = [worker for worker, phase in phases if phase is Phase.BLANK]
     return DeviceView(
         ledger.changes,
-        mapped=[worker for worker in workers if worker.phase in MAPPED],
+        mapped=[worker for worker, phase in phases if phase in MAPPED],
         serving=serving,
-        preparing=[worker for worker in workers if worker.phase is Phase.PREPARING],
-        free=[worker for worker in workers if worker.phase in FREE and not worker.grouped],
+        preparing=[worker for worker, phase in phases if phase is Phase.PREPARING],
+        free=[worker for worker, phase in phases if phase in FREE and not worker.grouped],
         room=ledger.free + shrinkable,
-        nearly_blank=sum(worker.phase in NEARLY_BLANK for worker in workers),
-        leaving=sum(worker.phase in LEAVING for worker in workers),
+        nearly_blank=sum(phase in NEARLY_BLANK for _, phase in phases),
+        leaving=sum(phase in LEAVING for _, phase in phases),
         grown=max((ledger[worker.number].held - (worker.held_first or 0) for worker in blank), default=0),
         kept=kept_beside(device, workers, keeps_pinned, one_leaves=True) if device.accounted else 0,
     )

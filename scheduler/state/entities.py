@@ -63,6 +63,8 @@ class Pending:
     """The model whose skeleton the worker still keeps."""
     held: int
     """Bytes that the worker holds until then, besides weights and KV cache."""
+    last_used: float
+    """When the worker was used last: it may have another leader than then."""
     granted: bool = False
     """Whether its memory is reserved."""
 
@@ -78,22 +80,62 @@ class Pending:
         return self.skeleton is not None and not self.revives and not self.decision.followers
 
 
-@dataclass(slots=True)
-class Worker:
-    """A model on several devices has one on each, a leader and its followers, from the decision to activate it until
-    they are blank again. Followers do as their leader does: they have its model and phase, and run what it runs.
+@dataclass(slots=True, eq=False)
+class Replica:
+    """What serves a model, or may: one worker, or one on each of several devices, which act as one.
+
+    Every worker is always in one. From the decision to activate a model on several devices until they are blank again,
+    their workers share the replica of the first of them, which leads: it alone is told what all of them do.
     """
 
-    number: int
-    device: str
+    workers: tuple[Worker, ...] = field(repr=False)
+    """The leader first."""
     phase: Phase = Phase.STARTING
-    model: str | None = None
-    """The model it serves, or whose skeleton it keeps."""
     since: float = 0.0
     """When it entered its phase; a process that dies while it starts does not begin anew."""
+    model: str | None = None
+    """The model it serves, or whose skeleton it keeps."""
     last_used: float = 0.0
     """When a request of its model last began or ended on it."""
     running: set[int] = field(default_factory=set)
+    """Requests."""
+    kv_promised: int = 0
+    """Bytes of KV cache, on each of its devices, to which what it runs is expected to come."""
+    copying: bool = False
+    """While it is activating: its copy takes the link of each of its devices."""
+    rehearsing: bool = False
+    """It tries its model out, which is new to the machine, and may not give back KV cache for many seconds."""
+    revived: bool = False
+    """Its model's last activation found the skeleton there."""
+
+    @property
+    def lead(self) -> Worker:
+        return self.workers[0]
+
+    def begins(self, request: Request, now: float) -> None:
+        """A request is sent to it. It counts with the KV cache that it is expected to come to."""
+        self.running.add(request.id)
+        self.kv_promised += request.kv_bytes
+        self.last_used = now
+
+    def expects(self, request: Request, kv_bytes: int) -> None:
+        """What a request that it runs is expected to come to has changed."""
+        self.kv_promised += kv_bytes - request.kv_bytes
+        request.kv_bytes = kv_bytes
+
+    def ends(self, request: Request) -> None:
+        """It runs a request no more."""
+        self.running.discard(request.id)
+        self.kv_promised -= request.kv_bytes
+        request.kv_bytes = 0
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A process on a device, with memory there. What it does it does with its replica."""
+
+    number: int
+    device: str
     pending: Pending | None = None
     """While it is preparing."""
     kv_mapped: int = 0
@@ -102,14 +144,6 @@ class Worker:
     """Of whether it runs requests."""
     decoded: int = 0
     """Tokens since its process began, as last heard."""
-    copying: bool = False
-    """While it is activating: its copy takes its device's link."""
-    rehearsing: bool = False
-    """It tries its model out, which is new to the machine, and may not give back KV cache for many seconds."""
-    revived: bool = False
-    """Its model's last activation found the skeleton there."""
-    kv_promised: int = 0
-    """Bytes of KV cache to which what it runs is expected to come."""
     keeps_kv_until: float = 0.0
     """It could not give back KV cache in time: before this moment it is not asked again without need."""
     held_blank: int | None = None
@@ -120,10 +154,41 @@ class Worker:
     """The model that an operator wants on this very worker."""
     evicting: bool = False
     """An operator wants it parked, whoever waits for its model."""
-    leader: int | None = None
-    """Of a follower."""
-    followers: tuple[int, ...] = ()
-    """Of a leader."""
+    replica: Replica = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.replica = Replica((self,))
+
+    @property
+    def phase(self) -> Phase:
+        return self.replica.phase
+
+    @property
+    def model(self) -> str | None:
+        """The model that its replica serves, or whose skeleton it keeps."""
+        return self.replica.model
+
+    @property
+    def since(self) -> float:
+        return self.replica.since
+
+    @property
+    def last_used(self) -> float:
+        return self.replica.last_used
+
+    @property
+    def running(self) -> set[int]:
+        return self.replica.running
+
+    @property
+    def leads(self) -> bool:
+        """Whether it speaks for its replica; one by itself does."""
+        return self.replica.workers[0] is self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether its replica has others."""
+        return len(self.replica.workers) > 1
 
     @property
     def tearing(self) -> bool:
@@ -131,13 +196,10 @@ class Worker:
         return self.pending is not None and self.pending.tearing
 
     @property
-    def grouped(self) -> bool:
-        return self.leader is not None or bool(self.followers)
-
-    @property
     def idle(self) -> bool:
         """Of a leader or one by itself: it serves, and has nothing to do."""
-        return self.phase is Phase.ACTIVE and not self.running and self.leader is None
+        replica = self.replica
+        return replica.phase is Phase.ACTIVE and not replica.running and replica.workers[0] is self
 
 
 @dataclass(slots=True)
@@ -185,7 +247,7 @@ class Model:
     wanted_since: float = 0.0
     """When it began to want a worker; valid while it is in `State.wanting`."""
     workers: set[int] = field(default_factory=set)
-    """Workers that are preparing for this model, activating or active with it; of groups, the leaders."""
+    """Leaders of replicas that are preparing for this model, activating or active with it."""
     homes: frozenset[str] | None = None
     """Devices on which alone the policy has it served; None for all."""
     held: int | None = None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from scheduler.state.entities import Device, Isolation, Worker
+from scheduler.state.entities import Device, Isolation, Replica, Worker
 from scheduler.state.phases import MAPPED, SERVING, TAKEN, Phase
 from scheduler.state.state import State
 
-LONGER_USED = SERVING | {Phase.PARKING, Phase.PARKED}
-"""Phases of a model that has served."""
 WITH_MODEL = MAPPED | {Phase.PARKED, Phase.BLANKING}
 
 
@@ -36,21 +34,20 @@ def _require(holds: bool, what: str) -> None:
         raise InvariantBroken(what)
 
 
-def _leading(state: State) -> list[Worker]:
-    """Those who count for themselves or for their group."""
-    return [worker for worker in state.workers if worker.leader is None]
+def _replicas(state: State) -> list[Replica]:
+    return [worker.replica for worker in state.workers if worker.leads]
 
 
 def _check_requests(state: State) -> None:
     """Every request is in exactly one place: its model's queue, or one worker, of the pool or isolated."""
     for request in state.requests.values():
         queued = request.id in state.models[request.model].queue
-        running = [worker.number for worker in _leading(state) if request.id in worker.running]
+        running = [it.lead.number for it in _replicas(state) if request.id in it.running]
         expected = [] if request.worker is None else [request.worker]
         _require(running == expected, f"request {request.id} runs on {running}, noted on {expected}")
         nowhere = request.worker is None and not request.isolated
         _require(queued == nowhere, f"request {request.id} is queued: {queued}, on {request.worker}")
-    held = sum(len(model.queue) for model in state.models.values()) + sum(len(w.running) for w in _leading(state))
+    held = sum(len(model.queue) for model in state.models.values()) + sum(len(it.running) for it in _replicas(state))
     held += len(state.apart) + sum(len(found.waiting) + len(found.running) for found in state.isolations.values())
     _require(held == len(state.requests), f"{held} requests are held, {len(state.requests)} are known")
 
@@ -58,39 +55,35 @@ def _check_requests(state: State) -> None:
 def _check_workers(state: State) -> None:
     for worker in state.workers:
         where = f"worker {worker.number}, {worker.phase}"
-        _require((worker.model is not None) == (worker.phase in WITH_MODEL), f"{where}, has model {worker.model}")
         pending = worker.pending is not None
         _require(pending == (worker.phase is Phase.PREPARING), f"{where}, has an activation pending: {pending}")
-        _require(not worker.copying or worker.phase is Phase.ACTIVATING, f"{where}, copies weights")
         _require(not worker.evicting or worker.phase in MAPPED, f"{where}, has nothing to be evicted")
-        _require(not worker.running or worker.phase in SERVING, f"{where}, runs {len(worker.running)} requests")
-        for number in worker.running:
-            _require(state.requests[number].model == worker.model, f"{where}, runs another model's request {number}")
-        promised = sum(state.requests[number].kv_bytes for number in worker.running)
-        _require(
-            worker.kv_promised == promised, f"{where}, {worker.kv_promised} bytes promised to {promised} of requests"
-        )
-        _check_group(state, worker)
+        _require(worker in worker.replica.workers, f"{where}, is not in its own replica, {worker.replica}")
+        wanted = worker.reserved_for is not None or worker.evicting
+        lead = worker.replica.lead.number
+        _require(worker.leads or not wanted, f"{where}, is wanted, and follows worker {lead}")
+    for replica in _replicas(state):
+        _check_replica(state, replica)
 
 
-def _check_group(state: State, worker: Worker) -> None:
-    """The workers that act as one lie on as many devices as the model needs, and agree in all that they do."""
-    where = f"worker {worker.number}, {worker.phase}"
-    leader, group = state.lead(worker), state.group(state.lead(worker))
-    _require(worker in group and leader.leader is None, f"{where}, is not in the group of worker {leader.number}")
-    agree = (worker.phase, worker.model, worker.running) == (leader.phase, leader.model, leader.running)
-    _require(agree, f"{where}, does something else than its leader {leader.number}")
-    together = leader.phase not in LONGER_USED or worker.last_used == leader.last_used
-    _require(together, f"{where}, used at {worker.last_used}, its leader at {leader.last_used}")
-    alone = worker.reserved_for is None and not worker.evicting and not worker.followers
-    _require(worker is leader or alone, f"{where}, is wanted, and follows worker {leader.number}")
-    devices = {member.device for member in group}
-    _require(len(devices) == len(group), f"{where}, two of its group of {len(group)} share a device")
-    if worker.phase in WITH_MODEL:
-        wanted = state.model_of(worker).tensor_parallel
-        _require(len(group) == wanted, f"{where}, serves with {len(group)} workers what needs {wanted}")
-    else:
-        _require(not worker.grouped, f"{where}, is in a group")
+def _check_replica(state: State, replica: Replica) -> None:
+    where = f"worker {replica.lead.number}, {replica.phase}"
+    _require((replica.model is not None) == (replica.phase in WITH_MODEL), f"{where}, has model {replica.model}")
+    _require(not replica.copying or replica.phase is Phase.ACTIVATING, f"{where}, copies weights")
+    _require(not replica.running or replica.phase in SERVING, f"{where}, runs {len(replica.running)} requests")
+    running = [state.requests[number] for number in replica.running]
+    others = [request.id for request in running if request.model != replica.model]
+    _require(not others, f"{where}, runs another model's requests {others}")
+    promised = sum(request.kv_bytes for request in running)
+    _require(
+        replica.kv_promised == promised, f"{where}, {replica.kv_promised} bytes promised, its requests need {promised}"
+    )
+    _require(all(worker.replica is replica for worker in replica.workers), f"{where}, has workers of others")
+    devices = {worker.device for worker in replica.workers}
+    number = len(replica.workers)
+    _require(len(devices) == number, f"{where}, two of its {number} workers share a device")
+    wanted = state.model_of(replica.lead).tensor_parallel if replica.phase in WITH_MODEL else 1
+    _require(number == wanted, f"{where}, has {number} workers, and needs {wanted}")
 
 
 def _check_isolations(state: State) -> None:
@@ -122,7 +115,7 @@ def _most_weights(state: State, isolation: Isolation) -> int:
 
 def _check_models(state: State) -> None:
     for model in state.models.values():
-        serving = {w.number for w in _leading(state) if w.model == model.name and w.phase in TAKEN}
+        serving = {it.lead.number for it in _replicas(state) if it.model == model.name and it.phase in TAKEN}
         _require(model.workers == serving, f"{model.name} is served by {serving}, noted {model.workers}")
         wants = not serving and (bool(model.queue) or model.pinned or model.name in state.operator_wants)
         _require(wants == (model.name in state.wanting), f"{model.name} wants a worker: {wants}, noted otherwise")
@@ -143,7 +136,7 @@ def _check_device(state: State, device: Device) -> None:
     _require(fits, f"{device.name}: {promised} bytes promised of {ledger.capacity}")
     for worker in here:
         _check_account(state, device, worker)
-    under_way = sum(worker.copying for worker in here)
+    under_way = sum(worker.replica.copying for worker in here)
     _require(device.copies is None or under_way <= device.copies, f"{device.name}: {under_way} copies under way")
 
 

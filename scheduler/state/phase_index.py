@@ -15,19 +15,20 @@ class PhaseIndex:
         self._workers = workers
         self.changes = 0
         """How often any worker has changed its phase."""
-        self._numbers: dict[Phase, set[int]] = {}
+        self._listed = [worker.phase for worker in workers]
+        self._numbers: dict[Phase, set[int]] = {phase: set() for phase in Phase}
         for worker in workers:
-            self._numbers.setdefault(worker.phase, set()).add(worker.number)
+            self._numbers[worker.phase].add(worker.number)
 
     def enter(self, worker: Worker, phase: Phase) -> None:
-        """The worker changes its phase."""
-        self._numbers[worker.phase].discard(worker.number)
-        self._numbers.setdefault(phase, set()).add(worker.number)
-        worker.phase = phase
+        """List the worker under another phase."""
+        self._numbers[self._listed[worker.number]].discard(worker.number)
+        self._numbers[phase].add(worker.number)
+        self._listed[worker.number] = phase
         self.changes += 1
 
     def numbers(self, phase: Phase) -> set[int]:
-        return self._numbers.get(phase, set())
+        return self._numbers[phase]
 
     def within(self, phases: Iterable[Phase]) -> list[Worker]:
         """Workers in one of the phases, by number."""

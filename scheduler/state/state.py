@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from scheduler.learned.estimates import Estimates
 from scheduler.state.device_view import DeviceView, kept_beside, view_of
-from scheduler.state.entities import Device, HostMemory, Isolation, Known, Model, Request, Worker
+from scheduler.state.entities import Device, HostMemory, Isolation, Known, Model, Replica, Request, Worker
 from scheduler.state.ledger import Account
 from scheduler.state.phase_index import PhaseIndex
 from scheduler.state.phases import SERVING, TAKEN, Phase, require_legal
@@ -55,8 +55,9 @@ class State:
     def view(self, device: Device) -> DeviceView:
         """The device as it is now. The same object as before means that nothing has changed there."""
         view = self._views.get(device.name)
-        if view is None or view.ledger_changes != device.ledger.changes:
-            view = self._views[device.name] = self.fresh_view(device)
+        if view is not None and view.ledger_changes == device.ledger.changes:
+            return view
+        view = self._views[device.name] = self.fresh_view(device)
         return view
 
     def fresh_view(self, device: Device) -> DeviceView:
@@ -74,7 +75,7 @@ class State:
         Raises:
             KeyError: it has none.
         """
-        return self.models[worker.model or ""]
+        return self.models[worker.replica.model or ""]
 
     def in_phase(self, *phases: Phase) -> list[Worker]:
         """Workers in one of the phases, by number."""
@@ -88,52 +89,50 @@ class State:
         """How often any worker has changed its phase: what was found out holds until then."""
         return self._phases.changes
 
-    # groups
-
-    def lead(self, worker: Worker) -> Worker:
-        """Who speaks for a worker: its leader, or itself."""
-        return worker if worker.leader is None else self.workers[worker.leader]
-
-    def group(self, worker: Worker) -> tuple[Worker, ...]:
-        """The workers that act as one with this one, which leads or is alone: itself first."""
-        return (worker, *(self.workers[number] for number in worker.followers)) if worker.followers else (worker,)
-
-    def disband(self, worker: Worker) -> None:
-        """From here on each worker of the group is one by itself."""
-        for member in self.group(worker):
-            member.leader = None
-            self._views.pop(member.device, None)
-        worker.followers = ()
-
     # what workers do
 
-    def enter(self, worker: Worker, phase: Phase, now: float) -> None:
-        """The one way into a phase, for a worker and those that follow it: the indexes and the model's set of workers
-        always agree with it.
+    def gather(self, workers: Sequence[Worker]) -> None:
+        """From here on these act as one, and the first of them leads; they are about to enter another phase."""
+        replica = workers[0].replica
+        replica.workers = tuple(workers)
+        for worker in workers:
+            worker.replica = replica
+
+    def disband(self, replica: Replica) -> None:
+        """From here on each of its workers, which run nothing, is one by itself, and keeps on doing what it does."""
+        if len(replica.workers) == 1:
+            return
+        leader, *others = replica.workers
+        replica.workers = (leader,)
+        self._views.pop(leader.device, None)
+        for worker in others:
+            worker.replica = Replica((worker,), replica.phase, replica.since, replica.model, replica.last_used)
+            self._views.pop(worker.device, None)
+
+    def enter(self, replica: Replica, phase: Phase, now: float) -> None:
+        """The one way into a phase: the indexes and the model's set of workers always agree with it.
 
         Raises:
-            IllegalTransition: that phase cannot follow the one that the worker is in.
+            IllegalTransition: that phase cannot follow the one that the replica is in.
         """
-        group = self.group(worker)
-        for member in group:
-            require_legal(member.phase, phase, member.number)
-        for member in group:
-            self._phases.enter(member, phase)
-            member.since = now
-            member.copying = phase is Phase.ACTIVATING
-            member.rehearsing &= phase in SERVING
-            self._views.pop(member.device, None)
-        if worker.model is not None:
-            self._count_for(self.models[worker.model], worker, now)
+        require_legal(replica.phase, phase, replica.lead.number)
+        for worker in replica.workers:
+            self._phases.enter(worker, phase)
+            self._views.pop(worker.device, None)
+        replica.phase, replica.since = phase, now
+        replica.copying = phase is Phase.ACTIVATING
+        replica.rehearsing &= phase in SERVING
+        if replica.model is not None:
+            self._count_for(self.models[replica.model], replica, now)
 
-    def _count_for(self, model: Model, worker: Worker, now: float) -> None:
+    def _count_for(self, model: Model, replica: Replica, now: float) -> None:
         if model.pinned:  # It may keep another one of its workers now.
             for number in model.workers:
                 self._views.pop(self.workers[number].device, None)
-        if worker.phase in TAKEN:
-            model.workers.add(worker.number)
+        if replica.phase in TAKEN:
+            model.workers.add(replica.lead.number)
         else:
-            model.workers.discard(worker.number)
+            model.workers.discard(replica.lead.number)
         self.update_wanting(model, now)
 
     def note_blank(self, worker: Worker, held: int) -> None:
@@ -141,9 +140,9 @@ class State:
         worker.held_blank = held
         self._views.pop(worker.device, None)
 
-    def kv_limit(self, worker: Worker) -> int:
-        """Bytes of KV cache that each of a worker's group may have: what the smallest limit allows."""
-        return min(self.account(member).limit for member in self.group(worker))
+    def kv_limit(self, replica: Replica) -> int:
+        """Bytes of KV cache that each of its workers may have: what the smallest limit allows."""
+        return min(self.account(worker).limit for worker in replica.workers)
 
     def isolated_models(self) -> set[str]:
         """Those that isolated workers serve, or are about to."""
@@ -170,12 +169,12 @@ class State:
 
     def keeps_pinned(self, worker: Worker) -> bool:
         """Whether a pinned model would have no active worker without this one."""
-        worker = self.lead(worker)
-        if worker.model is None or worker.number not in self.models[worker.model].workers:
+        replica = worker.replica
+        if replica.model is None or not (model := self.models[replica.model]).pinned:
             return False
-        model = self.models[worker.model]
-        others = (self.workers[number] for number in model.workers if number != worker.number)
-        return model.pinned and not any(other.phase is Phase.ACTIVE for other in others)
+        lead = replica.lead.number
+        others = (self.workers[number] for number in model.workers if number != lead)
+        return lead in model.workers and not any(other.phase is Phase.ACTIVE for other in others)
 
     def kept_beside(self, device: Device, workers: Sequence[Worker]) -> int:
         """Bytes that these workers of the device keep whatever is evicted; if they are all that there are, one of them

@@ -278,12 +278,12 @@ def test_the_promise_of_kv_cache_ends_with_the_answer_or_the_worker() -> None:
     bench = with_kv("a")
     (worker,) = bench.scheduler.state.workers
     number = bench.ask("a", prompt=12)
-    assert worker.kv_promised == 4 * GIB
+    assert worker.replica.kv_promised == 4 * GIB
     bench.finish(number, tokens=4)
-    assert worker.kv_promised == 0
+    assert worker.replica.kv_promised == 0
     bench.ask("a", prompt=12)
     bench.die(worker.number)
-    assert worker.kv_promised == 0
+    assert worker.replica.kv_promised == 0
 
 
 # --- copies, deaths, evictions --------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def bench(*models: Any, devices: tuple[str, ...] = TWO, **fields: Any) -> Bench:
 
 def groups(made: Bench) -> dict[int, tuple[int, ...]]:
     """Followers by leader."""
-    return {worker.number: worker.followers for worker in made.scheduler.state.workers if worker.followers}
+    replicas = [worker.replica for worker in made.scheduler.state.workers if worker.grouped and worker.leads]
+    return {it.lead.number: tuple(worker.number for worker in it.workers[1:]) for it in replicas}
 
 
 # --- together ---------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_the_smallest_limit_is_what_the_model_has() -> None:
 
     assert limits[leader] != limits[follower]
     state = made.scheduler.state
-    assert state.kv_limit(state.workers[leader]) // GIB == min(limits[leader], limits[follower])
+    assert state.kv_limit(state.workers[leader].replica) // GIB == min(limits[leader], limits[follower])
 
 
 def test_a_model_that_fits_only_in_parts_is_served() -> None:
@@ -237,6 +238,23 @@ def test_a_busy_one_is_drained_for_it_and_serves_on_when_nobody_asks_any_more() 
     assert made.on(asked) is not None
 
 
+def test_its_workers_are_one_replica_until_they_are_blank_again() -> None:
+    made = bench(big(), idle_timeout=10.0)
+    alone = [worker.replica for worker in made.scheduler.state.workers]
+    assert [replica.workers for replica in alone] == [(worker,) for worker in made.scheduler.state.workers]
+
+    made.finish(made.serve("big"))
+    leader, follower = made.scheduler.state.workers
+    assert leader.replica is follower.replica
+    assert leader.replica.workers == (leader, follower)
+    assert (leader.leads, follower.leads) == (True, False)
+
+    made.die(follower.number)
+    made.settle()
+    assert leader.replica is not follower.replica
+    assert made.phases() == ["blank", "blank"]
+
+
 # --- parking and blanking -----------------------------------------------------------------------------------------
 
 
@@ -256,7 +274,7 @@ def test_a_parked_group_comes_back_as_it_was() -> None:
     made.serve("big")
 
     assert [(action.worker, action.followers) for action in only(Activate, made.said)] == [(0, (2,))]
-    assert made.scheduler.state.workers[0].revived
+    assert made.scheduler.state.workers[0].replica.revived
 
 
 def test_a_parked_group_is_blank_before_others_have_its_workers() -> None:
@@ -307,9 +325,9 @@ def test_what_a_request_was_thought_to_need_is_corrected_on_every_device() -> No
         made.tell(Counted(number, 10))
 
     leader, follower = made.scheduler.state.workers
-    assert leader.kv_promised == follower.kv_promised == 3 * 10 * 2**19
+    assert leader.replica.kv_promised == follower.replica.kv_promised == 3 * 10 * 2**19
     made.finish(*requests)
-    assert leader.kv_promised == follower.kv_promised == 0
+    assert leader.replica.kv_promised == follower.replica.kv_promised == 0
 
 
 def test_an_idle_group_is_evicted_whole() -> None:

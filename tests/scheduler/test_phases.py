@@ -31,7 +31,7 @@ def test_a_worker_that_cannot_enter_a_phase_stays_in_its_own() -> None:
     (worker,) = state.workers
 
     with pytest.raises(IllegalTransition):
-        state.enter(worker, Phase.PARKING, 1001.0)
+        state.enter(worker.replica, Phase.PARKING, 1001.0)
 
     assert (worker.phase, worker.since) == (Phase.BLANK, 1000.0)
     assert state.numbers_in(Phase.BLANK) == {0}
