@@ -25,7 +25,7 @@ class Steps(Struct, frozen=True, kw_only=True):
     """Output tokens of each request in the middle of the measurement."""
     kv_splits: int = SPLITS
     seconds: float
-    """Of a step."""
+    """Seconds per step."""
 
     @property
     def batch(self) -> int:

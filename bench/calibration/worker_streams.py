@@ -30,7 +30,7 @@ class DecodeRate:
     """The decode rate of a batch."""
 
     seconds: float
-    """Of a step."""
+    """Seconds per step."""
     said: float
     """Output tokens of each request in the middle of the measurement."""
 

@@ -139,7 +139,7 @@ def measure(case: Case, policy: str, effort: SearchEffort, report: Report) -> Po
 
 
 def _highest_scale(trials: Trials, case: Case, policy: str) -> float | None:
-    """Of the reference it is known: it made the scale."""
+    """The highest scale held; known without a search for the reference policy, which determined the scale."""
     if policy == case.reference:
         return case.scale if case.held else None
     return trials.highest_scale()

@@ -59,7 +59,7 @@ def shares(ended: Sequence[Ended], slos: Mapping[str, Slo]) -> Shares:
 
 
 def by_model(real: Sequence[Ended], virtual: Sequence[Ended], slos: Mapping[str, Slo]) -> dict[str, dict[str, Any]]:
-    """Of every model: requests, shares, and medians in seconds; what was simulated by names that say so."""
+    """Requests, shares, and medians in seconds of every model; simulated figures have names that say so."""
     found = {}
     for name in slos:
         ours, theirs = ([it for it in ended if it.model == name] for ended in (real, virtual))
