@@ -38,7 +38,7 @@ GOAL = 100.0
 """Maximum mean of a round, in microseconds, with 1,000 requests in the queue."""
 
 
-class Traffic:
+class AdmissionTraffic:
     """Requests of 1 to 19 s, with deadlines that yield the state's load."""
 
     def __init__(self, state: str, length: int) -> None:
@@ -66,7 +66,7 @@ class Traffic:
 
 def measure(state: str, length: int, rounds: int) -> dict[str, dict[str, float | None]]:
     """Statistics of each operation, in microseconds."""
-    traffic, queue = Traffic(state, length), AdmissionQueue(patience=1e9)
+    traffic, queue = AdmissionTraffic(state, length), AdmissionQueue(patience=1e9)
     for request in range(length):
         queue.add(*traffic.waiting(request))
     queue.first(now := 0.0)

@@ -1,4 +1,4 @@
-"""What can go wrong in a measurement over HTTP."""
+"""Errors of measurements over HTTP."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from simulator.errors import StudyError
 
 
 class BadReply(StudyError):
-    """A server sent bytes that are not HTTP/1.1, or not the answer that was asked for."""
+    """A server sent bytes that are not HTTP/1.1, or an unexpected answer."""

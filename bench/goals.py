@@ -1,4 +1,4 @@
-"""What Prism's own cost should be, and the table that says whether it is."""
+"""Goals for Prism's own overhead, and a table of whether they are met."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Figures = Mapping[str, Any]
-"""What `bench.overhead` writes as JSON. A figure that was not measured is None."""
+"""The JSON results of `bench.overhead`. A figure that was not measured is None."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class OverheadGoal:
     figure: str
     text: str
     bound: Callable[[Figures], float | None]
-    """The number to compare with, or None when this run cannot say."""
+    """The number to compare with; None if this run cannot tell."""
     at_least: bool = False
 
     def reached(self, figures: Figures) -> bool | None:
-        """None when the figure or what it is compared with was not measured."""
+        """Whether the goal is met; None if the figure or its bound was not measured."""
         measured, bound = figures.get(self.figure), self.bound(figures)
         if measured is None or bound is None:
             return None
@@ -29,7 +29,7 @@ class OverheadGoal:
 
 
 def of_peer(peer: str, figure: str, factor: float) -> Callable[[Figures], float | None]:
-    """`factor` times what `peer` reached in the same run."""
+    """A bound of `factor` times the peer's figure in the same run."""
 
     def bound(figures: Figures) -> float | None:
         measured = figures["peers"].get(peer, {}).get(figure)
@@ -39,7 +39,7 @@ def of_peer(peer: str, figure: str, factor: float) -> Callable[[Figures], float 
 
 
 def of_streams(value: float, streams: int) -> Callable[[Figures], float | None]:
-    """`value`, if that many streams were there to reach it."""
+    """A bound of `value`, if the run had that many streams."""
     return lambda figures: value if figures["streams"] >= streams else None
 
 
@@ -92,7 +92,7 @@ def comparison_table(figures: Figures) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits at least, thousands grouped; a dash for what was not measured."""
+    """Formats with at least three significant digits and grouped thousands; a dash if not measured."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"

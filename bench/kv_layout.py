@@ -1,6 +1,6 @@
-"""What elastic KV costs, by layout: SGLang's own engine alone on a GPU, with a static KV cache and on kvcached.
+"""Measures the cost of elastic KV cache by layout: one SGLang engine on a GPU, with a static KV cache and kvcached.
 
-`python -m bench.kv_layout MODEL_FOLDER --out FILE.json`. Weights are random, which changes no speed.
+`python -m bench.kv_layout MODEL_FOLDER --out FILE.json`. Weights are random, which does not affect speed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _run(model: Path, settings: dict[str, str]) -> dict[str, float]:
-    """In a process of its own: kvcached is switched by the environment."""
+    """Measure in a process of its own, because kvcached is configured by environment variables."""
     environment = {**os.environ, **gpu_environment(os.environ), **settings}
     command = [sys.executable, "-m", "bench.kv_layout", str(model), "--one"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -82,12 +82,12 @@ def _measure(model: Path) -> dict[str, float]:
 
 
 def _prefill(engine: Any) -> float:
-    """Seconds to the first token of a prompt of `_PREFILL` tokens: the best of five after one."""
+    """Best TTFT of five prompts of `_PREFILL` tokens, after one warm-up, in seconds."""
     return min(_timed(engine, 1, _PREFILL + turn, 1) for turn in range(6))
 
 
 def _decode(engine: Any, batch: int) -> float:
-    """Tokens per second: the best of three, with what a single token takes subtracted."""
+    """Tokens per second, best of three, excluding the time of the first token."""
     _timed(engine, batch, 64, _DECODE)
     rates = []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Describes the machine and package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _gpus() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on, where it is installed."""
+    """Versions of installed packages that affect the figures."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

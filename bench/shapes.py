@@ -1,8 +1,8 @@
-"""Models of real shapes with random weights: `python -m bench.shapes --out DIR llama-1b llama-8b ...`.
+"""Creates models of real shapes with random weights: `python -m bench.shapes --out DIR llama-1b llama-8b ...`.
 
-What they answer means nothing. Their sizes, layers, data types and files are those of the published models, so that
-loading, copying and running them takes what it would take there. `--tiny` keeps the architecture and shrinks all else,
-for machines without a GPU.
+Their answers are meaningless, but sizes, layers, data types and files are those of the published models, so loading,
+copying and running them takes as long. `--tiny` keeps the architecture and shrinks everything else, for machines
+without a GPU.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _TINY: dict[str, Any] = {
     "v_head_dim": 64,
     "vocab_size": 4096,
 }
-"""What takes the place of a shape's own sizes. Multiples of an fp8 block where quantized, so that no block is cut."""
+"""Replacements for a shape's sizes. Multiples of an fp8 block if quantized, so that blocks stay whole."""
 
 
 def config_of(name: str, *, tiny: bool) -> dict[str, Any]:
-    """The content of `name`'s config.json, without what depends on its tokenizer."""
+    """The contents of `name`'s config.json, without the parts that depend on the tokenizer."""
     shape = SHAPES[name]
     if not tiny:
         return shape
@@ -60,9 +60,9 @@ def config_of(name: str, *, tiny: bool) -> dict[str, Any]:
 
 
 def make_models(folder: Path, names: Sequence[str], *, tiny: bool, weights: bool = True) -> None:
-    """Make the models that `folder` lacks, each in a folder of its name. Blocking: seconds for each GB.
+    """Create the models that `folder` lacks, each in a folder of its name. Takes seconds per GB.
 
-    Without `weights` they are for a registry with `weights: dummy`.
+    Without `weights`, they can only be used with `weights: dummy` in a registry.
 
     Raises:
         OSError: the folder cannot be written.
@@ -83,11 +83,18 @@ def make_models(folder: Path, names: Sequence[str], *, tiny: bool, weights: bool
 
 
 def main() -> None:
-    parser = Parser(prog="bench.shapes", description="Make models of real shapes with random weights.")
+    parser = Parser(prog="bench.shapes", description="Creates models of real shapes with random weights.")
     parser.add_argument("names", nargs="+", choices=SHAPES, metavar="NAME", help=", ".join(SHAPES))
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each model gets a folder in it")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder in which each model gets a folder"
+    )
     parser.add_argument("--tiny", action="store_true", help="megabytes instead of gigabytes")
-    parser.add_argument("--no-weights", dest="weights", action="store_false", help="for a registry with weights: dummy")
+    parser.add_argument(
+        "--no-weights",
+        dest="weights",
+        action="store_false",
+        help="write no weights, for registries with weights: dummy",
+    )
     chosen = parser.parse_args()
     try:
         make_models(chosen.out, chosen.names, tiny=chosen.tiny, weights=chosen.weights)

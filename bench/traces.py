@@ -1,4 +1,4 @@
-"""`python -m bench.traces`, which is `python -m simulator.traces`."""
+"""`python -m bench.traces`, an alias of `python -m simulator.traces`."""
 
 from simulator.traces.__main__ import main
 

@@ -1,12 +1,12 @@
-"""How long a request waits for a model that is not active: `python -m bench.wake`.
+"""Measures how long a request waits for an inactive model: `python -m bench.wake`.
 
-It serves three tiny models on two CPU workers (real architectures, real weights in shared memory) and asks one of them
-for a streamed chat again and again, each time from the same state:
+It serves three tiny models on two CPU workers (real architectures, real weights in shared memory) and repeatedly sends
+a streamed chat to one of them, each time in the same state:
 
-    active    it is being served already: what any request takes
-    parked    evicted before; its worker kept the skeleton
-    other     evicted, and its worker has served another model since: the skeleton is built anew
-    disk      a fresh gateway: the weights are not in host memory either
+    active    the model is active, for comparison
+    parked    evicted, and its worker has kept the skeleton
+    other     evicted, and its worker has served another model since, so the skeleton must be rebuilt
+    disk      a new gateway, so the weights are not in host memory either
 
 Times are from sending the request to the first token, in seconds in the JSON file.
 """
@@ -31,7 +31,7 @@ from simulator.percentiles import spread
 from simulator.progress import say, say_again
 
 GOAL_PARKED = 0.050
-"""Seconds from the request to the first token of a parked tiny model, median."""
+"""Maximum median TTFT of a parked tiny model, in seconds."""
 START_TIMEOUT = 120.0
 STATES = ("active", "parked", "other", "disk")
 PROMPT = "Are you awake?"
@@ -62,7 +62,7 @@ async def from_parked(subject: GatewayUnderTest, model: str) -> float:
 
 
 async def from_other(subject: GatewayUnderTest, model: str) -> float:
-    """The two others have served last, so both workers hold their skeletons."""
+    """Measure after the two other models were served last, so that both workers hold their skeletons."""
     await subject.evict(model)
     for other in NAMES:
         if other != model:
@@ -71,7 +71,7 @@ async def from_other(subject: GatewayUnderTest, model: str) -> float:
 
 
 async def measure(models: Path, rounds: int) -> dict[str, dict[str, Any]]:
-    """Figures of each state."""
+    """Measure all states."""
     ways: dict[str, Callable[[GatewayUnderTest, str], Any]] = {
         "active": from_active,
         "parked": from_parked,
@@ -118,13 +118,13 @@ async def command(chosen: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    parser = Parser(prog="bench.wake", description="From a request for a model that sleeps to its first token.")
-    parser.add_argument("--rounds", type=int, default=30, help="from each state but disk, which gets a tenth")
+    parser = Parser(prog="bench.wake", description="Time from a request for an inactive model to its first token.")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds per state; disk gets a tenth of them")
     parser.add_argument("--json", type=new_file, help="write the figures to this file")
     try:
         sys.exit(asyncio.run(command(parser.parse_args())))
     except KeyboardInterrupt:
-        print("bench.wake: stopped before its end; no figures", file=sys.stderr)
+        print("bench.wake: stopped early; no figures", file=sys.stderr)
         sys.exit(130)
 
 

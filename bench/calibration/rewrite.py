@@ -1,4 +1,4 @@
-"""Puts what was measured into a calibration file, and leaves the rest of it as it is."""
+"""Updates entries of a calibration file and leaves the rest of it unchanged."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from simulator.errors import StudyError
 
 DIGITS = 4
 NUMBER = re.compile(r"(?<=: )-?\d+(\.\d+)?(e[+-]?\d+)?(?=,?$)", re.MULTILINE)
-"""That is the value of a key, in JSON with a line for each."""
+"""A number that is the value of a key, in JSON with one line per key."""
 SHARING = {"time_slices", "mps"}
 """Entries that come from the part"""
 TOGETHER = "together"
 Entries = dict[str, dict[str, Any]]
-"""Of a calibration, by name."""
+"""Entries of a calibration by name."""
 
 
 def rewrite(path: Path, entries: Entries) -> None:
-    """Replace `entries` in the calibration at `path`; it is not touched unless the result is one.
+    """Replace `entries` in the calibration at `path`, which is only written if the result is valid.
 
     Raises:
-        StudyError: it is no calibration, or would be none, or cannot be written.
+        StudyError: the file is not a calibration, would no longer be one, or cannot be written.
     """
     read_calibration(path)
     unfinished = path.with_name(f"{path.name}.new")
@@ -64,7 +64,7 @@ def step_entries(measured: Measurements, fits: Fits, raw: str) -> Entries:
 
 
 def worker_entries(workers: WorkerFits, measured: Measurements, raw: str) -> Entries:
-    """Whatever was found of Prism's own workers."""
+    """The entries measured on Prism's own workers."""
     elsewhere = measured.workers.sources
     return {
         name: _entry(it.terms, " ".join([f"{raw}: {it.words}", *_sources(elsewhere, together=name in SHARING)]))
@@ -73,18 +73,18 @@ def worker_entries(workers: WorkerFits, measured: Measurements, raw: str) -> Ent
 
 
 def _sources(elsewhere: Mapping[str, str], *, together: bool) -> list[str]:
-    """Of what was measured elsewhere: several at once, or all the rest."""
+    """Sources of rows measured elsewhere, for several engines at once or for all other parts."""
     return list(dict.fromkeys(said for key, said in elsewhere.items() if key.startswith(TOGETHER) == together))
 
 
 def activation_entries(path: Path) -> Entries:
-    """`parked`, `blank`, `disk`, `park` and, if it measured that, `start`, from what bench.activation wrote.
+    """`parked`, `blank`, `disk`, `park` and, if measured, `start`, from a result of bench.activation.
 
-    Activations are a line through its smallest and its largest model that were measured from each state. A parked model
-    is ready before it has all of its weights, for which its first step waits. The others are medians.
+    Activations are fitted by a line through the smallest and the largest model measured in each state; for parked
+    models up to the end of the copy, as they are ready before it. The other entries are medians.
 
     Raises:
-        StudyError: it cannot be read, or lacks two models of different sizes from one of the states.
+        StudyError: the file cannot be read, or lacks two models of different sizes for a state.
     """
     try:
         figures = json.loads(path.read_bytes())
@@ -109,7 +109,7 @@ def activation_entries(path: Path) -> Entries:
 
 
 def _times(rows: list[dict[str, Any]], state: str, *keys: str) -> dict[str, tuple[int, float]]:
-    """Bytes of weights and seconds, by model."""
+    """Bytes of weights, and seconds, by model."""
     found = {}
     for row in rows:
         value: Any = row if row["state"] == state else None
@@ -146,7 +146,7 @@ def _rounded(value: float) -> float:
 
 
 def _written(content: object) -> str:
-    """As JSON, with exponents that are multiples of three where a number is large or small."""
+    """JSON text in which large and small numbers have exponents that are multiples of three."""
     return NUMBER.sub(_readable, json.dumps(content, indent=2)) + "\n"
 
 

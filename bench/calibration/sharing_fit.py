@@ -1,6 +1,6 @@
-"""How engines of one GPU share it: from what several at once took to a calibration's `time_slices` and `mps`. Pure.
+"""Fits a calibration's `time_slices` and `mps` to measurements of several engines sharing a GPU. Pure.
 
-The model is `simulator.sharing`'s; what is looked for are its few constants, by trying.
+The model is that of `simulator.sharing`; its few constants are found by grid search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from simulator.sharing import Contention, MpsKernelSharing, Sharing, StepLoad, T
 SLICES = np.arange(0.5e-3, 4.01e-3, 0.25e-3)
 SWITCHES = np.arange(0.0, 0.61e-3, 0.05e-3)
 SHARES = np.arange(0.3, 1.51, 0.01)
-"""What is tried; slices and switches a second time, ten times as fine, around the best."""
+"""The grids; slices and switches are refined once, ten times as fine, around the best values."""
 
 Models = Mapping[str, Costs]
 Array = npt.NDArray[np.float64]
@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FittedEntry:
-    """An entry's terms, and where they come from."""
+    """A fitted entry: its terms and their source."""
 
     terms: dict[str, float]
     words: str
@@ -68,12 +68,12 @@ def _best(off: Callable[[float, float], float], ones: Iterable[float], others: I
 
 
 def _around(value: float, tried: Array) -> Array:
-    """A tenth of the distance from one to the next."""
+    """A finer grid around `value`, with a tenth of the spacing."""
     return np.asarray(np.clip(value + (tried - tried.mean()) / 10, 0, None))
 
 
 def predicted(member: Busy, group: EngineGroup, models: Models, sharing: Sharing) -> float:
-    """Seconds of its step, or of its first token, among the others."""
+    """Predicted seconds of a member's step, or first token, among the others of its group."""
     others = [_load(other, models) for other in group.members if other is not member]
     beside, costs = Contention(sharing, [others], resident=True), models[member.model]
     if member.batch:
@@ -96,12 +96,13 @@ def _context(member: Busy) -> float:
 
 
 def _decoding(groups: Sequence[EngineGroup]) -> list[EngineGroup]:
-    """A prompt after another is busy for a part of the time only: such groups say nothing of what shares a GPU."""
+    """The groups that only decode. Engines that prefill prompt after prompt are busy only part of the time, so their
+    groups say nothing about sharing."""
     return [group for group in groups if all(member.batch for member in group.members)]
 
 
 def _errors(groups: Sequence[EngineGroup], models: Models, sharing: Sharing) -> list[float]:
-    """Relative."""
+    """Relative errors."""
     return [
         predicted(member, group, models, sharing) / member.seconds - 1
         for group in _decoding(groups)

@@ -1,15 +1,15 @@
-"""One plain SGLang engine that is told what to do: `python -m bench.calibration.subject MODEL_FOLDER`.
+"""An unmodified SGLang engine under remote control: `python -m bench.calibration.subject MODEL_FOLDER`.
 
-One JSON command a line on stdin, one JSON answer a line on stdout; the end of stdin is an end as well:
+It reads one JSON command per line from stdin and writes one JSON answer per line to stdout; it ends with stdin:
 
-    (started)                                              {"ready": true} once the engine can be asked
+    (started)                                              {"ready": true} once the engine is ready
     {"do": "measure", batch, prompt, tokens, times, warm}  {"seconds": [...], "steps": [...]}
     {"do": "repeat", batch, prompt, tokens, until}         {"rounds": [[begin, end], ...]}
     {"do": "end"}                                          (ends)
 
-`seconds` are of each round, `steps` of a decode step in each (none with one token); rounds are repeated until a time of
-time.time(), which begin and end are as well. A round is `batch` prompts of `prompt` random token ids, all at once, with
-`tokens` new tokens each. With `warm`, which is so unless said, a kind of round is run once before it is first timed.
+A round sends `batch` prompts of `prompt` random token ids at once and generates `tokens` new tokens for each. `seconds`
+are durations of rounds, `steps` those of a decode step in each (empty with one token). Times are in seconds of
+time.time(). With `warm`, the default, each kind of round is run once before it is first timed.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from typing import Any, TextIO
 
 GRAPHS = [1, 2, 4, 8, 16, 24, 32, 48, 64]
 CHUNK = 8192
-"""Tokens of prompts that a prefill step takes."""
+"""Maximum prompt tokens per prefill step."""
 CONTEXT = 20480
-"""Tokens of the longest request."""
+"""Maximum tokens of a request."""
 TOKEN_IDS = range(10, 4000)
-"""That every model has, the shrunken ones too."""
+"""Token ids that all models have, including shrunken ones."""
 
 
 @dataclass(frozen=True)
 class EngineRound:
-    """Times of time.time()."""
+    """One round, in times of time.time()."""
 
     begin: float
     end: float
     step: float | None
-    """Seconds of a decode step, from the first token of the request that is prefilled last to its last one."""
+    """Seconds per decode step, from the first to the last token of the request that is prefilled last."""
 
 
 def main() -> None:
@@ -61,8 +61,8 @@ def main() -> None:
 
 @contextmanager
 def _own_pipes() -> Iterator[tuple[TextIO, TextIO]]:
-    """What were stdin and stdout. SGLang's processes get neither: what they print goes to stderr, and when this process
-    is gone, so are the ends of its pipes."""
+    """The original stdin and stdout, which SGLang's processes do not inherit: their output goes to stderr, and the
+    pipes are closed as soon as this process ends."""
     with os.fdopen(os.dup(0)) as commands, os.fdopen(os.dup(1), "w", buffering=1) as answers:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
@@ -84,7 +84,7 @@ def _engine(chosen: argparse.Namespace) -> Any:
         max_total_tokens=chosen.max_total_tokens,
         chunked_prefill_size=CHUNK,
         disable_radix_cache=True,
-        # As Prism's workers: engines that have nothing to do leave the processors to the others.
+        # As in Prism's workers, idle engines leave the CPU to others.
         sleep_on_idle=True,
         log_level="error",
         **(_on_cpu() if chosen.device == "cpu" else _on_gpu()),
@@ -106,7 +106,7 @@ def _on_gpu() -> dict[str, Any]:
         "sampling_backend": "pytorch",
         "disable_prefill_cuda_graph": True,
         "cuda_graph_bs_decode": GRAPHS,
-        # So that max_total_tokens decides how large the KV cache is.
+        # So that max_total_tokens determines the size of the KV cache.
         "mem_fraction_static": 0.9,
     }
 
@@ -128,7 +128,7 @@ def _obey(rounds: EngineRounds, commands: TextIO, answers: TextIO) -> None:
 
 
 class EngineRounds:
-    """Of one engine."""
+    """Runs rounds on one engine."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -154,11 +154,12 @@ class EngineRounds:
         return {"rounds": [[it.begin, it.end] for it in taken]}
 
     def _prompts(self, batch: int, prompt: int) -> list[list[int]]:
-        """The same for every round, so that a repeated load has no pauses; without a prefix cache that is no help."""
+        """Prompts, cached so that repeated rounds have no pauses. Without a prefix cache this does not speed up the
+        engine."""
         return [self._random.choices(TOKEN_IDS, k=prompt) for _ in range(batch)]
 
     def _warm_up(self, prompts: list[list[int]], tokens: int) -> None:
-        """Kernels are compiled, or chosen, when a shape is first met."""
+        """Run a kind of round once, as kernels are compiled or chosen when a shape first occurs."""
         kind = (len(prompts), len(prompts[0]), tokens > 1)
         if kind not in self._warmed:
             self._round(prompts, tokens)
@@ -169,8 +170,8 @@ class EngineRounds:
         return taken
 
     async def _ask(self, prompts: list[list[int]], tokens: int) -> EngineRound:
-        """All prompts at once. SGLang takes prompts in turn, and before it decodes: so the last one's first token
-        is when all of them begin to decode together."""
+        """Run all prompts at once. SGLang prefills them in order before it decodes, so all decode together from the
+        first token of the last prompt on."""
         sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
         begin = time.time()
         *others, last = prompts

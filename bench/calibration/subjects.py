@@ -1,4 +1,4 @@
-"""The engines under test as the bench has them: started together, asked, and gone at the end."""
+"""Starts engines under test together, sends them commands, and ends them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from simulator.errors import StudyError
 
 COMMAND = (sys.executable, "-m", "bench.calibration.subject")
 PLAIN = {"ENABLE_KVCACHED": "false", "KVCACHED_AUTOPATCH": "0"}
-"""SGLang with its own, static KV cache."""
+"""Environment for SGLang with its own, static KV cache."""
 START_TIMEOUT = 420.0
-"""Seconds; the first time on a machine it compiles kernels."""
+"""Timeout in seconds; the first time on a machine, kernels are compiled."""
 ANSWER_TIMEOUT = 240.0
 STOP_GRACE = 10.0
 """Seconds between the end of a subject's commands and SIGKILL."""
 LOG_TAIL = 4000
-"""Bytes of its log that an error quotes: SGLang's last words are a traceback."""
+"""Bytes of the log quoted in errors, enough for SGLang's final traceback."""
 LONGEST_ANSWER = 2**22
 """Bytes."""
 
 
 @dataclass(frozen=True)
 class EngineSeat:
-    """What a subject is started for."""
+    """The model that an engine is started for."""
 
     model: str
     folder: Path
     number: int
-    """Among those of its model, from 0."""
+    """Number of the engine among those of its model, from 0."""
     max_total_tokens: int
 
     @property
@@ -53,13 +53,13 @@ class EngineSubject:
         self._log = log
 
     async def until_ready(self) -> None:
-        """Raises: StudyError when it ends before, or takes too long."""
+        """Wait until the engine is ready. Raises: StudyError if it ends or takes too long."""
         await self._answer(START_TIMEOUT)
 
     async def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Raises: StudyError when it ends before its answer, or takes too long; the text quotes its log."""
+        """Send a command and return the answer. Raises: StudyError, quoting the log, if it ends or takes too long."""
         assert self._process.stdin is not None
-        with suppress(ConnectionError):  # its answer says why it has ended
+        with suppress(ConnectionError):  # reading the answer will report why the process ended
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             await self._process.stdin.drain()
         return await self._answer(ANSWER_TIMEOUT)
@@ -78,7 +78,7 @@ class EngineSubject:
         return answer
 
     async def stop(self) -> None:
-        """End it, with every process that it has started."""
+        """End the engine with all its processes."""
         assert self._process.stdin is not None
         try:
             async with asyncio.timeout(STOP_GRACE):
@@ -100,10 +100,10 @@ class EngineSubject:
 async def subjects(
     seats: Iterable[EngineSeat], device: str, logs: Path, command: Sequence[str] = COMMAND
 ) -> AsyncIterator[list[EngineSubject]]:
-    """Start one for each seat, all at once; what they print goes to files in `logs`.
+    """Start one engine per seat, all at once; their output goes to files in `logs`.
 
     Raises:
-        StudyError: one cannot be started, or ends before it is ready.
+        StudyError: an engine cannot be started or ends before it is ready.
         PoolError: packages for a GPU are missing.
     """
     environment = {**os.environ, **(gpu_environment(os.environ) if device == "cuda" else {}), **PLAIN}
@@ -141,7 +141,8 @@ async def _start(
 
 
 async def at_once(asked: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All results, in order. Raises: StudyError, that of one which failed; the others are cancelled."""
+    """Await all concurrently; returns the results in order. Raises: the StudyError of one that failed; the others are
+    cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in asked]

@@ -1,6 +1,6 @@
-"""From what was measured of Prism's own workers to what a calibration says of them. Pure.
+"""Fits calibration entries to measurements of Prism's own workers. Pure.
 
-One entry after another, each with those before it: what is left of a time once the kernels' own is taken off.
+Entries are fitted one after the other, each using those before it, to what remains of a time without its kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from simulator.calibration import Calibration
 from simulator.costs import Costs
 
 BOUND_BY_HOST = 1.08
-"""Times what its kernels take: a step that takes longer waits for its host."""
+"""A step that takes longer than its kernels by this factor is bound by its host."""
 
 Models = Mapping[str, Costs]
 Row = TypeVar("Row", Steps, Stalls, FirstTokens)
@@ -31,13 +31,13 @@ Row = TypeVar("Row", Steps, Stalls, FirstTokens)
 @dataclass(frozen=True)
 class WorkerFits:
     found: dict[str, FittedEntry]
-    """By entry; what was not measured is not there."""
+    """Fitted entries by name; those not measured are missing."""
     calibration: Calibration
-    """With what was found."""
+    """The calibration updated with these entries."""
 
 
 def fit_workers(measured: Measurements, fits: Fits, before: Calibration) -> WorkerFits:
-    """`before` has what was not measured."""
+    """Fit all entries; `before` supplies those that were not measured."""
     calibration = replace(
         before,
         prefill=replace(before.prefill, **fits.prefill.terms),
@@ -61,7 +61,7 @@ def costs_of(measured: Measurements, calibration: Calibration) -> dict[str, Cost
 
 
 def fit_decode_host(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
-    """From those steps that take longer than their kernels."""
+    """Fitted to the steps that take longer than their kernels."""
     plain = [row for row in rows.steps if row.kv_splits == SPLITS]
     bound = [row for row in plain if row.seconds > BOUND_BY_HOST * kernels(row, models)]
     if not plain:
@@ -78,12 +78,12 @@ def fit_decode_host(rows: WorkerRows, calibration: Calibration, models: Models) 
 
 
 def kernels(row: Steps, models: Models) -> float:
-    """Seconds that a step's kernels take."""
+    """Seconds of a step's kernels."""
     return models[row.model].decode(row.batch, round(row.context), row.longest)
 
 
 def fit_prefill_host(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
-    """The mean of what is left of a stall."""
+    """The mean of stalls without their kernels."""
     stalls = _among_others(rows.stalls)
     if not stalls:
         return None
@@ -101,7 +101,7 @@ def _stalls(stalls: Sequence[Stalls]) -> str:
 
 
 def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
-    """A line by tokens through what is left of first tokens."""
+    """A line, by prompt tokens, through first-token times without their prefill step."""
     firsts = _among_others(rows.firsts)
     if not firsts:
         return None
@@ -114,7 +114,7 @@ def fit_front(rows: WorkerRows, calibration: Calibration, models: Models) -> Fit
 
 
 def fit_first_use(rows: WorkerRows, calibration: Calibration, models: Models) -> FittedEntry | None:
-    """A line by bytes of weights."""
+    """A line by bytes of weights through the additional time of first uses."""
     uses: dict[str, list[float]] = defaultdict(list)
     for row in rows.first_uses:
         if not row.rehearsed:
@@ -140,7 +140,7 @@ FITS: dict[str, Find] = {
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Where it begins and how it rises: least squares, neither below zero."""
+    """Intercept and slope of a least-squares line, neither below zero."""
     counts = np.array([[1.0, x] for x, _ in points])
     values = np.array([y for _, y in points])
     begin, rise = np.linalg.lstsq(counts, values, rcond=None)[0] if len({x for x, _ in points}) > 1 else (0.0, -1.0)
@@ -152,12 +152,12 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _prefill(costs: Costs, tokens: int) -> float:
-    """Seconds of its step's kernels."""
+    """Seconds of a prefill step's kernels."""
     return costs.prefill(costs.prefill_work(tokens, 0))
 
 
 def _among_others(rows: Sequence[Row]) -> list[Row]:
-    """Those measured while other models were active, as they are in a pool, if there are such."""
+    """The rows measured while other models were active, as in a pool; all rows if there are none."""
     return [row for row in rows if row.beside] or list(rows)
 
 

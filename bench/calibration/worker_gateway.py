@@ -1,4 +1,4 @@
-"""The gateway whose workers are measured: a model for each seat, all in host memory, activated by command."""
+"""Starts the gateway whose workers are measured: one model per seat, all in host memory, activated by command."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bench.calibration.worker_rows import SPLITS
 from bench.subjects.gateway_under_test import GatewayUnderTest, serving
 
 START_TIMEOUT = 420.0
-"""Seconds for the workers to come up."""
+"""Seconds for the workers to start."""
 HOST_SLACK = 1.25
-"""Host memory for the weights, over their size."""
+"""Host memory for weights, relative to their size."""
 MAX_RUNNING = 32
 
 
@@ -23,13 +23,14 @@ MAX_RUNNING = 32
 async def gateway(
     plan: WorkerPlan, nbytes: int, folder: Path, device: str, *, mps: bool
 ) -> AsyncIterator[GatewayUnderTest]:
-    """Its models have so many bytes together, and are in `folder`, made by `make`. Raises: StudyError."""
+    """Run a gateway. Its models, created in `folder` by `make`, have `nbytes` of weights in total. Raises:
+    StudyError."""
     async with serving(_registry(plan, nbytes, folder, device, mps=mps), START_TIMEOUT) as subject:
         yield subject
 
 
 def make(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """What a gateway needs of each model: its shape, since the weights are dummies. Raises: OSError."""
+    """Write each model's config.json, which is enough with dummy weights. Raises: OSError."""
     for name, config in configs.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text(json.dumps(config))

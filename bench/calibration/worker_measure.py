@@ -1,4 +1,4 @@
-"""Runs a plan of what is measured of Prism's own workers, through the gateway."""
+"""Executes a plan of measurements of Prism's own workers, through the gateway."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ WINDOW = 0.4
 """Seconds over which the steps of one engine are counted; of several:"""
 WINDOW_TOGETHER = 1.0
 REHEARSAL_BEGINS = 0.4
-"""Seconds without a request after which a worker that is going to rehearse its model does so."""
+"""Seconds without requests after which a worker will have begun warming up its model, if it is going to."""
 CAPTURES = 1.0
-"""Seconds in which an idle worker captures the graphs that nobody has wanted yet, 50 ms each."""
+"""Seconds for an idle worker to capture missing graphs, which take 50 ms each."""
 TIMES = 3
 ENDLESS = {"ignore_eos": True}
-"""Has SGLang go on whatever a model says."""
+"""Makes SGLang continue past end-of-sequence tokens."""
 
 Step = tuple[str, Callable[[], Awaitable[None]]]
 
 
 class WorkerRun:
-    """One gateway's measurements, with or without MPS; `rows` fills up, and is saved after each step."""
+    """The measurements on one gateway, with or without MPS; `rows` is saved after each step."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class WorkerRun:
         self.failures: list[str] = []
 
     async def measure(self, parts: Iterable[str]) -> None:
-        """A step that fails is noted in `failures`, and the next one follows. Raises: StudyError, if none can."""
+        """Run all steps; failed ones are recorded in `failures`. Raises: StudyError if no further step is possible."""
         steps = {"alone": self._alone, "idle": self._idle, "uneven": self._uneven, "together": self._together}
         self._rows.forget(FIRST_USE, self._mps)
         for seat in self._plan.seats:
@@ -183,7 +183,7 @@ class WorkerRun:
         self._rows.stalls.append(row)
 
     async def _longest_gap(self, seat: WorkerSeat, tokens: int, count: EventCount) -> float:
-        """Of a stream, around a prefill: from a little before to a little after."""
+        """The longest gap of a stream around a prefill."""
         seen = len(count.gaps)
         await self._streams.first_token(seat.name, tokens)
         await asyncio.sleep(WINDOW / 8)
@@ -232,7 +232,7 @@ class WorkerRun:
     async def _prefill_until(
         self, over: asyncio.Task[list[DecodeRate]], prefilling: Sequence[GroupMember]
     ) -> dict[str, float]:
-        """Median seconds to the first token, one prompt after another, once at least."""
+        """Median TTFT in seconds of prompts sent one after another, at least one per engine."""
         taken: dict[str, list[float]] = {it.seat.name: [] for it in prefilling}
         while prefilling:
             for it in prefilling:
@@ -244,7 +244,7 @@ class WorkerRun:
     # states
 
     async def _only(self, seats: Sequence[WorkerSeat]) -> None:
-        """These models active and no others, and nothing going on in the background."""
+        """Make exactly these models active, with no work in the background."""
         wanted = {seat.name for seat in seats}
         for name in sorted(self._active - wanted):
             await self._subject.evict(name)
@@ -254,7 +254,7 @@ class WorkerRun:
         await self._settled()
 
     async def _use(self, seat: WorkerSeat) -> None:
-        """Activate it, and have its process do whatever it does but once."""
+        """Activate a model and trigger all one-time work of its process."""
         await self._subject.command("activate", model=seat.name)
         self._active.add(seat.name)
         first = await self._streams.first_token(seat.name, PROMPT)
@@ -273,10 +273,10 @@ class WorkerRun:
         await self._quiet()
 
     async def _quiet(self) -> None:
-        """No worker serves, rehearses or changes its state."""
+        """Wait until no worker serves requests, warms up or changes its state."""
         await self._subject.until_workers(
             lambda workers: all(it.state in RESTING and not it.running and not it.rehearsing for it in workers),
-            "nothing goes on",
+            "all workers are idle",
         )
 
 

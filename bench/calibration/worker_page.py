@@ -1,4 +1,4 @@
-"""What was found of Prism's own workers, in Markdown: each figure beside what the simulator makes of it."""
+"""The report on Prism's own workers in Markdown: measured figures next to the simulator's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WorkerPage:
         self._costs = costs_of(measured, workers.calibration)
 
     def sections(self) -> list[str]:
-        """None without rows."""
+        """The sections; none without measurements."""
         rows = self._rows
         if not (rows.steps or rows.groups):
             return []
@@ -116,7 +116,7 @@ class WorkerPage:
 
 
 def short(page: WorkerPage) -> str:
-    """What a run prints last."""
+    """The summary printed at the end of a run."""
     return "\n".join(["", *page.steps(), "", *page.groups()])
 
 

@@ -1,4 +1,4 @@
-"""What is measured of Prism's own workers, decided before it begins."""
+"""Plans the measurements of Prism's own workers."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from bench.calibration.worker_rows import SPLITS
 
 PARTS = ("alone", "idle", "uneven", "together")
-"""One engine and nobody beside; the others active, but idle; contexts of different lengths; several at once."""
+"""One engine alone on the device; one busy among idle active models; contexts of different lengths; several busy."""
 BATCHES = (1, 4, 8, 16, 32)
 PROMPT = 256
-"""Tokens of prompts whose length does not matter."""
+"""Length in tokens of prompts whose length does not matter."""
 PROMPTS = (256, 1024, 4096)
 SMALL_COPIES, LARGE_COPIES = 4, 2
 KV_SPLITS = (SPLITS, 16, 32)
 EVEN, UNEVEN = [1015] * 13, [6000] + [600] * 12
-"""Contexts with as many tokens together."""
+"""Context lengths with about the same total."""
 PART_SECONDS = 75.0
-"""What has not begun by then is left out."""
+"""Steps of a part that have not begun after this many seconds are skipped."""
 STEP_SECONDS = 30.0
 USE_SECONDS = 300.0
-"""For a model's first use: on a new machine it compiles kernels."""
+"""Timeout for a model's first use, which compiles kernels on a new machine."""
 FIRST_USE = "first use"
 """A part of every run."""
 
 
 @dataclass(frozen=True)
 class WorkerSeat:
-    """A model of the registry."""
+    """A model in the registry."""
 
     name: str
     model: str
@@ -38,7 +38,7 @@ class WorkerSeat:
 
 @dataclass(frozen=True)
 class GroupMember:
-    """An engine's part in a group; with a batch of 0 it prefills one prompt after another."""
+    """One engine of a group; with a batch of 0 it prefills one prompt after another."""
 
     seat: WorkerSeat
     batch: int
@@ -49,13 +49,13 @@ class GroupMember:
 class WorkerPlan:
     seats: list[WorkerSeat]
     alone: list[WorkerSeat]
-    """One of each size, the smallest first."""
+    """One seat of each size, smallest first."""
     uneven: list[WorkerSeat]
     groups: list[list[GroupMember]]
 
 
 def make_worker_plan(models: Sequence[str]) -> WorkerPlan:
-    """`models`, the smallest first."""
+    """The plan for `models`, which are ordered by size."""
     small, middle, large = models[0], models[len(models) // 2], models[-1]
     smalls = _copies(small, SMALL_COPIES)
     larges = _copies(large, LARGE_COPIES)

@@ -1,4 +1,4 @@
-"""What was measured of Prism's own workers, through the gateway. Seconds, tokens."""
+"""Measurements of Prism's own workers, through the gateway. Times in seconds, lengths in tokens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ SPLITS = 8
 
 
 class Steps(Struct, frozen=True, kw_only=True):
-    """Decode steps of one engine while no other has anything to do."""
+    """Decode steps of one engine while all others are idle."""
 
     part: str
     mps: bool
     model: str
     beside: int
-    """Other models that are active, and idle."""
+    """Number of other models that are active but idle."""
     contexts: list[int]
-    """Tokens of each request's prompt."""
+    """Prompt tokens of each request."""
     said: float = 0.0
-    """Tokens of each answer in the middle of the measurement."""
+    """Output tokens of each request in the middle of the measurement."""
     kv_splits: int = SPLITS
     seconds: float
-    """Of a step."""
+    """Seconds per step."""
 
     @property
     def batch(self) -> int:
@@ -33,7 +33,7 @@ class Steps(Struct, frozen=True, kw_only=True):
 
     @property
     def context(self) -> float:
-        """Tokens of all requests together."""
+        """Total context tokens of all requests."""
         return sum(self.contexts) + self.batch * self.said
 
     @property
@@ -42,7 +42,7 @@ class Steps(Struct, frozen=True, kw_only=True):
 
 
 class FirstTokens(Struct, frozen=True, kw_only=True):
-    """From sending a prompt to its first token, on an idle engine."""
+    """TTFT on an idle engine."""
 
     part: str
     mps: bool
@@ -57,7 +57,7 @@ class FirstTokens(Struct, frozen=True, kw_only=True):
 
 
 class Stalls(Struct, frozen=True, kw_only=True):
-    """What a prompt does to a request that decodes: the gaps between its tokens with a prefill in them, and others."""
+    """Gaps between tokens of a decoding request, with and without another prompt's prefill in them."""
 
     part: str
     mps: bool
@@ -69,12 +69,12 @@ class Stalls(Struct, frozen=True, kw_only=True):
 
     @property
     def median(self) -> float:
-        """Of what the prefill adds."""
+        """Median of the time a prefill adds to a gap."""
         return statistics.median(self.seconds) - self.plain
 
 
 class FirstUse(Struct, frozen=True, kw_only=True):
-    """The first token of a model in its process, and later ones. `rehearsed`: it was new to the machine as well."""
+    """TTFT of a model's first use in a process, and later ones. `rehearsed`: it was new to the machine too."""
 
     part: str
     mps: bool
@@ -85,8 +85,8 @@ class FirstUse(Struct, frozen=True, kw_only=True):
 
 
 class Busy(Struct, frozen=True, kw_only=True):
-    """One of several engines at once. `seconds` are of a decode step; with a batch of 0 of a first token, one prompt
-    after another."""
+    """One of several busy engines. `seconds` is the duration of a decode step; with a batch of 0, the TTFT of prompts
+    sent one after another."""
 
     model: str
     batch: int
@@ -103,7 +103,7 @@ class EngineGroup(Struct, frozen=True, kw_only=True):
 
 class WorkerRows(Struct, kw_only=True):
     sources: dict[str, str] = {}
-    """Of rows that this bench has not measured itself, by part and whether it was with MPS."""
+    """Sources of rows that were not measured by this benchmark, by part and whether MPS was used."""
     steps: list[Steps] = []
     firsts: list[FirstTokens] = []
     stalls: list[Stalls] = []
@@ -111,7 +111,7 @@ class WorkerRows(Struct, kw_only=True):
     groups: list[EngineGroup] = []
 
     def forget(self, part: str, mps: bool) -> None:
-        """Before it is measured again."""
+        """Drop a part's rows before it is measured again."""
         self.sources.pop(source_key(part, mps), None)
         everything: tuple[list[Any], ...] = (self.steps, self.firsts, self.stalls, self.first_uses, self.groups)
         for rows in everything:

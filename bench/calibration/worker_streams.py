@@ -1,4 +1,4 @@
-"""Streamed answers to prompts of random tokens, of which no beginning was ever in a prefix cache."""
+"""Streams answers to prompts of random tokens, which never share a prefix with cached ones."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from bench.subjects.rawclient import Address, EventCount, RawEventStream, connec
 from simulator.errors import StudyError
 
 LONG, SHORT = 1536, 768
-"""Tokens of an answer that is given up before it is complete. An engine keeps KV cache for what is still to come, so
-that large batches ask for less."""
+"""Maximum tokens of answers, which are aborted before that. Engines reserve KV cache for the whole answer, so large
+batches ask for short ones."""
 LARGE = 16
-"""The largest batch that asks for long answers."""
+"""Largest batch that asks for long answers."""
 
 
 @dataclass(frozen=True)
 class DecodeRate:
-    """Of a batch that decodes."""
+    """The decode rate of a batch."""
 
     seconds: float
-    """Of a step."""
+    """Seconds per step."""
     said: float
-    """Tokens of each answer in the middle of the measurement."""
+    """Output tokens of each request in the middle of the measurement."""
 
 
 class Streams:
-    """Asks one gateway. `options` are fields of a request that only some engines take."""
+    """Sends requests to one gateway. `options` are request fields that only some engines accept."""
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._options = options
@@ -46,10 +46,10 @@ class Streams:
 
     @asynccontextmanager
     async def decoding(self, model: str, prompts: Sequence[int]) -> AsyncIterator[EventCount]:
-        """A prompt of each of these lengths; all have their first token, and decode until the end of the block.
+        """Send prompts of these lengths; inside the block, all have their first token and are decoding.
 
         Raises:
-            StudyError: one was refused or has ended.
+            StudyError: a request was refused or has ended.
         """
         count = EventCount(len(prompts))
         answer = LONG if len(prompts) <= LARGE else SHORT
@@ -64,7 +64,7 @@ class Streams:
                 stream.close()
 
     async def first_token(self, model: str, tokens: int) -> float:
-        """Seconds. Raises: StudyError."""
+        """TTFT in seconds of a prompt of `tokens` tokens. Raises: StudyError."""
         count = EventCount(1)
         began = perf_counter()
         stream = await self._open(model, tokens, SHORT, count)
@@ -105,7 +105,7 @@ def _check(count: EventCount, model: str) -> None:
 
 
 async def rates(counts: Sequence[EventCount], seconds: float) -> list[DecodeRate]:
-    """Watch batches that decode for so long."""
+    """Measure the decode rates of batches for `seconds`."""
     before, began = [count.events for count in counts], perf_counter()
     await asyncio.sleep(seconds)
     took = perf_counter() - began
@@ -113,7 +113,7 @@ async def rates(counts: Sequence[EventCount], seconds: float) -> list[DecodeRate
 
 
 def _rate(count: EventCount, before: int, took: float) -> DecodeRate:
-    """Raises: StudyError when nothing came."""
+    """Raises: StudyError if no tokens came."""
     seen = count.events - before
     if not seen:
         raise StudyError(f"no token within {took:.1f} s")

@@ -1,12 +1,12 @@
-"""What one decision of the scheduler costs in a large pool: `python -m bench.decision`.
+"""Measures the cost of one scheduler decision in a large pool: `python -m bench.decision`.
 
-The scheduler's own object is driven, in virtual time, through a pool that is full of models and has more of them than
-it can serve, once the policy has settled there (`bench/decision/pool.py`). Of each event the time is taken that the
-scheduler needs from it to the list of its actions. A global decision is an event after which the policy has anybody
-activated, evicted or drained; one that leads to no decision counts under its own kind only.
+The real scheduler is driven in virtual time through a full pool with more models than it can serve, after the policy
+has settled (`bench/decision/pool.py`). For each event, the time from the event to the list of actions is measured. A
+global decision is an event after which the policy activates, evicts or drains a model; other events count under their
+own kind only.
 
-Times are milliseconds of this process's CPU time. As in the gateway, what is there at the start is left out of the
-garbage collector's rounds; those that happen count for the event in which they do.
+Times are milliseconds of this process's CPU time. As in the gateway, objects that exist at the start are exempt from
+garbage collection; collections count towards the event in which they happen.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from simulator.progress import say
 
 DECISIONS = "global decision"
 GOAL = 100.0
-"""Milliseconds of a global decision, in 99 of 100 cases."""
+"""Maximum of a global decision's 99th percentile, in milliseconds."""
 COLUMNS = ("events", "median", "p95", "p99", "worst")
 
 Figures = Mapping[str, Mapping[str, float]]
-"""By kind of event, then by column; milliseconds."""
+"""Milliseconds, by kind of event, then by column."""
 
 
 def measure(policy: PolicyName, *, models: int, gpus: int, workers_per_gpu: int, events: int) -> Figures:
@@ -79,12 +79,12 @@ MOST_GPUS = 1000
 
 
 def arguments() -> argparse.Namespace:
-    parser = Parser(prog="bench.decision", description="What one decision of the scheduler costs in a large pool.")
+    parser = Parser(prog="bench.decision", description="Measures the cost of one scheduler decision in a large pool.")
     parser.add_argument("--models", type=positive_int, default=2000)
     parser.add_argument("--gpus", type=positive_int, default=MOST_GPUS, help=f"{MOST_GPUS} at most")
-    parser.add_argument("--workers-per-gpu", type=positive_int, default=4, help="2 at least")
+    parser.add_argument("--workers-per-gpu", type=positive_int, default=4, help="at least 2")
     parser.add_argument("--policies", type=_policies, default=["prism"], metavar="P[,P...]", help=", ".join(POLICIES))
-    parser.add_argument("--events", type=positive_int, default=20_000, help="that are timed, under each policy")
+    parser.add_argument("--events", type=positive_int, default=20_000, help="number of timed events per policy")
     parser.add_argument("--json", type=new_file, help="write the figures to this file")
     chosen = parser.parse_args()
     if chosen.gpus > MOST_GPUS:
@@ -103,7 +103,7 @@ def main() -> None:
             say(f"{policy}: filling the pool and settling, then {chosen.events:,} events")
             figures[policy] = measure(policy, **size, events=chosen.events)
     except KeyboardInterrupt:
-        print("bench.decision: stopped before its end; no figures", file=sys.stderr)
+        print("bench.decision: stopped early; no figures", file=sys.stderr)
         sys.exit(130)
     if chosen.json:
         found = {"milliseconds": figures, **size, "machine": describe_machine()}

@@ -1,7 +1,7 @@
-"""A pool of many GPUs in virtual time, for `bench.decision`: it does what the scheduler says, and every event is timed.
+"""A pool of many GPUs in virtual time, for `bench.decision`: executes the scheduler's actions and times every event.
 
-It begins full: models are placed from the most to the least wanted one wherever there is most room, one worker of each
-GPU stays blank, and who finds no room has no worker. So a request for such a model means that somebody has to leave.
+It starts full: models are placed from the most to the least popular on the GPU with most room, one worker per GPU stays
+blank, and models that do not fit have no worker. A request for one of those means that another has to be evicted.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ from simulator.costs import Costs
 from simulator.profile import profile_of
 
 MIX = {("llama-8b", 1): 8, ("qwen3-14b", 1): 7, ("qwen3-32b", 1): 4, ("llama-70b", 4): 1}
-"""Of twenty models; beside each size, the GPUs that it takes."""
+"""Mix of twenty models by size and number of GPUs."""
 CAPACITY = 73 * 2**30
-"""Bytes of a GPU that are shared out."""
+"""Bytes of each GPU managed by the scheduler."""
 RATE_PER_GPU = 1.0
-"""Requests a second; which model each is for follows Zipf's law."""
+"""Requests per second and GPU; models are chosen by Zipf's law."""
 WARM_UP = 30.0
-"""Seconds of requests for active models, so that demand is known and all of them run some."""
+"""Seconds of requests to active models first, so that demand is known and all are busy."""
 SETTLING = 5.0
-"""Seconds of all requests before events are timed: a policy's first plans fill whatever memory the start left idle."""
+"""Seconds of all requests before timing, because a policy's first plans fill memory that is still idle."""
 TICK, STATS = 0.1, 1.0
-"""Seconds between two of each."""
+"""Seconds between ticks, and between reports."""
 
 Timed = Callable[[str, float, bool], None]
-"""Told of each event: its kind, its seconds, whether the policy decided anything."""
+"""Called for each event with its kind, its seconds, and whether the policy decided anything."""
 
 
 class Told:
-    """The policy that is measured, once it is `awake`; before, it decides what it is told."""
+    """Wraps the policy being measured. Until it is `awake`, it returns given decisions instead."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -113,7 +113,7 @@ class CrowdedPool:
         self.handled = 0
 
     def run(self, events: int, timed: Timed) -> None:
-        """Fill the pool, warm it up and let the policy settle, then time so many events."""
+        """Fill the pool, warm it up and let the policy settle, then time `events` events."""
         self._fill()
         self._at(0.0, self._arrive)
         self._run_for(WARM_UP)
@@ -162,7 +162,7 @@ class CrowdedPool:
         self._run_until(lambda: not self._heap)
 
     def _placement(self) -> Iterator[Activate]:
-        """One worker of each device stays blank; where a model has its device for itself, all but one."""
+        """The initial placement: one worker per device stays blank, or all but one if a model has the device alone."""
         state, held = self.scheduler.state, self._calibration.held.blank_bytes
         last = 2 if self._exclusive else None
         free = {name: [w.number for w in state.on(device)][1:last] for name, device in state.devices.items()}

@@ -1,1 +1,1 @@
-"""The evaluation: the scheduler's policies against each other and against published figures, in the simulator."""
+"""The evaluation: compares the scheduler's policies with each other and with published figures, in the simulator."""

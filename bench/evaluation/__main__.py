@@ -2,8 +2,9 @@
 
     python -m bench.evaluation --traces ../shared/traces --jobs 2
 
-Writes `scheduler.md`, `.json` and `.png`. Recorded traces are not part of the project: workloads whose files are not in
-the folder of `--traces` are left out, and that is said. With `--real`, on the machine's GPUs: `bench.evaluation.real`.
+Writes `scheduler.md`, `.json` and `.png`. Recorded traces are not part of the project; workloads whose files are
+missing from the `--traces` folder are reported and skipped. With `--real`, it runs on the machine's GPUs
+(`bench.evaluation.real`).
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ OUT = Path("docs/results")
 
 
 def parser() -> Parser:
-    made = Parser(prog="bench.evaluation", description="The scheduler's policies, compared in the simulator.")
+    made = Parser(prog="bench.evaluation", description="Compares the scheduler's policies in the simulator.")
     rows, policies = _names(SCENARIOS), _names(POLICIES)
     made.add_argument("--only", type=rows, metavar="ROW[,ROW...]", help=", ".join(SCENARIOS))
     made.add_argument("--policies", type=policies, default=list(POLICIES), metavar="P[,P...]", help="else all")
-    made.add_argument("--reference", default="prism-paper", metavar="P", help="holds the fixed rates; prism-paper")
-    made.add_argument("--traces", type=Path, metavar="DIR", help="of recorded traces")
-    made.add_argument("--calibration", type=Path, default=H200, metavar="FILE", help="else an H200's")
-    made.add_argument("--quick", action="store_true", help="a few minutes, for a first look: its figures are coarse")
-    made.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="processes that simulate at a time")
-    made.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"{OUT} if not said")
+    made.add_argument(
+        "--reference", default="prism-paper", metavar="P", help="policy that sets the fixed rates; default: prism-paper"
+    )
+    made.add_argument("--traces", type=Path, metavar="DIR", help="folder of recorded traces")
+    made.add_argument("--calibration", type=Path, default=H200, metavar="FILE", help="default: an H200's")
+    made.add_argument("--quick", action="store_true", help="coarse figures within a few minutes")
+    made.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="number of parallel simulations")
+    made.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"output folder; default: {OUT}")
     return made
 
 
@@ -54,7 +57,7 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def run(options: argparse.Namespace, command: str) -> list[Path]:
-    """Returns what it wrote. Raises: StudyError."""
+    """Run the evaluation; returns the files written. Raises: StudyError."""
     if options.reference not in POLICIES:
         raise UsageError(f"--reference: expected one of {', '.join(POLICIES)}, got {options.reference}")
     plan = EvaluationPlan(
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace, command: str) -> list[Path]:
     )
     outcomes = evaluate(plan)
     if not outcomes:
-        raise UsageError("nothing to compare: no workload has its files")
+        raise UsageError("nothing to compare: the files of all workloads are missing")
     written = write_report(plan, outcomes, command, options.out)
     picture = options.out / f"{NAME}.png"
     draw(picture, plan, outcomes)

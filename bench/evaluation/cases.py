@@ -1,4 +1,4 @@
-"""A scenario under one workload with one seed, and what one policy does in it."""
+"""Cases, that is scenarios under a workload with a seed, and runs of one policy in a case."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from simulator.series import Series, set_up
 from simulator.simulation import Simulation
 
 GPU_MEMORY = 80 * 2**30
-"""Bytes of one of the paper's GPUs."""
+"""Bytes of a GPU in the paper."""
 TTFT_SCALE = 5.0
 TPOT_SCALE = 2.0
 GOAL = 0.99
-"""Attainment of both objectives with which a rate counts as held."""
+"""Attainment of both objectives at which a rate counts as held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,15 @@ class Case:
     seed: int
     series: Series
     words: str
-    """Where its trace comes from."""
+    """Description of the trace's source."""
     left_out: Mapping[str, str]
-    """Models that the simulator does not take, and why."""
+    """Models that cannot be simulated, and why."""
     scale: float = 1.0
-    """Of the trace's rate: the fixed one at which policies are compared."""
+    """The fixed rate at which policies are compared, relative to the trace's."""
     reference: str = ""
-    """The policy that just holds it,"""
+    """The policy for which the fixed rate is the highest it holds."""
     held: bool = True
-    """if it holds any."""
+    """Whether the reference policy holds any rate."""
 
     @property
     def name(self) -> str:
@@ -53,13 +53,13 @@ class Case:
 
     @property
     def judged(self) -> int:
-        """Requests after the warm-up, at the trace's own rate."""
+        """Number of requests after the warm-up, at the trace's own rate."""
         return sum(request.at >= self.scenario.warm_up for request in self.series.trace)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One run of a case. `placement` is a seed for the policy `static`; `seconds`, a shorter trace."""
+    """One run of a case. `placement` is the seed for the policy `static`; `seconds` shortens the trace."""
 
     policy: str
     gpus: int
@@ -71,10 +71,10 @@ class Attempt:
 def open_case(
     scenario: Scenario, workload: str, seed: int, *, calibration: Calibration, traces: Path | None, folder: Path
 ) -> Case:
-    """Shapes are written into `folder`; the objectives are not those of the comparison yet.
+    """Prepare a case, writing shapes into `folder`. Its objectives are replaced later by those of the comparison.
 
     Raises:
-        StudyError: a trace is wrong, or a file cannot be written.
+        StudyError: a trace is invalid, or a file cannot be written.
     """
     try:
         registry, left_out = simulable(registry_of(scenario, folder), calibration)
@@ -94,7 +94,7 @@ def open_case(
 
 
 def attempt(case: Case, wanted: Attempt, report: Report) -> RunRow:
-    """What is judged are the requests that arrive after the warm-up; of a shorter trace, all."""
+    """Simulate one run. Only requests after the warm-up are judged, or all of a shortened trace."""
     models = case.series.registry.models
     series = dataclasses.replace(case.series, workers=workers_on(wanted.gpus, len(models)))
     setting = Setting(wanted.policy, wanted.gpus, wanted.scale, 1.0, case.seed)
@@ -120,11 +120,11 @@ def attempt(case: Case, wanted: Attempt, report: Report) -> RunRow:
 
 
 def judged(result: SimulationResult, warm_up: float) -> SimulationResult:
-    """Without the requests that arrived before `warm_up` seconds."""
+    """The result without the requests that arrived before `warm_up` seconds."""
     answers = [answer for answer in result.answers if answer.asked.at >= warm_up]
     return dataclasses.replace(result, answers=answers, seconds=result.seconds - warm_up)
 
 
 def holds(row: RunRow) -> bool:
-    """Whether 99% of the requests met each objective; those that nobody asked for count as met."""
+    """Whether 99% of the requests met each objective; without requests it counts as met."""
     return all(share is None or share >= GOAL for share in (row.ttft_attainment, row.tpot_attainment))

@@ -1,4 +1,4 @@
-"""The page of plots of an evaluation: for each scenario and measure, every policy over the workloads and seeds."""
+"""Plots an evaluation on one page: for each scenario and measure, all policies over workloads and seeds."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _bars(
     unit: str,
     line: float,
 ) -> None:
-    """A group for each workload, a bar for each policy: the mean over the seeds, from the least to the most."""
+    """A group per workload and a bar per policy: the mean over the seeds, with its range."""
     width = 0.8 / len(colours)
     shown = [name for name in workloads if any(outcome.case.workload == name for outcome in outcomes)]
     for group, workload in enumerate(shown):
@@ -109,7 +109,7 @@ def _bars(
 
 
 def _goodput(axis: Axes, scenario: Scenario, outcomes: Sequence[CaseOutcome], colours: Mapping[str, Any]) -> None:
-    """Against what was asked for: a line for each policy, a band from the least to the most."""
+    """Goodput over the request rate: a line per policy, with a band for its range."""
     for policy, colour in colours.items():
         spreads = [of_policy(outcomes, policy, partial(goodput, times=times)) for times in GOODPUT_AT]
         if not all(spread.finite for spread in spreads):

@@ -1,4 +1,4 @@
-"""The figures to reach, beside the paper's, and whether they are reached."""
+"""Goals of the evaluation next to the paper's figures, and whether they are met."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bench.goals import VERDICTS
 PRISM, PAPER = "prism", "prism-paper"
 BASELINES = ("static", "space", "swap", "serverless")
 NEAR = 0.25
-"""How far `prism-paper` may be from the paper's own ratio, as a share of it."""
+"""Maximum relative deviation of `prism-paper` from the paper's ratio."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoalResult:
     text: str
     reached: bool | None
-    """None where it was not measured."""
+    """None if it was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def _ratio(
     low: float,
     high: float,
 ) -> EvaluationGoal:
-    """That the mean ratio is between two bounds."""
+    """A goal that requires the mean ratio to lie between two bounds."""
 
     def measured(outcomes: Sequence[CaseOutcome]) -> GoalResult:
         found = ratio(outcomes, quantity, one, other)

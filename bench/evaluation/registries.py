@@ -1,4 +1,4 @@
-"""A scenario's models as a registry, and what of it can be simulated."""
+"""Turns a scenario's models into a registry, and selects those that can be simulated."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from simulator.errors import StudyError
 from simulator.models import costs_of
 
 WORKERS = 10
-"""On each GPU, where these are enough."""
+"""Minimum number of workers per GPU."""
 MAX_RUNNING = 128
 HOST_MEMORY = 2 * 2**40
 
 
 def registry_of(scenario: Scenario, folder: Path) -> Registry:
-    """All weights are in host memory; the shapes of its models are written into `folder`.
+    """The registry of a scenario, with all weights in host memory; shapes are written into `folder`.
 
     Raises:
-        OSError: they cannot be.
+        OSError: they cannot be written.
     """
     write_sizes(folder)
     pool = PoolConfig(
@@ -46,15 +46,15 @@ def registry_of(scenario: Scenario, folder: Path) -> Registry:
 
 
 def workers_on(gpus: int, models: int) -> int:
-    """Workers of each GPU: enough for every model to be active at once, and one to spare."""
+    """Workers per GPU: enough for every model to be active at once, and one to spare."""
     return max(WORKERS, -(-models // gpus) + 1)
 
 
 def simulable(registry: Registry, calibration: Calibration) -> tuple[Registry, dict[str, str]]:
-    """The registry of those models that the simulator takes; and of the others, why it does not.
+    """The registry restricted to models that can be simulated, and the reasons for the others.
 
     Raises:
-        StudyError: it takes none.
+        StudyError: no model can be simulated.
     """
     left_out: dict[str, str] = {}
     for model in registry.models:

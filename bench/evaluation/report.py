@@ -1,4 +1,4 @@
-"""The evaluation's report: every run as JSON, and a page in Markdown around a text that is kept by hand."""
+"""Writes the evaluation's report: all runs as JSON, and a Markdown page that includes hand-written notes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from simulator.errors import StudyError
 NAME = "scheduler"
 WIDTH = 120
 NOTES = f"{NAME}_notes.md"
-"""The text that is kept by hand, beside the report; it is read, and never written."""
+"""The file of hand-written notes next to the report, which is only read."""
 
 
 def write_report(plan: EvaluationPlan, outcomes: Sequence[CaseOutcome], command: str, folder: Path) -> list[Path]:
-    """Writes `scheduler.json` and `scheduler.md` into `folder`; returns their paths. Raises: StudyError."""
+    """Write `scheduler.json` and `scheduler.md` into `folder`; returns their paths. Raises: StudyError."""
     data, page, notes = folder / f"{NAME}.json", folder / f"{NAME}.md", folder / NOTES
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def write_report(plan: EvaluationPlan, outcomes: Sequence[CaseOutcome], command:
 
 
 def figures(plan: EvaluationPlan, outcomes: Sequence[CaseOutcome], command: str) -> dict[str, Any]:
-    """Everything that was found, and every run that it follows from."""
+    """All results and the runs they are based on."""
     return {
         "command": command,
         "calibration": plan.calibration.machine,
@@ -149,7 +149,7 @@ def _models(scenario: Scenario, outcome: CaseOutcome) -> str:
 
 
 def _table(plan: EvaluationPlan, scenario: Scenario, outcomes: Sequence[CaseOutcome], quantity: Quantity) -> str:
-    """A line for each policy, a column for each workload: mean and spread over the seeds."""
+    """A line per policy and a column per workload: mean and range over the seeds."""
     workloads = [name for name in scenario.workloads if any(outcome.case.workload == name for outcome in outcomes)]
     lines = [["policy", *workloads, "all"]]
     for policy in plan.policies_of(scenario):

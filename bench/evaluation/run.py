@@ -1,4 +1,4 @@
-"""The whole evaluation: every case prepared, then every policy measured in each, in several processes."""
+"""Runs the whole evaluation in several processes: prepares all cases, then measures every policy in each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True, slots=True)
 class CaseOutcome:
-    """A case, the runs that fixed its rate, and what each policy reached in it, in the order of the plan's policies."""
+    """A case, the runs that fixed its rate, and the policies' results in the plan's order."""
 
     case: Case
     fixing: Sequence[TrialRun]
@@ -75,7 +75,7 @@ def evaluate(plan: EvaluationPlan) -> list[CaseOutcome]:
 
 
 def open_cases(plan: EvaluationPlan) -> list[Case]:
-    """Those whose traces are there; of the others it is said what is missing. Raises: StudyError."""
+    """The cases whose traces are available; missing files of the others are reported. Raises: StudyError."""
     cases = []
     with TemporaryDirectory(prefix="prism-evaluation-") as folder:
         for scenario in plan.scenarios:
@@ -98,7 +98,7 @@ def open_cases(plan: EvaluationPlan) -> list[Case]:
 
 
 def _fix(plan: EvaluationPlan, case: Case, report: Report) -> Fixed:
-    """The case with its objectives, at the rate that the reference policy just holds; for goodput, at its own."""
+    """The case with its objectives, at the highest rate the reference policy holds; for goodput, at the trace's own."""
     series = case.series
     registry = alone(
         series.registry, series.trace, series.costs, series.calibration, capacity=series.capacity, report=report

@@ -1,4 +1,4 @@
-"""What is compared: which models on how many GPUs, under which workloads, and by which measure."""
+"""The scenarios to compare: models, number of GPUs, workloads and measures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 from config.registry import PolicyName
 
 Measure = Literal["rate", "gpus", "goodput"]
-"""The highest rate that is held, the fewest GPUs that hold the fixed rate, goodput at fixed rates."""
+"""The highest rate held; the fewest GPUs that hold the fixed rate; goodput at fixed rates."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGroup:
-    """Models of one size, by its name in `sizes`."""
+    """Models of one size, named as in `sizes`."""
 
     size: str
     number: int
@@ -27,17 +27,17 @@ class Scenario:
     text: str
     models: tuple[ModelGroup, ...]
     gpus: int
-    """On which the reference policy sets the rate."""
+    """Number of GPUs on which the reference policy sets the rate."""
     rate: float
-    """Requests a second of all models: the trace's own rate, which scale 1 stands for."""
+    """The trace's own rate over all models in requests per second; corresponds to scale 1."""
     workloads: tuple[str, ...]
     measures: tuple[Measure, ...]
     seeds: tuple[int, ...]
     policies: tuple[PolicyName, ...] | None = None
-    """Those that take part; None is all."""
+    """The policies to compare; None for all."""
     duration: float = 480.0
     warm_up: float = 120.0
-    """Seconds at a trace's beginning that are simulated and not judged: models come in, demand is learned."""
+    """Seconds at the beginning that are simulated but not judged, while models are activated and demand is learned."""
 
     @property
     def number_of_models(self) -> int:
@@ -46,9 +46,9 @@ class Scenario:
 
 RECORDED = ("servegen", "prism-27", "azure")
 GOODPUT_AT = (0.5, 1.0, 1.5)
-"""Where goodput is compared: these times the trace's own rate."""
+"""Multiples of the trace's own rate at which goodput is compared."""
 HEADLINE = 1.0
-"""The one of them that goals are about."""
+"""The multiple that goals refer to."""
 
 _SMALL = (
     ModelGroup("llama-1b", 2),
@@ -142,7 +142,7 @@ SCENARIOS: Mapping[str, Scenario] = {
 
 
 def quick(scenario: Scenario) -> Scenario:
-    """The same in little time, for a first look: its figures are coarse."""
+    """A shortened version of the scenario, for coarse figures in little time."""
     return replace(
         scenario,
         seeds=scenario.seeds[:1],
@@ -153,6 +153,6 @@ def quick(scenario: Scenario) -> Scenario:
 
 
 def chosen(names: Sequence[str] | None, *, is_quick: bool) -> list[Scenario]:
-    """In the order in which they are defined; all without names."""
+    """The named scenarios in order of definition; all if there are no names."""
     found = [scenario for name, scenario in SCENARIOS.items() if names is None or name in names]
     return [quick(scenario) for scenario in found] if is_quick else found

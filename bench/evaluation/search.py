@@ -1,4 +1,4 @@
-"""Searches for where something that holds at one end ceases to hold."""
+"""Searches for the limit up to which a condition holds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable
 def highest(
     holds: Callable[[float], bool], *, start: float, precision: float, least: float, most: float
 ) -> float | None:
-    """The highest value that holds, to a factor of `precision`, if all lower ones do; None if none down to `least`.
+    """The highest value that holds, to a factor of `precision`, assuming that all lower ones hold too; None if none
+    does down to `least`.
 
-    It goes from `start` by factors of 2 until it has one that holds and one that does not.
+    Brackets the limit from `start` by factors of 2, then bisects.
     """
     if holds(start):
         low, high = start, 2 * start
@@ -32,7 +33,7 @@ def highest(
 
 
 def fewest(holds: Callable[[int], bool], *, start: int, most: int) -> int | None:
-    """The lowest number from 1 to `most` that holds, if all higher ones do too; None if there is none."""
+    """The lowest number from 1 to `most` that holds, assuming that all higher ones hold too; None if none does."""
     low, high = 0, start
     while not holds(high):
         if high >= most:

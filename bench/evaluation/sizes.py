@@ -1,4 +1,4 @@
-"""The models that the evaluation serves, as config.json files: the sizes of published ones."""
+"""The models of the evaluation as config.json files, with the sizes of published models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.shapes import SHAPES
 
 
 def _like(base: str, hidden: int, inner: int, layers: int, heads: int, *, tied: bool) -> dict[str, Any]:
-    """The shape of another model of `base`'s family."""
+    """The shape of another model in `base`'s family."""
     return {
         **SHAPES[base],
         "head_dim": 128,
@@ -37,6 +37,6 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 
 def write_sizes(folder: Path) -> None:
-    """Each as NAME.json. Raises: OSError."""
+    """Write all shapes as NAME.json. Raises: OSError."""
     for name, config in SIZES.items():
         (folder / f"{name}.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Figures over the cases of a scenario: what each policy reached, and how one compares with another."""
+"""Summarises a scenario's cases: the result of each policy, and ratios between policies."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ Quantity = Callable[[CaseOutcome, PolicyResult], float]
 
 
 def rate(outcome: CaseOutcome, found: PolicyResult) -> float:
-    """The highest that is held, in times the fixed rate; 0 if none is."""
+    """The highest rate held, relative to the fixed rate; 0 if none is held."""
     return (found.scale or 0.0) / outcome.case.scale
 
 
 def gpus(outcome: CaseOutcome, found: PolicyResult) -> float:
-    """The fewest that hold the fixed rate; infinite if no number does."""
+    """The fewest GPUs that hold the fixed rate; infinite if no number does."""
     return math.inf if found.gpus is None else float(found.gpus)
 
 
 def goodput(outcome: CaseOutcome, found: PolicyResult, times: float = HEADLINE) -> float:
-    """Requests a second, at so many times the trace's own rate."""
+    """Goodput in requests per second at `times` the trace's own rate."""
     return found.goodput[times]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Over several cases. Mean, least and most are of those with a finite value."""
+    """A figure over several cases. Mean and range cover the finite values."""
 
     finite: tuple[float, ...]
     nothing: int
-    """Cases with none: what was sought does not exist."""
+    """Number of cases in which the figure does not exist."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -73,22 +73,22 @@ def at_fixed_rate(outcomes: Sequence[CaseOutcome], policy: str) -> list[RunRow]:
     for outcome in outcomes:
         reached, setting = outcome.of(policy), (outcome.case.scenario.gpus, outcome.case.scale)
         rows = [run.row for run in reached.runs] if reached is not None else []
-        # of two with different placements, the first was chosen at this rate
+        # Of two runs with different placements, the first placement was chosen at this rate.
         found += [row for row in rows if (row.gpus, row.rate_scale) == setting][:1]
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One policy's figure over another's, case by case. Infinite where only the other has nothing."""
+    """The ratio of one policy's figure to another's, case by case; infinite if only the other has none."""
 
     values: tuple[float, ...]
     undecided: int
-    """Cases in which neither has anything."""
+    """Number of cases in which neither has a figure."""
 
     @property
     def mean(self) -> float:
-        """Of the finite ones; NaN where nothing was compared."""
+        """Mean of the finite ratios; NaN if there are none."""
         finite = [value for value in self.values if math.isfinite(value)]
         return float(np.mean(finite)) if finite else (math.inf if self.values else math.nan)
 
@@ -109,7 +109,7 @@ def _cases(number: int) -> str:
 
 
 def ratio(outcomes: Sequence[CaseOutcome], quantity: Quantity, one: str, other: str) -> Ratio:
-    """`one`'s over `other`'s in every case that has both."""
+    """The ratio of `one` to `other` over all cases that have both."""
     values, undecided = [], 0
     for outcome in outcomes:
         first, second = outcome.of(one), outcome.of(other)

@@ -1,4 +1,4 @@
-"""The measures of one policy in one case."""
+"""Measures one policy in one case."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from simulator.report import RunRow
 
 STATIC = "static"
 LEAST, MOST = 1 / 32, 32.0
-"""Between these times the fixed rate the highest that is held is looked for,"""
+"""Range, in multiples of the fixed rate, in which the highest rate held is searched."""
 JUDGED = 100
-"""and not where fewer requests would be judged: there one that misses is already too many."""
+"""Minimum number of judged requests; with fewer, a single miss would already be too many."""
 SECOND_LOOK = 0.75
-"""Times the fixed rate: where placements are chosen once more if it is not known what `static` holds."""
+"""Multiple of the fixed rate at which placements are chosen again if it is not known what `static` holds."""
 MOST_GPUS = 4
-"""Times those of the scenario: no more are tried."""
+"""Maximum number of GPUs to try, as a multiple of the scenario's."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchEffort:
-    """How much is spent on a figure: the ratio at which a search for a rate ends, and placements tried."""
+    """Effort per figure: the ratio at which the search for a rate ends, and the number of placements to try."""
 
     precision: float = 1.05
     placements: int = PLACEMENTS
-    """On the scenario's own number of GPUs,"""
+    """On the scenario's own number of GPUs."""
     placements_elsewhere: int = PLACEMENTS // 4
-    """and on any other that is tried."""
+    """On each other number of GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRun:
-    """One simulated run that counted. `placement` is the seed of `static`'s."""
+    """One simulated run that counted. `placement` is the seed of `static`'s placement."""
 
     row: RunRow
     placement: int | None = None
@@ -44,21 +44,21 @@ class TrialRun:
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """What one policy reached in a case. None is: not measured, or that nothing holds."""
+    """The result of one policy in a case. None means not measured, or that nothing holds."""
 
     case: str
     policy: str
     scale: float | None = None
-    """The highest times the trace's rate that is held on the scenario's GPUs."""
+    """The highest rate held on the scenario's GPUs, as a multiple of the trace's."""
     gpus: int | None = None
-    """The fewest that hold the fixed rate."""
+    """The fewest GPUs that hold the fixed rate."""
     goodput: Mapping[float, float] = field(default_factory=dict)
-    """Requests a second that met both objectives, by times the trace's own rate."""
+    """Requests per second that met both objectives, by multiple of the trace's own rate."""
     runs: tuple[TrialRun, ...] = ()
 
 
 class Trials:
-    """Runs of one policy in one case, each made once. `placed_at` is the scale at which placements are chosen."""
+    """Runs of one policy in one case, cached. `placed_at` is the rate scale at which placements are chosen."""
 
     def __init__(self, case: Case, policy: str, effort: SearchEffort, report: Report, *, placed_at: float) -> None:
         self._case = case
@@ -112,7 +112,7 @@ class Trials:
         return self._placements[gpus]
 
     def _good(self, gpus: int, scale: float, placement: int, seconds: float | None) -> float:
-        """The share of the requests that meet both objectives under a placement; 1 of none."""
+        """The share of requests that meet both objectives under a placement; 1 without requests."""
         row = self._attempt(gpus, scale, placement, seconds)
         judged_for = seconds or self._case.series.trace.duration - self._case.scenario.warm_up
         return row.goodput_rps * judged_for / row.requests if row.requests else 1.0
@@ -139,7 +139,7 @@ def measure(case: Case, policy: str, effort: SearchEffort, report: Report) -> Po
 
 
 def _highest_scale(trials: Trials, case: Case, policy: str) -> float | None:
-    """Of the reference it is known: it made the scale."""
+    """The highest scale held; known without a search for the reference policy, which determined the scale."""
     if policy == case.reference:
         return case.scale if case.held else None
     return trials.highest_scale()

@@ -1,4 +1,4 @@
-"""The traces of the evaluation, by name: drawn from parameters, or cut from recorded ones of a folder."""
+"""The traces of the evaluation by name, generated from parameters or cut from recorded ones in a folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "prism-27": (PRISM_27,),
     "azure": AZURE,
 }
-"""What a workload needs from the folder; those that are not here need nothing."""
+"""The files that workloads need; workloads not listed need none."""
 
 HOUR = 3600.0
 PERIOD = 120.0
-"""Seconds for which a pair of models is hot in `rotating`."""
+"""Seconds during which a pair of models is hot in `rotating`."""
 _SHARES, _STARTS, _DEALT = range(3)
-"""What random numbers are for."""
+"""Purposes of random numbers, each with its own generator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,17 @@ class WorkloadRequest:
 
 
 def missing(workload: str, folder: Path | None) -> list[str]:
-    """The files that the workload needs and the folder has not."""
+    """The files that the workload needs and the folder lacks."""
     return [name for name in FILES.get(workload, ()) if folder is None or not (folder / name).exists()]
 
 
 def make(workload: str, scenario: Scenario, names: Sequence[str], seed: int, folder: Path | None) -> tuple[Trace, str]:
-    """The trace, sent to the models of these names, and in words where it comes from.
+    """A trace for the models `names`, and a description of its source.
 
-    The seed decides also which model gets which rank of popularity.
+    The seed also determines the models' ranks of popularity.
 
     Raises:
-        StudyError: a file is wrong.
+        StudyError: a file is invalid.
     """
     wanted = WorkloadRequest(len(names), scenario.rate, scenario.duration, seed, folder)
     trace, words = _MAKERS[workload](wanted)
@@ -81,7 +81,7 @@ def _rotating(wanted: WorkloadRequest) -> tuple[Trace, str]:
 
 
 def _servegen(wanted: WorkloadRequest) -> tuple[Trace, str]:
-    """Another part of the two weeks, and other clients, for each seed."""
+    """ServeGen's clients; each seed takes another part of the two weeks and other clients."""
     rates, lengths = (_folder(wanted) / name for name in (SERVEGEN, SERVEGEN_LENGTHS))
     start = (36 + 31 * wanted.seed) * HOUR
 
@@ -98,7 +98,7 @@ def _servegen(wanted: WorkloadRequest) -> tuple[Trace, str]:
 
     try:
         trace = read(wanted.rate)
-    except StudyError:  # these clients ask for less: copies are added
+    except StudyError:  # the clients' rate is lower, so copies are added
         trace = read(None).at_rate(wanted.rate, wanted.seed)
     return trace, f"ServeGen m-mid, {wanted.models} clients drawn by seed {wanted.seed}, from {start / HOUR:g} h"
 
@@ -109,7 +109,7 @@ def _prism_27(wanted: WorkloadRequest) -> tuple[Trace, str]:
 
 
 def _azure(wanted: WorkloadRequest) -> tuple[Trace, str]:
-    """Every model gets a part of its own of one of the two hours, at a rate that is a power law of its rank."""
+    """Each model gets its own part of one of the two hours, at a rate that is a power law of its rank."""
     hours = [read_requests(_folder(wanted) / name) for name in AZURE]
     weights = [1 / (rank + 1) for rank in range(wanted.models)]
     starts = generator(wanted.seed, _STARTS).random(wanted.models)
@@ -123,7 +123,7 @@ def _azure(wanted: WorkloadRequest) -> tuple[Trace, str]:
 
 
 def _at_rate(part: Trace, rate: float, seed: int) -> Trace:
-    """A part in which nobody asked for anything stays so."""
+    """The part scaled to a rate; a part without requests stays empty."""
     return part.at_rate(rate, seed) if _any(part) else part
 
 
@@ -132,7 +132,7 @@ def _any(requests: Iterable[object]) -> bool:
 
 
 def _folder(wanted: WorkloadRequest) -> Path:
-    assert wanted.folder is not None, "the caller has looked what is missing"
+    assert wanted.folder is not None, "the caller has checked for missing files"
     return wanted.folder
 
 

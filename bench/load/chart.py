@@ -1,4 +1,4 @@
-"""The picture of a load test: how long requests waited, how fast they were answered, and who kept its objectives."""
+"""Charts a load test: TTFT, TPOT, and attainment of objectives."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.load.outcomes import ClientSlo, RequestOutcome
 from simulator.pictures import ALL, BAD, GOOD, LATE, save
 
 MOST_LINES = 8
-"""Models that get a line of their own; the others share one."""
+"""Number of models with their own line; the others share one."""
 WIDE = 20.0
-"""From this ratio of longest to shortest on, times are drawn on a logarithmic scale."""
+"""Ratio of longest to shortest time above which the axis is logarithmic."""
 SLOTS = 5
-"""Bars that there is room for at least, so that two models do not get fat ones."""
+"""Minimum number of bars to leave room for, so that few bars do not become too thick."""
 
 Value = Callable[[RequestOutcome], float | None]
 
@@ -55,7 +55,7 @@ def _distribution(
     value: Value,
     objective: Callable[[ClientSlo], float | None],
 ) -> None:
-    """The share of answers below each time: of all, and of the busiest models."""
+    """Cumulative distribution of a time, over all answers and for the busiest models."""
     colours = plt.get_cmap("tab10")
     for rank, model in enumerate(_busiest(ended)):
         _steps(axis, [o for o in ended if o.arrival.model == model], value, model, colours(rank % 10), 1.2)
@@ -73,7 +73,7 @@ def _distribution(
 
 
 def _scale(axis: Axes) -> None:
-    """Logarithmic where times differ by orders of magnitude."""
+    """Make the axis logarithmic if times differ by orders of magnitude."""
     low, high = np.quantile(np.concatenate([line.get_xdata() for line in axis.lines]), (0.02, 1))
     if low > 0 and high / low > WIDE:
         axis.set_xscale("log")
@@ -95,7 +95,7 @@ def _steps(axis: Axes, ended: Sequence[RequestOutcome], value: Value, label: str
 
 
 def _attainment(axis: Axes, slos: Mapping[str, ClientSlo], models: Mapping[str, Any]) -> None:
-    """One bar per model: the share of its requests that met both objectives."""
+    """A bar per model: the share of its requests that met both objectives."""
     names = [name for name in slos if models[name]["requests"]][::-1]
     shares = [models[name]["attainment"]["both"] for name in names]
     axis.barh(names, [100] * len(names), color="#eceef1", height=0.7)
@@ -112,7 +112,7 @@ def _attainment(axis: Axes, slos: Mapping[str, ClientSlo], models: Mapping[str, 
 
 
 def _timeline(axis: Axes, ended: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo], took: float) -> None:
-    """Requests per second by the time they arrived, split by what became of them."""
+    """Requests per second by arrival time, split by outcome."""
     width = max(1.0, round(took / 60))
     edges = np.arange(0, took + width, width)
     kinds: dict[str, tuple[str, list[float]]] = {

@@ -1,4 +1,4 @@
-"""Streams chats from an OpenAI-compatible server and notes when what arrived."""
+"""Streams chats from an OpenAI-compatible server and records arrival times."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _Event(Struct):
 
 
 class _ListedSlo(Struct):
-    """Prism's own addition to an entry of /v1/models, seconds as the names say."""
+    """Prism's extension of /v1/models entries, in seconds."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -67,7 +67,7 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 @asynccontextmanager
 async def session(api_key: str | None) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client without limits of its own, so that requests leave when they are due."""
+    """An HTTP client without connection limits, so that requests leave when they are due."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
@@ -76,10 +76,10 @@ async def session(api_key: str | None) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def list_models(client: aiohttp.ClientSession, url: str) -> dict[str, ClientSlo]:
-    """The server's models, with the objectives that it states.
+    """The server's models, with the objectives it states.
 
     Raises:
-        StudyError: there is no server, or none that lists models.
+        StudyError: no server answers, or it does not list models.
     """
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT), client.get(f"{url}/v1/models") as response:
@@ -90,14 +90,14 @@ async def list_models(client: aiohttp.ClientSession, url: str) -> dict[str, Clie
     except (aiohttp.ClientError, OSError) as error:
         raise StudyError(f"no server answers at {url}: {error or type(error).__name__}") from error
     except msgspec.MsgspecError as error:
-        raise StudyError(f"{url}/v1/models is no list of models: {error}") from error
+        raise StudyError(f"{url}/v1/models is not a list of models: {error}") from error
     return {model.id: ClientSlo(model.slo.ttft_s, model.slo.tpot_s) for model in listed}
 
 
 def chat_body(model: str, prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> bytes:
-    """A streamed chat that ends with its usage; with `ignore_eos`, no earlier than after `max_tokens`.
+    """The body of a streamed chat with usage at its end; with `ignore_eos`, it always produces `max_tokens`.
 
-    OpenAI knows no such parameter; SGLang, vLLM and Prism's engines do.
+    `ignore_eos` is not part of OpenAI's API, but SGLang, vLLM and Prism's engines accept it.
     """
     fields = {
         "model": model,
@@ -112,7 +112,7 @@ def chat_body(model: str, prompt: str, max_tokens: int, *, ignore_eos: bool = Fa
 async def stream_chat(
     client: aiohttp.ClientSession, url: str, body: bytes, outcome: RequestOutcome, clock: Clock, patience: float
 ) -> None:
-    """Send `body` and note in `outcome` what becomes of it, for at most `patience` seconds. Only cancelling raises."""
+    """Send `body` and record the result in `outcome`, within `patience` seconds. Raises only when cancelled."""
     try:
         async with asyncio.timeout(patience):
             outcome.error = await _stream(client, url, body, outcome, clock)
@@ -150,7 +150,7 @@ async def _stream(
 
 
 def _note(line: bytes, outcome: RequestOutcome, at: float) -> str | None:
-    """Account for one line of the stream; the kind of failure if it reports one."""
+    """Record one line of the stream; returns the kind of failure if it reports one."""
     if not line.startswith(b"data: "):
         return None
     event = _decode_event(line[6:])

@@ -1,9 +1,9 @@
 """Load test of an OpenAI-compatible server: `python -m bench.load --url ... --models ... --rate ... --duration ...`.
 
-Arrivals are open-loop: a request leaves when its time has come, however slow the answers are. Prompts have exactly the
-tokens asked for, by the server's own count, and answers too; where that cannot be, the report says by how much not.
-Before the clock starts, each model is asked once for that; without its tokenizer (`--tokenizer`, or `--registry` beside
-Prism), some 200 times.
+Arrivals are open-loop: requests leave on schedule, however slow the answers are. Prompts and answers have exactly the
+requested number of tokens, by the server's own count; where that is impossible, the report states the deviation. To
+that end each model gets one request before the clock starts, or some 200 without its tokenizer (`--tokenizer`, or
+`--registry` for Prism).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from simulator.errors import StudyError, UsageError
 from simulator.progress import say
 
 LONGEST_BARE_SLO = 100.0
-"""A bare number above it is milliseconds that someone forgot to mark."""
+"""Seconds above which a number without a unit is assumed to be meant as milliseconds, and refused."""
 
 
 # --- the command line -----------------------------------------------------------------------------------------
@@ -44,11 +44,11 @@ LONGEST_BARE_SLO = 100.0
 
 def parser() -> Parser:
     made = Parser(prog="bench.load", description="Open-loop load on an OpenAI-compatible server.")
-    made.add_argument("--url", required=True, help="such as http://127.0.0.1:8000, without /v1")
+    made.add_argument("--url", required=True, help="e.g. http://127.0.0.1:8000, without /v1")
     made.add_argument("--api-key", help="sent as a bearer token")
-    made.add_argument("--models", default="all", help="names with commas between, the most popular first, or all")
+    made.add_argument("--models", default="all", help="comma-separated names, most popular first, or all")
     made.add_argument("--rate", type=positive_float, help=RATE_HELP)
-    made.add_argument("--duration", type=duration, help="such as 60s or 10m; with --trace, its first part")
+    made.add_argument("--duration", type=duration, help="e.g. 60s or 10m; with --trace, how much of it")
     made.add_argument("--trace", type=Path, help=TRACE_HELP)
     made.add_argument("--time-scale", type=positive_float, default=1.0, metavar="X", help=TIME_SCALE_HELP)
     made.add_argument(
@@ -57,27 +57,29 @@ def parser() -> Parser:
     made.add_argument("--popularity", type=popularity, default=0.0, help="uniform or zipf:EXPONENT")
     made.add_argument("--prompt-tokens", type=lengths, default="lognormal:128,1024", help=LENGTHS_HELP)
     made.add_argument("--output-tokens", type=lengths, default="lognormal:64,512", help=LENGTHS_HELP)
-    made.add_argument("--max-tokens", type=positive_int, help="no answer is asked to be longer")
-    made.add_argument("--max-prompt-tokens", type=positive_int, help="no prompt is longer")
+    made.add_argument("--max-tokens", type=positive_int, help="maximum length of answers")
+    made.add_argument("--max-prompt-tokens", type=positive_int, help="maximum length of prompts")
     made.add_argument("--tokenizer", type=named_folder, action="append", default=[], metavar="NAME=FOLDER")
-    made.add_argument("--registry", type=Path, metavar="FILE", help="Prism's: where models and their tokenizers are")
+    made.add_argument("--registry", type=Path, metavar="FILE", help="Prism's registry, to find tokenizers")
     made.add_argument("--warm-up", action="store_true", help=WARM_UP_HELP)
     made.add_argument("--admin-socket", type=Path, default=default_admin_socket(), metavar="PATH", help="for --warm-up")
     made.add_argument("--estimate", action="store_true", help=ESTIMATE_HELP)
-    made.add_argument("--seed", type=int, default=0, help="same seed, same requests at the same times")
-    made.add_argument("--slo-ttft", type=slo, help="such as 500ms; else what the server says of each model")
-    made.add_argument("--slo-tpot", type=slo, help="such as 50ms; likewise")
-    made.add_argument("--timeout", type=duration, default=300.0, help="after which a request has failed")
+    made.add_argument("--seed", type=int, default=0, help="random seed; the same seed gives the same requests")
+    made.add_argument("--slo-ttft", type=slo, help="e.g. 500ms; default: stated by the server per model")
+    made.add_argument("--slo-tpot", type=slo, help="e.g. 50ms; default: stated by the server per model")
+    made.add_argument("--timeout", type=duration, default=300.0, help="time after which a request counts as failed")
     made.add_argument("--json", type=Path, help="write all figures to this file")
-    made.add_argument("--png", type=Path, help="draw them into this file")
+    made.add_argument("--png", type=Path, help="draw charts into this file")
     return made
 
 
-RATE_HELP = "requests per second; of a --trace by thinning or copying its requests, not by stretching its time"
-TRACE_HELP = "CSV(.gz) of arrival_s, [model,] prompt_tokens, output_tokens; or of ServeGen's rates, an hour if not said"
-TIME_SCALE_HELP = "of the --trace's time: 0.5 sends the same requests twice as fast, bursts and gaps alike"
-WARM_UP_HELP = "of Prism: have every model warm in every worker's process first, and then all as it was before"
-ESTIMATE_HELP = "ask nothing ahead: lengths of prompts are an estimate without a tokenizer, and answers may end early"
+RATE_HELP = "requests per second; a --trace is thinned or copied to it, not stretched in time"
+TRACE_HELP = "CSV(.gz) of arrival_s, [model,] prompt_tokens, output_tokens; or ServeGen's rates (default: an hour)"
+TIME_SCALE_HELP = "multiple of the --trace's time: 0.5 sends the same requests twice as fast, bursts and gaps alike"
+WARM_UP_HELP = "Prism only: first warm up every model in every worker process, then restore the previous state"
+ESTIMATE_HELP = (
+    "send no requests in advance: without a tokenizer, prompt lengths are estimates, and answers may end early"
+)
 LENGTHS_HELP = "tokens: N, uniform:LOW-HIGH or lognormal:MEDIAN,P99"
 
 
@@ -90,7 +92,7 @@ def duration(text: str) -> float:
 
 
 def slo(text: str) -> float:
-    """Seconds; a number without a unit that can only mean milliseconds is refused."""
+    """Parse an objective into seconds; refuse numbers without a unit that must be meant as milliseconds."""
     value = duration(text)
     if value > LONGEST_BARE_SLO and text.strip()[-1].isdigit():
         raise argparse.ArgumentTypeError(f"{text} without a unit is seconds; for milliseconds write {text}ms")
@@ -122,9 +124,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser()
     chosen = made.parse_args(given)
     if chosen.trace is None and (chosen.rate is None or chosen.duration is None):
-        made.error("give --rate and --duration, or --trace")
+        made.error("expected --rate and --duration, or --trace")
     if chosen.trace is None and chosen.time_scale != 1:
-        made.error("--time-scale: only with --trace; another --rate does the same without")
+        made.error("--time-scale: only with --trace; otherwise change --rate")
     if not chosen.url.startswith(("http://", "https://")):
         made.error(f"--url: expected http://HOST:PORT, got {chosen.url}")
     chosen.url = chosen.url.rstrip("/").removesuffix("/v1")
@@ -138,7 +140,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 async def load(chosen: argparse.Namespace) -> int:
-    """The whole test. Returns the exit code. Raises: StudyError."""
+    """Run the test; returns the exit code. Raises: StudyError."""
     async with session(chosen.api_key) as client:
         listed = await list_models(client, chosen.url)
         models = choose_models(chosen.models, listed)
@@ -170,7 +172,7 @@ async def get_acquainted(
 
 
 async def run_until_stopped(replay: Replay) -> float:
-    """Ctrl-C and SIGTERM end the sending, not the report."""
+    """Run until done. Ctrl-C and SIGTERM end the sending, but the report is still written."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, replay.stop)

@@ -1,4 +1,4 @@
-"""Where a model's tokenizer is found, for a load test: named on the command line, or in Prism's registry."""
+"""Finds models' tokenizers for a load test, on the command line or in Prism's registry."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def counters(named: Mapping[str, Path], registry: Path | None, models: Iterable[str]) -> dict[str, CountEach]:
-    """Of those of `models` whose tokenizer is named; the command line goes before the registry.
+    """Token counters of those `models` whose tokenizer is known; the command line takes precedence over the registry.
 
     Raises:
-        StudyError: a tokenizer cannot be read, or the registry.
+        StudyError: a tokenizer or the registry cannot be read.
     """
     found = {} if registry is None else of_registry(_read(registry), models)
     return found | _of_folders({name: named[name] for name in models if name in named})
 
 
 def of_registry(registry: Registry, models: Iterable[str]) -> dict[str, CountEach]:
-    """Of those of `models` that it serves. Raises: StudyError."""
+    """Token counters of those `models` that the registry contains. Raises: StudyError."""
     listed = {model.name: model for model in registry.models}
     ours = [listed[name] for name in models if name in listed]
     if registry.pool.engine == "simulated":
@@ -41,7 +41,7 @@ def of_registry(registry: Registry, models: Iterable[str]) -> dict[str, CountEac
 
 
 def _folder(model: ModelConfig) -> Path | None:
-    """Where its tokenizer is; a shape's lies beside it."""
+    """The folder of a model's tokenizer; for a shape, the folder it is in."""
     return model.path or (model.shape.parent if model.shape is not None else None)
 
 

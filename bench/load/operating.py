@@ -1,4 +1,4 @@
-"""A gateway as its clients and its operator see it: by HTTP and by its admin socket."""
+"""Access to a gateway as a client and as an operator, by HTTP and the admin socket."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from scheduler.state.phases import Phase
 from simulator.errors import StudyError
 
 PATIENCE = 900.0
-"""Seconds for an answer or a command; the first ones on a machine may compile kernels."""
+"""Timeout in seconds of requests and commands; the first ones on a machine may compile kernels."""
 RESTING = frozenset({Phase.BLANK, Phase.ACTIVE, Phase.PARKED})
-"""States in which a worker stays until somebody wants something of it."""
+"""States that a worker does not leave by itself."""
 POLL = 0.02
 
 T = TypeVar("T")
@@ -37,11 +37,11 @@ class Operator:
         self._admin_socket = admin_socket
 
     def explain(self, text: str) -> StudyError:
-        """What went wrong, with what else there is to say of it."""
+        """An error with this text and further details, if any."""
         return StudyError(text)
 
     async def command(self, name: str, **fields: Any) -> CommandResult:
-        """Raises: StudyError when it fails."""
+        """Execute an admin command. Raises: StudyError if it fails."""
         try:
             result = await asyncio.to_thread(run_command, self._admin_socket, Command(name, **fields))
         except OperatorError as error:
@@ -61,22 +61,22 @@ class Operator:
         return (await self._read(read_status)).policy
 
     async def models(self) -> dict[str, ModelStatus]:
-        """What `prism models` tells, by name. Raises: StudyError."""
+        """The data of `prism models`, by name. Raises: StudyError."""
         return {model.name: model for model in await self._read(read_models)}
 
     async def workers(self) -> list[WorkerStatus]:
-        """What `prism workers` tells, by number. Raises: StudyError."""
+        """The data of `prism workers`, by number. Raises: StudyError."""
         return await self._read(read_workers)
 
     async def active_worker(self, model: str) -> WorkerStatus:
-        """The one that serves `model`. Raises: StudyError."""
+        """The only worker that serves `model`. Raises: StudyError."""
         found = [it for it in await self.workers() if it.model == model and it.state is Phase.ACTIVE]
         if len(found) != 1:
             raise self.explain(f"{model} is active on {len(found)} workers")
         return found[0]
 
     async def check_workers(self) -> None:
-        """Raises: StudyError if one has died: requests are served all the same, but no figure counts then."""
+        """Raises: StudyError if a worker has died, which invalidates measurements even though requests are served."""
         if deaths := sum(worker.restarts for worker in await self.workers()):
             raise self.explain(f"{deaths} workers died meanwhile")
 
@@ -88,7 +88,7 @@ class Operator:
     async def until_workers(
         self, holds: Callable[[list[WorkerStatus]], bool], what: str, within: float = PATIENCE
     ) -> list[WorkerStatus]:
-        """Wait until `holds(workers)`. Raises: StudyError, saying `what` was waited for."""
+        """Wait until `holds(workers)`; `what` describes it in the error. Raises: StudyError after the timeout."""
         deadline = time.monotonic() + within
         while not holds(workers := await self.workers()):
             if time.monotonic() > deadline:
@@ -104,7 +104,7 @@ class Operator:
         )
 
     async def ask(self, model: str, prompt: str, tokens: int) -> RequestOutcome:
-        """Stream a chat to its end; times count from the sending. Raises: StudyError when it fails."""
+        """Stream a chat to its end; times count from sending it. Raises: StudyError if it fails."""
         return await ask(self.client, self.url, model, prompt, tokens)
 
 
@@ -116,10 +116,10 @@ def pid_of(worker: WorkerStatus) -> int:
 
 
 async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, tokens: int) -> RequestOutcome:
-    """Stream a chat of any OpenAI-compatible server to its end; times count from the sending.
+    """Stream a chat from any OpenAI-compatible server to its end; times count from sending it.
 
     Raises:
-        StudyError: it fails, or has no token.
+        StudyError: it fails or yields no tokens.
     """
     outcome = await send(client, url, model, chat_body(model, prompt, tokens))
     if outcome.first_token is None:
@@ -128,7 +128,7 @@ async def ask(client: aiohttp.ClientSession, url: str, model: str, prompt: str, 
 
 
 async def send(client: aiohttp.ClientSession, url: str, model: str, body: bytes) -> RequestOutcome:
-    """Likewise of a chat that is written already. Raises: StudyError when it fails."""
+    """Stream a chat with the given body to its end. Raises: StudyError if it fails."""
     began = time.perf_counter()
     outcome = RequestOutcome(Arrival(0.0, model, 0, 0))
     await stream_chat(client, url, body, outcome, lambda: time.perf_counter() - began, PATIENCE)

@@ -1,4 +1,4 @@
-"""What became of each request of a load test. All times are seconds."""
+"""The results of a load test's requests. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from bench.load.workload import Arrival
 
 @dataclass(slots=True)
 class RequestOutcome:
-    """One request. Moments count from the start of the run."""
+    """The result of one request. Points in time count from the start of the run."""
 
     arrival: Arrival
     sent: float = 0.0
     first_token: float | None = None
     last_token: float = 0.0
     ended: float | None = None
-    """None while it runs, and for ever if the run was stopped first."""
+    """None while it runs, or if the run was stopped before it ended."""
     error: str | None = None
-    """The kind of failure, None for an answer that was given to its end."""
+    """The kind of failure; None for a complete answer."""
     gaps: list[float] = field(default_factory=list)
-    """Between two tokens; 0 for those that came together."""
+    """Times between tokens; 0 for tokens that came together."""
     chunks: int = 0
-    """Events with text in them."""
+    """Number of events with text."""
     prompt_tokens: int | None = None
-    """As the server counted."""
+    """Prompt tokens as counted by the server."""
     completion_tokens: int | None = None
-    """Likewise."""
+    """Output tokens as counted by the server."""
     worker: str | None = None
-    """Which one answered, and on which device, if the server says so."""
+    """The worker that answered and its device, if the server tells."""
     device: str | None = None
 
     def token(self, at: float) -> None:
-        """A piece of text has arrived."""
+        """Record the arrival of a piece of text."""
         if self.first_token is None:
             self.first_token = at
         else:
@@ -40,7 +40,7 @@ class RequestOutcome:
         self.last_token = at
         self.chunks += 1
 
-    # All from the scheduled arrival and not from the sending: a client that falls behind must not look good.
+    # Times count from the scheduled arrival, not from sending: a client that falls behind must not look good.
 
     @property
     def lateness(self) -> float:
@@ -48,13 +48,13 @@ class RequestOutcome:
 
     @property
     def ttft(self) -> float | None:
-        """To the first token; an answer without any counts with its end."""
+        """Seconds to the first token, or to the end of an answer without any."""
         first = self.first_token if self.first_token is not None else self.ended
         return None if first is None else first - self.arrival.at
 
     @property
     def tpot(self) -> float | None:
-        """Per token after the first; None where there is no second."""
+        """Seconds per token after the first; None if there is only one."""
         if self.first_token is None or self.output_tokens < 2:
             return None
         return (self.last_token - self.first_token) / (self.output_tokens - 1)
@@ -74,17 +74,17 @@ class RequestOutcome:
 
 @dataclass(frozen=True)
 class ClientSlo:
-    """A model's objectives in seconds; None where there is none."""
+    """A model's objectives in seconds; None for none."""
 
     ttft: float | None = None
     tpot: float | None = None
 
     def ttft_met(self, outcome: RequestOutcome) -> bool:
-        """A failed request has missed every objective."""
+        """Whether TTFT is within its objective; a failed request misses every objective."""
         return outcome.completed and _within(outcome.ttft, self.ttft)
 
     def tpot_met(self, outcome: RequestOutcome) -> bool:
-        """Likewise; an answer of one token has no TPOT to miss."""
+        """Whether TPOT is within its objective; an answer of one token always meets it."""
         return outcome.completed and _within(outcome.tpot, self.tpot)
 
     def met(self, outcome: RequestOutcome) -> bool:

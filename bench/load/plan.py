@@ -17,7 +17,7 @@ from simulator.traces.trace import map_models
 
 
 def choose_models(wanted: str, listed: Mapping[str, ClientSlo]) -> list[str]:
-    """The models to load, of those that the server has. Raises: UsageError."""
+    """Select the models to load from those the server has. Raises: UsageError."""
     if wanted == "all":
         return list(listed)
     names = wanted.split(",")
@@ -28,7 +28,7 @@ def choose_models(wanted: str, listed: Mapping[str, ClientSlo]) -> list[str]:
 
 
 def make_plan(chosen: argparse.Namespace, models: Sequence[str]) -> list[Arrival]:
-    """All requests of the run in order. Raises: StudyError."""
+    """Plan all requests of the run, in order. Raises: StudyError."""
     rng = np.random.default_rng(chosen.seed)
     if chosen.trace is None:
         times = arrival_times(chosen.rate, chosen.duration, chosen.burstiness, rng)
@@ -45,7 +45,7 @@ def make_plan(chosen: argparse.Namespace, models: Sequence[str]) -> list[Arrival
 
 
 def plan_of_trace(chosen: argparse.Namespace, models: Sequence[str]) -> list[Arrival]:
-    """The trace of the length, at the pace, at the rate and for the models that were asked for. Raises: StudyError."""
+    """Plan the requests of a trace with the given length, time scale, rate and models. Raises: StudyError."""
     trace = read_trace(chosen.trace, duration=chosen.duration, rate=chosen.rate, seed=chosen.seed).stored()
     mapping = map_models(trace, models) if names_models(chosen.trace) else {}
     for name, stand_in in mapping.items():
@@ -69,7 +69,7 @@ def cap(arrival: Arrival, chosen: argparse.Namespace) -> Arrival:
 def objectives(
     chosen: argparse.Namespace, listed: Mapping[str, ClientSlo], models: Sequence[str]
 ) -> dict[str, ClientSlo]:
-    """Each model's objectives in seconds: from the command line, else as the server states them."""
+    """Each model's objectives in seconds, from the command line or else as stated by the server."""
     return {
         name: ClientSlo(
             listed[name].ttft if chosen.slo_ttft is None else chosen.slo_ttft,

@@ -1,6 +1,6 @@
-"""What a load test learns of each model before its clock starts: how its server counts tokens, and what it accepts.
+"""Finds out, before a load test starts, how each model's server counts tokens and which parameters it accepts.
 
-A model whose tokenizer is at hand takes one request; of another, the server is asked what each word costs.
+A model whose tokenizer is available takes one request; otherwise the server is asked what each word costs.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from simulator.errors import StudyError
 from simulator.progress import say
 
 AT_A_TIME = 16
-"""Questions to a server."""
+"""Concurrent requests to a server."""
 REFUSALS = ("http 400", "http 422")
-"""How servers answer a parameter that they do not know."""
+"""How servers answer to a parameter they do not know."""
 
 
 @dataclass(frozen=True)
 class PromptRecipe:
-    """How to ask a model for exactly what is wanted."""
+    """How to write requests to a model with exact token counts."""
 
     writer: ExactWriter | PromptWriter
     ignore_eos: bool
-    """Whether the server knows the parameter, without which an answer may end early."""
+    """Whether the server accepts the parameter, without which answers may end early."""
 
     def bodies(self, model: str, asked: Sequence[Arrival]) -> list[bytes]:
-        """Of each of these requests, which are all for `model`. Takes seconds for a million tokens."""
+        """Request bodies for `asked`, which are all for `model`. Takes seconds per million tokens."""
         prompts = self.writer.write_each([arrival.prompt_tokens for arrival in asked])
         return [
             chat_body(model, prompt, arrival.output_tokens, ignore_eos=self.ignore_eos)
@@ -45,12 +45,12 @@ class PromptRecipe:
 
 
 def stranger(seed: int, model: str) -> PromptRecipe:
-    """Of a model that nothing is known of: lengths are an estimate."""
+    """The recipe for a model about which nothing is known, with estimated lengths."""
     return PromptRecipe(PromptWriter(f"{seed} {model}"), ignore_eos=False)
 
 
 def by_tokenizer(seed: int, model: str, count_each: CountEach) -> PromptRecipe:
-    """Of a model that was not asked itself."""
+    """The recipe for a model with a known tokenizer, without asking its server."""
     return PromptRecipe(ExactWriter.counting(f"{seed} {model}", count_each), ignore_eos=False)
 
 
@@ -58,9 +58,10 @@ async def meet(
     client: aiohttp.ClientSession, url: str, models: Sequence[str], counters: Mapping[str, CountEach], seed: int,
     patience: float,
 ) -> dict[str, PromptRecipe]:  # fmt: skip
-    """One model after the other, so that those that share a worker need not take turns. `patience` is in seconds.
+    """Find the recipes of all models, one after the other, so that models sharing a worker are not swapped repeatedly.
+    `patience` is in seconds.
 
-    A model that does not answer, or whose server does not count, is told on stderr and asked by estimate.
+    A model that does not answer, or whose server does not report tokens, is reported on stderr and gets estimates.
     """
     met = {}
     for model in models:
@@ -74,7 +75,7 @@ async def meet(
 
 
 def bodies_of(plan: Sequence[Arrival], met: Mapping[str, PromptRecipe]) -> list[bytes]:
-    """Of the whole plan, in its order."""
+    """The request bodies of the whole plan, in its order."""
     found: list[bytes] = [b""] * len(plan)
     for model, recipe in met.items():
         places = [at for at, arrival in enumerate(plan) if arrival.model == model]
@@ -84,7 +85,7 @@ def bodies_of(plan: Sequence[Arrival], met: Mapping[str, PromptRecipe]) -> list[
 
 
 class _Inquiry:
-    """Asks one model at a server."""
+    """Finds the recipe of one model."""
 
     def __init__(self, client: aiohttp.ClientSession, url: str, model: str, patience: float) -> None:
         self._client = client
@@ -100,13 +101,13 @@ class _Inquiry:
         if known is not None:
             writer = ExactWriter.counting(seed, _shifted(known, counted - known([OPENINGS[0]])[0]))
         else:
-            say(f"{self._model}: asking the server what words cost; a --tokenizer makes that needless")
+            say(f"{self._model}: asking the server what words cost; a --tokenizer would avoid that")
             counts = await asyncio.gather(*map(self._count, questions(VOCABULARY)))
             writer = ExactWriter(seed, costs_of(VOCABULARY, counts))
         return PromptRecipe(writer, self._ignore_eos)
 
     async def _introduce(self) -> int:
-        """The first request, which also says what the server does not accept."""
+        """Send the first request, which also shows whether the server accepts `ignore_eos`."""
         try:
             return await self._count(OPENINGS[0])
         except _Refused:
@@ -114,7 +115,7 @@ class _Inquiry:
             return await self._count(OPENINGS[0])
 
     async def _count(self, text: str) -> int:
-        """As the server counts. Raises: StudyError."""
+        """Tokens of a prompt as counted by the server. Raises: StudyError."""
         began = perf_counter()
         outcome = RequestOutcome(Arrival(0.0, self._model, 0, 1))
         body = chat_body(self._model, text, 1, ignore_eos=self._ignore_eos)
@@ -130,11 +131,11 @@ class _Inquiry:
 
 
 class _Refused(StudyError):
-    """A server does not accept what it was asked for."""
+    """A server does not accept a parameter."""
 
 
 def _shifted(count_each: CountEach, by: int) -> CountEach:
-    """The server adds something that the folder's template does not say."""
+    """A counter corrected by the tokens that the server adds beyond the folder's template."""
     if not by:
         return count_each
     return lambda texts: [count + by for count in count_each(texts)]

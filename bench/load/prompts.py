@@ -1,6 +1,6 @@
-"""Prompts that read like text and differ from the first word on, of exactly as many tokens as are asked for.
+"""Writes prompts that read like text, differ from the first word on, and have exactly the requested number of tokens.
 
-A word repeated a thousand times is one token's work for a tokenizer and a prefix cache's best case; this is neither.
+Repeating one word a thousand times would be trivial for a tokenizer and the best case for a prefix cache.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from bench.load.tokens import CountEach
 from bench.load.word_costs import WordCosts, costs_of, questions
 
 TOKENS_PER_WORD = 1.35
-"""Common tokenizers on English text, where nothing better is known of one."""
+"""Average of common tokenizers on English text, used if a tokenizer is not known."""
 TRIES = 8
-"""Of a prompt that the tokenizer counts otherwise than its words promise."""
+"""Maximum attempts at a prompt whose token count differs from the sum of its words' costs."""
 
 _words = str.split
 
@@ -44,18 +44,18 @@ def _vocabulary() -> tuple[str, ...]:
 
 
 VOCABULARY = _vocabulary()
-"""Every word that a prompt may have after its number, as it stands there."""
+"""All words that may follow a prompt's number, in the form in which they appear."""
 
 
 class PromptWriter:
-    """Writes prompts, each once; the same seed gives the same prompts in the same order."""
+    """Writes unique prompts; the same seed gives the same prompts in the same order."""
 
     def __init__(self, seed: int | str) -> None:
         self.random = random.Random(seed)
         self._written = 0
 
     def write(self, tokens: int) -> str:
-        """A prompt of about `tokens` tokens, whoever counts."""
+        """A prompt of about `tokens` tokens for common tokenizers."""
         wanted = max(1, round(tokens / TOKENS_PER_WORD))
         words = self.words()
         return " ".join(next(words) for _ in range(wanted))
@@ -64,7 +64,7 @@ class PromptWriter:
         return [self.write(tokens) for tokens in lengths]
 
     def words(self) -> Iterator[str]:
-        """A prompt without an end: its number, then words of `VOCABULARY`."""
+        """Yields an endless prompt: its number, then words of `VOCABULARY`."""
         self._written += 1
         yield f"{self._written}."
         yield from self.random.choice(ASKS).split()
@@ -84,9 +84,9 @@ class PromptWriter:
 
 
 class ExactWriter:
-    """Writes prompts that take the tokens asked for, with what the chat template adds.
+    """Writes prompts with exact token counts, chat template included.
 
-    `costs` says what words take; where there is `count_each` as well, it has the last word.
+    `costs` has the tokens per word; `count_each`, if given, verifies the result.
     """
 
     def __init__(self, seed: int | str, costs: WordCosts, count_each: CountEach | None = None) -> None:
@@ -102,7 +102,7 @@ class ExactWriter:
         return self.write_each([tokens])[0]
 
     def write_each(self, lengths: Sequence[int]) -> list[str]:
-        """A prompt of each length in tokens. One that is shorter than any can be gets the shortest."""
+        """A prompt for each length in tokens; lengths below the minimum get the shortest prompt."""
         texts = [self._compose(tokens) for tokens in lengths]
         if self._count_each is None:
             return texts
@@ -124,7 +124,7 @@ class ExactWriter:
         return min(self._costs.openings.values())
 
     def _compose(self, tokens: float) -> str:
-        """By what words cost: as many as there is room for, then the largest that the rest has room for."""
+        """Compose a prompt by word costs: as many words as fit, then the most expensive one that still fits."""
         words = self._writer.words()
         text = [next(words)]
         left = tokens - self._costs.opening(text[0])

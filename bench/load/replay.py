@@ -1,4 +1,4 @@
-"""Sends each request when its time has come, whether or not the server keeps up with the ones before."""
+"""Sends requests on schedule, whether or not the server keeps up."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from simulator.percentiles import percentile
 from simulator.progress import say, say_again
 
 LATENESS_ALLOWED = 0.05
-"""Seconds that the 99th percentile of requests may leave late in a run that kept its schedule."""
+"""Maximum 99th percentile of lateness, in seconds, in a run that counts as having kept its schedule."""
 PROGRESS_EVERY = 1.0
 PROGRESS_EVERY_IN_A_LOG = 5.0
 
 
 class Replay:
-    """One run of a plan, whose requests have these `bodies`. `outcomes` holds every request that was sent."""
+    """One run of a plan with the given request `bodies`. `outcomes` contains all requests sent."""
 
     def __init__(
         self, client: aiohttp.ClientSession, url: str, plan: Sequence[Arrival], bodies: Sequence[bytes], patience: float
@@ -31,7 +31,7 @@ class Replay:
         self.outcomes: list[RequestOutcome] = []
         self.stopped = False
         self.began = 0.0
-        """On the performance counter; outcomes count from it."""
+        """Start of the run on the performance counter, from which outcomes count."""
         self._client = client
         self._url = url
         self._plan = plan
@@ -41,12 +41,12 @@ class Replay:
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
-        """Send nothing more and drop what is in flight; `run` returns soon after."""
+        """Stop sending and drop requests in flight; `run` returns soon after."""
         self.stopped = True
         self._stop.set()
 
     async def run(self) -> float:
-        """Send everything and wait for the last answer. Returns the seconds that it took."""
+        """Send all requests and wait for the last answer; returns the seconds taken."""
         self.began = perf_counter()
         progress = asyncio.create_task(self._report())
         try:
@@ -83,7 +83,7 @@ class Replay:
         await stream_chat(self._client, self._url, body, outcome, self._now, self._patience)
 
     async def _finish(self) -> None:
-        """Wait for what is in flight; each request has its own time limit."""
+        """Wait for requests in flight, each of which has its own timeout."""
         stop = asyncio.create_task(self._stop.wait())
         try:
             while self._running and not self.stopped:

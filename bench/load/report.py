@@ -1,4 +1,4 @@
-"""What a load test prints and writes at its end."""
+"""The text and JSON reports of a load test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report(
 
 
 def entry_of(outcome: RequestOutcome) -> dict[str, Any]:
-    """One request: what was asked for, and what came. Seconds; `at` from the start, the others from `at`."""
+    """The JSON entry of a request. Times in seconds: `at` counts from the start, the others from `at`."""
     return {
         "at": outcome.arrival.at,
         "model": outcome.arrival.model,
@@ -60,7 +60,7 @@ COLUMNS = ("requests", "failed", "TTFT p50", "p99 s", "TPOT p50", "p99 s", "E2E 
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """One line per model and one for all; seconds."""
+    """A text table with one line per model and one for all; times in seconds."""
     groups = {**{name: group for name, group in figures["models"].items() if group["requests"]}, "all": figures["all"]}
     width = max(map(len, groups))
     lines = [" " * width + "".join(f"{column:>10}" for column in COLUMNS)]
@@ -85,10 +85,10 @@ def warnings(figures: Mapping[str, Any]) -> list[str]:
         late = figures["lateness_s"]["p99"]
         found.append(
             f"!!! THE SCHEDULE WAS NOT KEPT: 1 in 100 requests left {late:.3f} s late or later. "
-            "The load was not what was asked for; use a lower rate or a machine with less to do."
+            "The load was lower than requested; use a lower rate or a less busy machine."
         )
     if figures["all"]["attainment"]["both"] is None:
-        found.append("no SLO was given, and the server states none: attainment is unknown")
+        found.append("neither the command line nor the server states an SLO, so attainment is unknown")
     return [
         *found,
         *inexact(figures["models"], "prompt_tokens", "prompts"),
@@ -97,7 +97,7 @@ def warnings(figures: Mapping[str, Any]) -> list[str]:
 
 
 def inexact(models: Mapping[str, Any], key: str, what: str) -> list[str]:
-    """A line for each model whose lengths were not those asked for."""
+    """A warning for each model whose lengths deviated from the requested ones."""
     found = []
     for name, group in models.items():
         lengths = group[key]

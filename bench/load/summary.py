@@ -1,4 +1,4 @@
-"""A load test's figures. Every duration is in seconds, and says so by its name."""
+"""Computes a load test's figures. Durations are in seconds, as their names say."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from simulator.percentiles import percentile, spread
 
 
 def summarize(outcomes: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo], took: float) -> dict[str, Any]:
-    """Everything that the run has shown, per model and for all. `took` is in seconds.
+    """All figures of the run, per model and in total. `took` is its duration in seconds.
 
-    Requests that were still in flight when the run was stopped are counted as unfinished and nowhere else.
+    Requests still in flight when the run was stopped are only counted as unfinished.
     """
     ended = [outcome for outcome in outcomes if outcome.ended is not None]
     lateness = [outcome.lateness for outcome in outcomes]
@@ -35,7 +35,7 @@ def summarize(outcomes: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo],
 
 
 def _tpot_source(ended: Sequence[RequestOutcome]) -> str:
-    """Whether tokens were counted by the server, or, where it does not say, by the events that held text."""
+    """Whether tokens were counted by the server, or by events with text if it does not report them."""
     counted = {outcome.completion_tokens is not None for outcome in ended if outcome.completed}
     return {frozenset({True}): "usage", frozenset({False}): "chunks"}.get(frozenset(counted), "usage and chunks")
 
@@ -66,7 +66,7 @@ def _known(outcomes: Sequence[RequestOutcome], value: Callable[[RequestOutcome],
 
 
 def _objectives(models: set[str], slos: Mapping[str, ClientSlo]) -> dict[str, float | None] | None:
-    """The objectives that hold for all of `models`, None where they differ."""
+    """The objectives common to all `models`, with None where they differ."""
     found = {slos[model] for model in models}
     if len(found) != 1:
         return None
@@ -75,7 +75,7 @@ def _objectives(models: set[str], slos: Mapping[str, ClientSlo]) -> dict[str, fl
 
 
 def _attainment(ended: Sequence[RequestOutcome], slos: Mapping[str, ClientSlo]) -> dict[str, float | None]:
-    """Shares of requests that met their model's objectives; None where there is no objective to meet."""
+    """Shares of requests that met their model's objectives; None without an objective."""
     return {
         "ttft": _share([slo.ttft_met(outcome) for outcome, slo in _judged(ended, slos) if slo.ttft is not None]),
         "tpot": _share([slo.tpot_met(outcome) for outcome, slo in _judged(ended, slos) if slo.tpot is not None]),
@@ -92,17 +92,18 @@ def _share(met: Sequence[bool]) -> float | None:
 
 
 def _prompt_tokens(done: Sequence[RequestOutcome]) -> dict[str, float | None]:
-    """How close the prompts came to the lengths asked for, by the server's own count."""
+    """Deviation of prompt lengths from the requested ones, by the server's count."""
     return _closeness([(outcome.arrival.prompt_tokens, outcome.prompt_tokens) for outcome in done])
 
 
 def _answer_tokens(done: Sequence[RequestOutcome]) -> dict[str, float | None]:
-    """Likewise the answers."""
+    """Deviation of answer lengths from the requested ones, by the server's count."""
     return _closeness([(outcome.arrival.output_tokens, outcome.completion_tokens) for outcome in done])
 
 
 def _closeness(pairs: Sequence[tuple[int, int | None]]) -> dict[str, float | None]:
-    """Of pairs of asked for and counted. `off` is counted less asked, `off_most` the largest of either sign."""
+    """Statistics of pairs of requested and counted lengths. `off` is counted minus requested, `off_most` the largest
+    deviation of either sign."""
     counted = [(asked, count) for asked, count in pairs if count is not None]
     off = [count - asked for asked, count in counted]
     return {

@@ -1,4 +1,4 @@
-"""How many tokens a chat takes at a server: by the model's own tokenizer and chat template, read from its folder."""
+"""Counts a chat's tokens as a server does, with the model's own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from enginepool.engines.simulated import BYTES_PER_TOKEN
 from simulator.errors import StudyError
 
 CountEach = Callable[[Sequence[str]], list[int]]
-"""Tokens of chats, each with one message of a user that says such a text. What the chat template adds is in it."""
+"""Counts the tokens of chats with a single user message each, chat template included."""
 
 PLACE = "PLACE OF THE TEXT"
 AT_A_TIME = 64
-"""Texts; what a tokenizer makes of them is much larger than they are."""
+"""Texts tokenized at a time, since tokenizers' results are much larger than the texts."""
 
 
 def counter_of(folder: Path) -> CountEach:
-    """Takes seconds at the first call of a process, which imports transformers.
+    """The counter for a model's folder. The first call in a process imports transformers, which takes seconds.
 
     Raises:
-        StudyError: there is no tokenizer that transformers can read.
+        StudyError: transformers cannot read a tokenizer there.
     """
     import transformers
 
@@ -40,12 +40,12 @@ def counter_of(folder: Path) -> CountEach:
 
 
 def simulated_counter(texts: Sequence[str]) -> list[int]:
-    """As the engine `simulated` counts."""
+    """Counts tokens as the engine `simulated` does."""
     return [1 + len(text) // BYTES_PER_TOKEN for text in texts]
 
 
 def _around(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and after a text; nothing if there is none."""
+    """The text that the chat template adds before and after a message; empty without a template."""
     if tokenizer.chat_template is None:
         return "", ""
     asked = [{"role": "user", "content": PLACE}]

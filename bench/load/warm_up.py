@@ -1,7 +1,7 @@
-"""Every model once in every worker's process, since a process's first use of a model takes longer than all later ones.
+"""Warms up every model in every worker process, because a process's first use of a model takes longer than later ones.
 
-A kernel is compiled once on a machine (`prism warm`), but loaded once in each process. So each model is activated on
-each worker alone, and asked there. This goes on under the policy `lru`, which moves nothing of its own accord.
+Kernels are compiled once per machine (`prism warm`) but loaded once per process. So each model is activated on each
+worker and sent requests there, under the policy `lru`, which does not move models by itself.
 """
 
 from __future__ import annotations
@@ -20,32 +20,35 @@ from simulator.progress import say, say_again
 
 POLICY = "lru"
 PROMPTS = (32, 1500)
-"""Tokens of the requests that a worker gets one after the other,"""
+"""Prompt lengths, in tokens, of requests sent one after the other."""
 TOGETHER = 4
-"""and how many short ones then at a time."""
+"""Number of short requests sent concurrently after that."""
 ANSWER = 8
-"""Tokens."""
+"""Tokens per answer."""
 AT_A_TIME = 3
-"""Workers of one device."""
+"""Workers of a device warmed up concurrently."""
 
 Pair = tuple[WorkerStatus, str]
-"""A worker and a model to warm on it."""
+"""A worker and a model."""
 
 
 class WarmUp:
-    """Knows which models are warm in which processes; `cold` says why others are not."""
+    """Tracks which models are warm in which processes; `cold` says why others are not."""
 
     def __init__(self, subject: Operator, met: Mapping[str, PromptRecipe]) -> None:
         self._subject = subject
         self._met = met
         self._warm: set[tuple[int, str]] = set()
         self._busy: set[int | str] = set()
-        """Workers and models."""
+        """Workers and models being warmed up."""
         self._freed = asyncio.Condition()
         self.cold: dict[tuple[int, str], str] = {}
 
     async def everywhere(self) -> None:
-        """Warm what is not. The policy is to be `POLICY`, and nobody else may ask for anything. Raises: StudyError."""
+        """Warm up everything that is cold. The policy must be `POLICY`, and there must be no other requests.
+
+        Raises: StudyError.
+        """
         workers = await self._subject.settled()
         pinned = {name for name, entry in (await self._subject.models()).items() if entry.pinned}
         devices = list(dict.fromkeys(worker.device for worker in workers))
@@ -61,14 +64,14 @@ class WarmUp:
         await asyncio.gather(*lanes)
 
     def _wanted(self, worker: WorkerStatus, model: str, pinned: set[str]) -> bool:
-        """A pinned model stays where it is, and nobody else gets its worker."""
+        """Whether to warm up a model on a worker: a pinned model only on its own, which gets no others."""
         kept = worker.model if worker.state is Phase.ACTIVE and worker.model in pinned else None
         if model in pinned or kept:
             return kept == model and (worker.pid, model) not in self._warm
         return (worker.pid, model) not in self._warm
 
     async def _lane(self, wanted: list[Pair]) -> None:
-        """One worker with one model after the other. No model is in two lanes at a time, nor is a worker."""
+        """Process pairs one after the other. No model or worker is in two lanes at a time."""
         while wanted:
             pair = next((it for it in wanted if not {it[0].worker, it[1]} & self._busy), None)
             if pair is None:
@@ -104,7 +107,7 @@ class WarmUp:
             self.cold.pop((number, model), None)
 
     async def _ask(self, model: str, worker: int) -> None:
-        """Raises: StudyError when a request fails, or another worker has answered."""
+        """Send the requests. Raises: StudyError if one fails or another worker answers."""
         alone = self._met[model].bodies(model, [Arrival(0.0, model, tokens, ANSWER) for tokens in PROMPTS])
         together = self._met[model].bodies(model, [Arrival(0.0, model, PROMPTS[0], ANSWER)] * TOGETHER)
         answered = [await send(self._subject.client, self._subject.url, model, body) for body in alone]
@@ -115,7 +118,7 @@ class WarmUp:
             raise StudyError(f"worker {', '.join(map(str, others))} answered in place of {worker}")
 
     def lacks(self, workers: Sequence[WorkerStatus]) -> bool:
-        """Whether a process is new, such as one that was replaced."""
+        """Whether a process is not warm yet, for example because it was replaced."""
         return any(
             (worker.pid, model) not in self._warm and (worker.worker, model) not in self.cold
             for worker in workers
@@ -123,14 +126,14 @@ class WarmUp:
         )
 
     def report(self) -> str:
-        """One line for people."""
+        """A summary in one line."""
         cold = "".join(f"; {model} not on worker {worker}: {why}" for (worker, model), why in self.cold.items())
         return f"{len(self._warm)} times a model is warm in a process{cold}"
 
 
 @asynccontextmanager
 async def left_as_found(subject: Operator) -> AsyncIterator[None]:
-    """Under the policy `POLICY`; then the one before is back, and what was active or parked is so again.
+    """Switch to the policy `POLICY`; afterwards restore the previous policy, and the active and parked models.
 
     Raises: StudyError.
     """
@@ -145,7 +148,7 @@ async def left_as_found(subject: Operator) -> AsyncIterator[None]:
 
 
 async def _restore(subject: Operator, before: Sequence[WorkerStatus]) -> None:
-    """What is pinned comes back by itself."""
+    """Restore the state of workers; pinned models return by themselves."""
     movable = {name for name, entry in (await subject.models()).items() if not entry.pinned}
     for state in (Phase.PARKED, Phase.ACTIVE):
         for worker in before:
@@ -157,7 +160,7 @@ async def _restore(subject: Operator, before: Sequence[WorkerStatus]) -> None:
 
 
 async def warm_up(subject: Operator, met: Mapping[str, PromptRecipe]) -> None:
-    """Of a gateway that somebody else runs, which is left as it was found. Raises: StudyError."""
+    """Warm up a gateway that is not the benchmark's own, and restore its state. Raises: StudyError."""
     async with left_as_found(subject):
         warming = WarmUp(subject, met)
         await warming.everywhere()

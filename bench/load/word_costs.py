@@ -1,7 +1,7 @@
-"""What each word of a prompt costs in tokens, and what the rest of a chat does.
+"""The token costs of each word in a prompt and of the rest of a chat.
 
-Tokenizers cut text at blanks, so that a chat costs what its words do, and a constant for the chat template. Whoever
-counts, a tokenizer or a server, is asked about each word once; after that nobody needs to be asked.
+Tokenizers split text at spaces, so a chat costs the sum of its words plus a constant for the chat template. The
+tokenizer or server is asked once for each word's cost, and not for each prompt.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 COPIES = 16
-"""Of a word in the text that tells its cost: of engines that count characters a word may cost a part of a token."""
+"""Repetitions of a word when measuring its cost, which may be fractional in engines that count characters."""
 OPENINGS = tuple("1" * digits + "." for digits in range(1, 7))
-"""Prompts begin with a number; one of as many digits costs the same."""
+"""Numbers that prompts begin with, by number of digits; those with equally many digits cost the same."""
 
 
 @dataclass(frozen=True)
 class WordCosts:
-    """Tokens."""
+    """Costs in tokens."""
 
     openings: Mapping[int, float]
-    """Of a chat that consists of a number, by the number's length."""
+    """Cost of a chat that consists of a number only, by the number's length."""
     words: Mapping[str, float]
-    """Of one that comes after others."""
+    """Cost of each word after others."""
 
     def opening(self, number: str) -> float:
         return self.openings[min(len(number), max(self.openings))]
 
 
 def questions(words: Sequence[str]) -> list[str]:
-    """Texts whose counts are what `costs_of` wants."""
+    """The texts whose token counts `costs_of` needs."""
     return [*OPENINGS, *(" ".join([OPENINGS[0], *[word] * COPIES]) for word in words)]
 
 
 def costs_of(words: Sequence[str], counts: Sequence[int]) -> WordCosts:
-    """`counts` has the tokens of each of `questions(words)`."""
+    """The costs, given the token counts of `questions(words)`."""
     openings, many = counts[: len(OPENINGS)], counts[len(OPENINGS) :]
     return WordCosts(
         {len(opening): float(count) for opening, count in zip(OPENINGS, openings, strict=True)},

@@ -1,4 +1,4 @@
-"""One request of a load test, and how times, models and lengths are drawn. Times are seconds from the run's start."""
+"""Draws the requests of a load test: times (seconds from the run's start), models and lengths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Lengths:
-    """A distribution of lengths in tokens, and how it was asked for."""
+    """A distribution of lengths in tokens, and its text form."""
 
     text: str
     draw: Callable[[np.random.Generator], int]
@@ -21,7 +21,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request of the plan. `model` is empty until one is drawn."""
+    """A planned request. `model` is empty until it is drawn."""
 
     at: float
     model: str
@@ -30,7 +30,7 @@ class Arrival:
 
 
 def parse_lengths(text: str) -> Lengths:
-    """Token lengths from `128`, `uniform:16-256` or `lognormal:MEDIAN,P99`. Raises: ValueError."""
+    """Parse token lengths such as `128`, `uniform:16-256` or `lognormal:MEDIAN,P99`. Raises: ValueError."""
     kind, _, rest = text.partition(":")
     if not rest:
         fixed = _at_least_one(text)
@@ -55,7 +55,7 @@ def _at_least_one(text: str) -> int:
 
 
 def parse_popularity(text: str) -> float:
-    """The exponent of Zipf's law from `uniform` (0) or `zipf:S`. Raises: ValueError."""
+    """Parse `uniform` (0) or `zipf:S` into the exponent of Zipf's law. Raises: ValueError."""
     if text == "uniform":
         return 0.0
     kind, _, exponent = text.partition(":")
@@ -65,7 +65,8 @@ def parse_popularity(text: str) -> float:
 
 
 def arrival_times(rate: float, duration: float, burstiness: float, rng: np.random.Generator) -> Iterator[float]:
-    """`rate` per second; gaps are Gamma with coefficient of variation `burstiness` (1: Poisson, 0: regular)."""
+    """Yields arrival times at `rate` per second, with Gamma-distributed gaps of coefficient of variation `burstiness`
+    (1: Poisson, 0: regular)."""
     at = 0.0
     while True:
         at += rng.gamma(burstiness**-2, burstiness**2 / rate) if burstiness else 1 / rate
@@ -75,7 +76,7 @@ def arrival_times(rate: float, duration: float, burstiness: float, rng: np.rando
 
 
 def draw_models(models: Sequence[str], exponent: float, number: int, rng: np.random.Generator) -> list[str]:
-    """`number` models, the first of `models` the most popular by Zipf's law."""
+    """Draw `number` models by Zipf's law; the first of `models` is the most popular."""
     weights = np.arange(1, len(models) + 1, dtype=float) ** -exponent
     picked = rng.choice(len(models), size=number, p=weights / weights.sum())
     return [models[index] for index in picked]

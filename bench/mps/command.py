@@ -1,8 +1,8 @@
-"""What NVIDIA's MPS does to processes that share a GPU, by matrix products alone: `python -m bench.mps [--out FILE]`.
+"""Measures the effect of NVIDIA MPS on processes sharing a GPU, with matrix products only: `python -m bench.mps`.
 
-It needs torch and a GPU, but no SGLang and no model. First what NVML tells of the memory of clients, which the ledger
-of a device rests on; then what steps take beside each other: in turns, through MPS, with shares of the SMs
-(CUDA_MPS_ACTIVE_THREAD_PERCENTAGE) and with priorities (CUDA_MPS_CLIENT_PRIORITY; 1 is the lower one).
+It needs torch and a GPU, but neither SGLang nor a model. First it reads what NVML reports about clients' memory, on
+which the device's ledger relies. Then it measures steps of concurrent processes: in turns, through MPS, with shares of
+the SMs (CUDA_MPS_ACTIVE_THREAD_PERCENTAGE), and with priorities (CUDA_MPS_CLIENT_PRIORITY; 1 is the lower one).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from simulator.errors import StudyError
 
 MIB = 2**20
 SECONDS = 3.0
-"""Of each round, once all processes are up."""
+"""Seconds per round, once all processes are running."""
 SHARE, PRIORITY = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY"
 
 
@@ -74,7 +74,7 @@ WITH_MPS = (
 
 
 class MpsProcess:
-    """A process of a round, from its start to its end."""
+    """One process of a round."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -90,7 +90,7 @@ class MpsProcess:
         return cls(process)
 
     async def said(self) -> dict[str, Any]:
-        """Its next line. Raises: StudyError when there is none."""
+        """The next line of its output. Raises: StudyError if there is none."""
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
         if not line:
@@ -109,7 +109,7 @@ class MpsProcess:
 
 
 async def _memory(client: MpsClient | None, device: str) -> dict[str, Any]:
-    """What NVML tells of three processes that hold 1, 2 and 3 GiB, and what they say themselves."""
+    """Memory of three processes that hold 1, 2 and 3 GiB, as reported by NVML and by themselves."""
     with device_memory(device) as memory:
         assert memory is not None
         before = memory.used
@@ -133,7 +133,7 @@ def _listed(running: Iterable[Any]) -> dict[int, int | None]:
 
 
 async def _round(parts: Sequence[Part], client: MpsClient | None) -> list[dict[str, Any]]:
-    """Seconds of each part's steps while all of them run. Raises: StudyError."""
+    """Step durations of each part in seconds, while all of them run. Raises: StudyError."""
     subjects = [await MpsProcess.start(part, client) for part in parts]
     try:
         for subject in subjects:

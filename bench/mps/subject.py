@@ -1,8 +1,8 @@
-"""One process of `bench.mps`: `python -m bench.mps.subject WORK BYTES`, in the environment that is to be tried.
+"""One process of `bench.mps`: `python -m bench.mps.subject WORK BYTES`, in the environment to be tested.
 
-It holds BYTES of the GPU. WORK is done again and again from one line on standard input until the next:
-`decode-1b`, `decode-8b`: a step of a model of that shape for one request, as a CUDA graph of its matrix products;
-`prefill-8b`: 2,048 tokens through such a model, launched one by one; `idle`: nothing. The answer is a line of JSON.
+It holds BYTES of GPU memory and repeats WORK from one line on standard input until the next, then prints a line of
+JSON. WORK is `decode-1b` or `decode-8b`, a decode step of one request with the matrix products of such a model in a
+CUDA graph; `prefill-8b`, 2,048 tokens through such a model without a graph; or `idle`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def main() -> None:
     print(json.dumps({"pid": os.getpid(), "reserved": torch.cuda.memory_reserved(), "device_free": free}), flush=True)
     sys.stdin.readline()
     print(json.dumps(_measure(step)), flush=True)
-    sys.stdin.readline()  # it holds what it has until it is told to end
+    sys.stdin.readline()  # hold the memory until told to end
 
 
 def _measure(step: Callable[[], object]) -> dict[str, Any]:
-    """Until there is a line on standard input. Seconds."""
+    """Repeat `step` until there is a line on standard input; returns statistics in seconds."""
     taken = []
     while not select.select([sys.stdin], [], [], 0)[0]:
         began = time.perf_counter()

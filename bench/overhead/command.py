@@ -1,8 +1,9 @@
-"""Prism's own cost, beside its peers', in one run: `python -m bench.overhead`.
+"""Measures Prism's own overhead next to that of its peers: `python -m bench.overhead`.
 
-Direct is this client to a plain aiohttp server. Prism is this client to the gateway to a simulated worker that gives
-the same answer. A peer is this client to the peer to that plain server. Added latency is a percentile through a server
-less the same percentile direct; the requests alternate, so both see the same machine.
+`direct` is this client talking to a plain aiohttp server. `prism` is this client talking to the gateway with a
+simulated worker that gives the same answers. A peer is this client talking to the peer in front of the plain server.
+Added latency is a percentile through a server minus the same percentile direct; requests alternate, so that noise
+affects both alike.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from simulator.errors import StudyError
 
 
 def arguments() -> argparse.Namespace:
-    parser = Parser(prog="bench.overhead", description="Measure what the gateway adds, beside its peers.")
+    parser = Parser(prog="bench.overhead", description="Measures the overhead of the gateway and of its peers.")
     parser.add_argument("--json", type=new_file, help="write all figures to this file")
-    parser.add_argument("--no-peers", action="store_true", help="leave LiteLLM and sglang-router out")
+    parser.add_argument("--no-peers", action="store_true", help="skip LiteLLM and sglang-router")
     parser.add_argument("--soak", action="store_true", help=f"measure memory growth over {SOAK[1]:,} requests")
-    parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean little")
+    parser.add_argument("--quick", action="store_true", help="a smoke run without meaningful figures")
     return parser.parse_args()
 
 

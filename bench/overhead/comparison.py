@@ -1,4 +1,4 @@
-"""One run of the overhead benchmark: which servers are up for which measurement, and what it has found."""
+"""One run of the overhead benchmark: starts the servers for each measurement and collects the figures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PEERS = ("sglang-router", "litellm")
 CONCURRENCY = 32
 STREAMS = 1000
 PACE = 50
-"""Tokens per second of each stream."""
+"""Tokens per second and stream."""
 DENSE_PACE = 100
-"""Likewise: at PACE, no server can show more than STREAMS * PACE."""
+"""Tokens per second and stream in the dense measurement, since at PACE no server can exceed STREAMS * PACE."""
 SOAK = (20_000, 120_000)
 IDLE_TTFT = 3600.0
 MEGABYTE = 1e6
@@ -35,12 +35,12 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class OverheadEffort:
-    """How long to measure."""
+    """The extent of the measurements."""
 
     rounds: int
     requests: int
     slow_requests: int
-    """Per round, for a server that takes many times longer."""
+    """Requests per round for servers that are many times slower."""
     throughput_rounds: int
     throughput_seconds: float
     streams: int
@@ -53,7 +53,7 @@ QUICK = OverheadEffort(4, 20, 5, 1, 1.0, 100, 2.0)
 
 @dataclass
 class OverheadRun:
-    """One run of the benchmark: what it was asked for and what it has found."""
+    """One run of the benchmark, with its settings and results."""
 
     effort: OverheadEffort
     peers: list[str]
@@ -118,7 +118,7 @@ class OverheadRun:
     # streams
 
     async def measure_streams(self, pace: int, name: str) -> None:
-        """One server at a time, with none of the others running: this takes the whole machine."""
+        """Measure one server at a time, with no other running, as this takes the whole machine."""
         timing = Timing(tpot=1 / pace)
         for target_name in ("direct", "prism", *self.peers):
             async with self.serving(timing, only=target_name) as targets:
@@ -173,7 +173,7 @@ class OverheadRun:
 
     @asynccontextmanager
     async def serving(self, timing: Timing, only: str | None = None) -> AsyncIterator[list[Target]]:
-        """The plain server, Prism and the peers, or the one of them that is named, behind its upstream."""
+        """Run the plain server, Prism and the peers, or only the named one with its upstream."""
         wanted = ["direct", "prism", *self.peers] if only is None else [only]
         async with AsyncExitStack() as stack:
             targets = []
@@ -191,17 +191,17 @@ class OverheadRun:
             yield targets
 
     def lose(self, peer: str, error: StudyError) -> None:
-        """Go on without a peer. What it has not shown is missing, and nothing is proved about it."""
+        """Continue without a peer, whose remaining figures will be missing."""
         say(f"{peer} is missing, so this run proves nothing about it: {error}")
         self.peers.remove(peer)
         self.of(peer)["missing"] = str(error).splitlines()[0]
 
 
 async def same_answer(targets: Sequence[Target]) -> bytes:
-    """The answer's text as it stands in JSON, after a check that all targets give the same.
+    """Check that all targets give the same answer; returns its text as encoded in JSON.
 
     Raises:
-        StudyError: one gives another, so that its figures could not be compared.
+        StudyError: answers differ, so figures would not be comparable.
     """
     answers = {target.name: await answer_of(target) for target in targets}
     texts = {answer.text for answer in answers.values()}

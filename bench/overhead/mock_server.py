@@ -1,7 +1,6 @@
-"""A plain aiohttp server that answers what Prism's simulated worker answers, byte for byte but for id and time.
+"""A plain aiohttp server with the same answers as Prism's simulated worker, byte for byte except for id and time.
 
-It is what Prism's own cost is measured against, and what the peers are put in front of:
-`python -m bench.overhead.mock_server`.
+It is the baseline for Prism's overhead and the upstream of its peers: `python -m bench.overhead.mock_server`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class StreamOptions(Struct):
 
 
 class MockRequest(Struct):
-    """What the answer depends on. Peers add parameters of their own, which a strict parser would refuse."""
+    """The parameters that affect the answer. Others are ignored, since peers add parameters of their own."""
 
     model: str
     messages: list[MockMessage] = []
@@ -67,7 +66,7 @@ _decode = msgspec.json.Decoder(MockRequest).decode
 
 
 def make_app(models: tuple[str, ...], tpot: float) -> web.Application:
-    """The server's routes. `tpot` is in seconds per token of a stream; 0 sends all at once."""
+    """The server. `tpot` is in seconds per streamed token; 0 sends everything at once."""
     app = web.Application()
     app[TPOT] = tpot
     app[MODELS] = models
@@ -124,7 +123,7 @@ async def healthy(request: web.Request) -> web.Response:
 
 
 async def model_info(request: web.Request) -> web.Response:
-    """What sglang-router asks of a worker before it sends requests there."""
+    """What sglang-router queries from a worker before it sends requests."""
     name = request.app[MODELS][0]
     return web.json_response({"model_path": name, "served_model_name": name, "is_generation": True})
 
@@ -134,7 +133,7 @@ def arguments() -> argparse.Namespace:
         prog="bench.overhead.mock_server", description="A plain server with the answers of Prism's simulated worker."
     )
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--models", default="bench-a,bench-b", help="names, with commas between")
+    parser.add_argument("--models", default="bench-a,bench-b", help="comma-separated names")
     parser.add_argument("--tpot", type=float, default=0.0, help="seconds per streamed token")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The peers' own virtual environment: LiteLLM's proxy and sglang-router, pinned, apart from Prism's packages."""
+"""The virtual environment of the peers, LiteLLM's proxy and sglang-router, pinned and separate from Prism's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STAMP = PEERS / "installed"
 
 
 async def install() -> None:
-    """Make the environment unless it is there, with pip's own lines as progress on stderr.
+    """Create the environment unless it exists, with pip's output as progress on stderr.
 
     Raises:
-        StudyError: pip failed; the environment is incomplete and will be tried again.
+        StudyError: pip failed; the next call will try again.
     """
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     if STAMP.exists() and STAMP.read_text() == wanted:
@@ -32,7 +32,7 @@ async def install() -> None:
 
 
 def versions() -> dict[str, str]:
-    """What `REQUIREMENTS` pins, by package."""
+    """The pinned versions in `REQUIREMENTS`, by package."""
     pins = (line.partition("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line)
     return {name.partition("[")[0]: version for name, _, version in pins}
 

@@ -1,4 +1,4 @@
-"""The measurements, each against servers that run already. Durations in seconds, results in the unit of their name."""
+"""The measurements, on servers already running. Durations are in seconds, results in the unit of their name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from bench.subjects.rawclient import (
 from simulator.errors import StudyError
 
 SETTLE_REQUESTS = 2
-"""Of each round at concurrency 1: the servers asked before this one have just used the caches."""
+"""Requests to settle in at the start of each round at concurrency 1, as other servers have just used the CPU caches."""
 ENDLESS = 1_000_000
-"""Tokens; more than any stream gets to see."""
+"""Tokens, more than any stream will receive."""
 BEGIN_TIMEOUT = 60.0
 SETTLE_STREAMS = 1.0
 MEMORY_STEADY = 2**18
-"""Bytes that resident memory may still change by in a second to count as steady."""
+"""Maximum change of resident memory per second, in bytes, to count as steady."""
 
 
 # --- added latency at concurrency 1 ---------------------------------------------------------------------------
@@ -38,7 +38,7 @@ MEMORY_STEADY = 2**18
 
 @dataclass
 class Latencies:
-    """Seconds of each good answer, and the number of the others."""
+    """Seconds of each correct answer, and the number of others."""
 
     seconds: list[float] = field(default_factory=list)
     failed: int = 0
@@ -47,10 +47,11 @@ class Latencies:
 async def latency(
     targets: Sequence[Target], requests: dict[str, int], rounds: int, expected: bytes, tick: Callable[[str], None]
 ) -> dict[str, Latencies]:
-    """One request at a time, `requests[name]` to each target in turn, `rounds` times over: noise hits all alike.
+    """Send single requests, `requests[name]` to each target in turn, for `rounds` rounds, so that noise affects all
+    targets alike.
 
     Raises:
-        StudyError: a target hangs up.
+        StudyError: a target closes the connection.
     """
     found = {target.name: Latencies() for target in targets}
     callers = {target.name: Caller() for target in targets}
@@ -89,7 +90,7 @@ def _is_right(reply: RawReply, expected: bytes) -> bool:
 
 
 class ClosedLoop:
-    """Connections that send their next request as soon as they have the reply to the last one."""
+    """Connections that send the next request as soon as they have received the reply to the previous one."""
 
     def __init__(self, request: bytes, expected: bytes) -> None:
         self.done = 0
@@ -107,7 +108,7 @@ class ClosedLoop:
             connection.send(self._request)
 
     async def until(self, done: int) -> None:
-        """Wait until that many requests have been answered. Raises: StudyError when all connections are lost."""
+        """Wait until `done` requests have been answered. Raises: StudyError if all connections are lost."""
         self._stop_at = done
         self._reached.clear()
         if self.done < done and self._connections:
@@ -140,7 +141,7 @@ class ClosedLoop:
 
 @asynccontextmanager
 async def closed_loop(target: Target, concurrency: int, expected: bytes) -> AsyncIterator[ClosedLoop]:
-    """Load on `target` while the block runs. Raises: StudyError when it takes no connections."""
+    """Put load on `target` during the block. Raises: StudyError if it accepts no connections."""
     loop = ClosedLoop(small_chat(target.address), expected)
     try:
         await loop.start(target.address, concurrency)
@@ -156,11 +157,11 @@ class Throughput:
     requests_per_s: float
     failed: int
     cpu_ms_per_request: float
-    """CPU time of the target's own process and its threads, without its workers."""
+    """CPU time of the target's own process, without its workers."""
 
 
 async def throughput(target: Target, concurrency: int, seconds: float, expected: bytes) -> Throughput:
-    """Requests answered per second by a target that always has `concurrency` to answer, after a short warm-up."""
+    """Requests per second of a target with `concurrency` requests in flight, after a short warm-up."""
     async with closed_loop(target, concurrency, expected) as loop:
         await asyncio.sleep(seconds / 5)
         before, cpu_before, began = loop.done, _cpu(target), perf_counter()
@@ -179,20 +180,20 @@ def _cpu(target: Target) -> float:
 
 @dataclass(frozen=True)
 class Streaming:
-    """What `streams` streams brought in a steady window."""
+    """What `streams` streams delivered in a steady window."""
 
     offered_per_s: float
     delivered_per_s: float
     gap_s: Sequence[float]
-    """Between two reads of one stream that held events."""
+    """Seconds between reads of a stream that contained events."""
     begun: int
     failed: int
     slowest_per_s: float
-    """Events per second of the stream that had the fewest."""
+    """Events per second of the slowest stream."""
 
 
 async def streaming(target: Target, streams: int, tokens_per_s: float, window: float) -> Streaming:
-    """Open endless streams, wait until all have begun, and count for `window` seconds what arrives."""
+    """Open endless streams, wait until all have begun, and count events for `window` seconds."""
     request = chat_request(target.address, MODEL, prompt=PROMPT, max_tokens=ENDLESS, stream=True)
     count = EventCount(streams)
     async with open_streams(target, request, streams, count) as opened:
@@ -211,7 +212,7 @@ async def streaming(target: Target, streams: int, tokens_per_s: float, window: f
 async def open_streams(
     target: Target, request: bytes, number: int, count: EventCount
 ) -> AsyncIterator[list[RawEventStream]]:
-    """`number` streams that are open while the block runs. Raises: StudyError when the target takes no connections."""
+    """Keep `number` streams open during the block. Raises: StudyError if the target accepts no connections."""
     opened: list[RawEventStream] = []
 
     def new_stream() -> RawEventStream:
@@ -229,7 +230,7 @@ async def open_streams(
 
 
 async def _until_begun(count: EventCount) -> None:
-    """A target that cannot begin them all in time is measured with those that it has begun."""
+    """Wait until all streams have begun; after a timeout, the target is measured with those that have."""
     with suppress(TimeoutError):
         async with asyncio.timeout(BEGIN_TIMEOUT):
             await count.settled.wait()
@@ -239,10 +240,10 @@ async def _until_begun(count: EventCount) -> None:
 
 
 async def idle_streams(target: Target, streams: int) -> float:
-    """Bytes of resident memory that `streams` requests cost which wait for their first token.
+    """Bytes of resident memory used by `streams` requests that wait for their first token.
 
     Raises:
-        StudyError: not all of them wait.
+        StudyError: some of them failed or were answered.
     """
     request = chat_request(target.address, MODEL, prompt=PROMPT, max_tokens=8, stream=True)
     warm_up, count = EventCount(8), EventCount(streams)
@@ -268,7 +269,7 @@ async def _steady_memory(target: Target) -> float:
 async def soak(
     target: Target, concurrency: int, first: int, last: int, expected: bytes, tick: Callable[[str], None]
 ) -> float:
-    """Bytes by which resident memory grows from request number `first` to number `last`.
+    """Growth of resident memory, in bytes, from request number `first` to `last`.
 
     Raises:
         StudyError: a request failed.
@@ -285,5 +286,5 @@ async def soak(
 
 
 def resident(target: Target) -> float:
-    """Bytes of the target's own process, without its workers."""
+    """Resident memory of the target's own process in bytes, without its workers."""
     return float(psutil.Process(target.server.pid).memory_info().rss)

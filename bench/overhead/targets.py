@@ -1,4 +1,4 @@
-"""The servers under test: the plain one, Prism, and what else stands in front of models elsewhere."""
+"""The servers under test: the plain one, Prism, and peers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MODEL = "bench-a"
 OTHER_MODEL = "bench-b"
 PROMPT = "What does a gate do when the model behind it sleeps?"
 START_TIMEOUT = 120.0
-"""Seconds; LiteLLM's imports alone take ten."""
+"""Timeout in seconds; LiteLLM's imports alone take ten."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How the model behind a server behaves, in seconds."""
+    """The timing of the model behind a server, in seconds."""
 
     ttft: float = 0.0
     tpot: float = 0.0
@@ -36,7 +36,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Target:
-    """A server that answers, and the text it answers with."""
+    """A running server."""
 
     name: str
     address: Address
@@ -44,7 +44,7 @@ class Target:
 
 
 class ReferenceAnswer(msgspec.Struct, frozen=True):
-    """What two servers in front of the same model must have in common."""
+    """The parts of an answer that must be equal for all servers of the same model."""
 
     text: str
     finish_reason: str
@@ -60,7 +60,7 @@ class Launch(Protocol):
 
 @asynccontextmanager
 async def plain(timing: Timing) -> AsyncIterator[Target]:
-    """The server that answers itself."""
+    """Run the plain server."""
     address = Address("127.0.0.1", free_port())
     command = [
         sys.executable,
@@ -78,7 +78,7 @@ async def plain(timing: Timing) -> AsyncIterator[Target]:
 
 @asynccontextmanager
 async def prism(timing: Timing, folder: Path) -> AsyncIterator[Target]:
-    """Prism with one simulated worker for two models."""
+    """Run Prism with one simulated worker for two models."""
     address = Address("127.0.0.1", free_port())
     registry = folder / "prism.yaml"
     registry.write_text(yaml.safe_dump(prism_registry(timing, address, folder)))
@@ -92,7 +92,7 @@ async def prism(timing: Timing, folder: Path) -> AsyncIterator[Target]:
 
 
 def prism_registry(timing: Timing, address: Address, folder: Path) -> dict[str, object]:
-    """The registry's content, as YAML has it."""
+    """The contents of the registry file."""
     slo = {"ttft": "1h", "tpot": "1s"}
     return {
         "gateway": {"host": address.host, "port": address.port, "admin_socket": str(folder / "admin.sock")},
@@ -109,7 +109,7 @@ def prism_registry(timing: Timing, address: Address, folder: Path) -> dict[str, 
 
 @asynccontextmanager
 async def sglang_router(upstream: Address, folder: Path) -> AsyncIterator[Target]:
-    """Round robin over the one worker, which is the least work that it can do."""
+    """Run sglang-router with round robin over one worker, its cheapest mode."""
     address = Address("127.0.0.1", free_port())
     command = [PEERS_BIN / "python", "-m", "sglang_router.launch_router", "--worker-urls", upstream.url]
     command += ["--host", address.host, "--port", str(address.port), "--policy", "round_robin", "--log-level", "warn"]
@@ -121,7 +121,7 @@ async def sglang_router(upstream: Address, folder: Path) -> AsyncIterator[Target
 
 @asynccontextmanager
 async def litellm(upstream: Address, folder: Path) -> AsyncIterator[Target]:
-    """LiteLLM's proxy with one worker process and no logging."""
+    """Run LiteLLM's proxy with one worker process and no logging."""
     address = Address("127.0.0.1", free_port())
     behind = {"model": f"openai/{MODEL}", "api_base": f"{upstream.url}/v1", "api_key": "none"}
     config = folder / "litellm.yaml"
@@ -134,7 +134,7 @@ async def litellm(upstream: Address, folder: Path) -> AsyncIterator[Target]:
 
 
 async def answering(name: str, address: Address, server: Server) -> Target:
-    """The target, once it gives the answer that it should. Raises: StudyError."""
+    """The target, once it answers correctly. Raises: StudyError."""
     await server.until_ready(lambda: answers(address), START_TIMEOUT)
     return Target(name, address, server)
 
@@ -164,12 +164,12 @@ async def answers(address: Address) -> bool:
 
 
 def small_chat(address: Address) -> bytes:
-    """The request of all measurements that do not stream."""
+    """The request used in all measurements without streaming."""
     return chat_request(address, MODEL, prompt=PROMPT, max_tokens=8, stream=False)
 
 
 async def answer_of(target: Target) -> ReferenceAnswer:
-    """What the target answers to `small_chat`. Raises: StudyError."""
+    """The target's answer to `small_chat`. Raises: StudyError."""
     caller = Caller()
     await caller.connect(target.address)
     try:

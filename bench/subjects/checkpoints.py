@@ -1,4 +1,4 @@
-"""Writes a checkpoint of random weights for a config.json: the tensors that the published ones have, by their names."""
+"""Writes checkpoints of random weights for a config.json, with the same tensor names as published checkpoints."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from safetensors.torch import save_file
 from simulator.errors import StudyError
 
 SHARD = 4 * 10**9
-"""Bytes that a file of weights may have."""
+"""Maximum bytes per weight file."""
 STD = 0.05
-"""Of normal weights. In a narrow model the logits need more, or one token is said for ever."""
+"""Standard deviation of weights. Narrow models need more, or their flat logits make one token repeat forever."""
 STD_NARROW = 0.08
 NARROW = 512
-"""Hidden units."""
+"""Hidden size below which a model is narrow."""
 FP8_STD = 64.0
-"""Of fp8 values before their scale; fp8 e4m3 ends at 448."""
+"""Standard deviation of fp8 values before scaling; the largest e4m3 value is 448."""
 
 _BYTES = {"bfloat16": 2, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint. `kind` says what it is filled with: weight, norm, fp8 or scale."""
+    """A tensor of a checkpoint. `kind` says how to fill it: weight, norm, fp8 or scale."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,10 +51,10 @@ class Tensor:
 
 
 def tensors_of(config: dict[str, Any]) -> list[Tensor]:
-    """Every tensor of a checkpoint with this config.json, in the order of its layers.
+    """All tensors of a checkpoint with this config.json, in the order of layers.
 
     Raises:
-        StudyError: an architecture that is not known here.
+        StudyError: the architecture is not supported.
     """
     layers = {"llama": _dense_layer, "qwen3": _dense_layer, "qwen3_moe": _moe_layer, "deepseek_v2": _mla_layer}
     layer = layers.get(config["model_type"])
@@ -77,7 +77,7 @@ def _norms(prefix: str, size: int, *names: str) -> Iterator[Tensor]:
 
 
 def _linear(config: dict[str, Any], name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
-    """A projection; with block-wise fp8, its values and the scale of each block."""
+    """The tensors of a projection; with block-wise fp8, its values and the scales of blocks."""
     quantization = config.get("quantization_config")
     if quantization is None:
         yield Tensor(f"{name}.weight", (outputs, inputs))
@@ -143,9 +143,9 @@ def _mla_layer(config: dict[str, Any], prefix: str, index: int) -> Iterator[Tens
 
 
 def make_checkpoint(folder: Path, config: dict[str, Any], tokenizer: Any, *, seed: int) -> int:
-    """Write config.json, tokenizer and weights into `folder`, which is there once it is complete; returns bytes.
+    """Write config.json, tokenizer and weights into `folder`, which only appears when complete; returns its bytes.
 
-    Uses the GPU where there is one; the same seed gives the same weights on the same kind of device.
+    Uses a GPU if there is one; the same seed gives the same weights on the same kind of device.
 
     Raises:
         OSError: the folder cannot be written.
@@ -153,7 +153,8 @@ def make_checkpoint(folder: Path, config: dict[str, Any], tokenizer: Any, *, see
     """
     tensors = tensors_of(config)
     ends = tokenizer.convert_tokens_to_ids([tokenizer.eos_token, tokenizer.pad_token])
-    written_by = {"transformers_version": metadata.version("transformers")}  # without it, it warns of old tokenizers
+    # Without the version, transformers warns about old tokenizers.
+    written_by = {"transformers_version": metadata.version("transformers")}
     whole = {**config, **written_by, "bos_token_id": None, "eos_token_id": ends, "pad_token_id": ends[1]}
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -168,7 +169,7 @@ def make_checkpoint(folder: Path, config: dict[str, Any], tokenizer: Any, *, see
 
 
 def _save_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> None:
-    """Every id of the model's vocabulary gets a text: random weights say any of them, and an answer must be seen."""
+    """Give every id of the model's vocabulary a text, since random weights generate any of them."""
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Memory in use on a device, as its driver counts it, without a CUDA context of our own."""
+"""Measures a device's memory in use through its driver, without creating a CUDA context."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from config.gpus import bytes_by_process, nvml_handle, visible_name
 from simulator.errors import StudyError
 
 SAMPLE_EVERY = 0.001
-"""Seconds between two looks."""
+"""Seconds between samples."""
 
 
 class DeviceMemory:
-    """Of one GPU. `used` is in bytes; other processes' memory is in it."""
+    """Memory of one GPU. `used` is in bytes and includes other processes."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -30,11 +30,11 @@ class DeviceMemory:
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
     def by_process(self) -> dict[int, int]:
-        """Bytes by process id; empty where the driver does not tell."""
+        """Bytes by process id; empty if the driver does not tell."""
         return bytes_by_process(self._handle)
 
     async def until_below(self, nbytes: float, within: float) -> float | None:
-        """Seconds until less than `nbytes` are in use; None when they still are after `within` seconds."""
+        """Wait until less than `nbytes` are in use; returns the seconds, or None after `within` seconds."""
         began = time.perf_counter()
         while self.used >= nbytes:
             if time.perf_counter() - began > within:
@@ -45,7 +45,7 @@ class DeviceMemory:
 
 @contextmanager
 def device_memory(device: str) -> Iterator[DeviceMemory | None]:
-    """For `cuda:N`; None for a CPU. Raises: StudyError when the driver does not answer."""
+    """The memory of `cuda:N`; None for a CPU. Raises: StudyError if the driver does not answer."""
     if device == "cpu":
         yield None
         return

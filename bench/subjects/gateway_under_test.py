@@ -1,4 +1,4 @@
-"""A gateway of the benchmark's own: started on a registry, asked as a client and an operator would, and stopped."""
+"""Runs a gateway for a benchmark, and uses it as a client and an operator would."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LISTENING = "listening on "
 
 
 class GatewayUnderTest(Operator):
-    """`log` is the file of its output."""
+    """A running gateway; `log` is the file of its output."""
 
     def __init__(self, url: str, admin_socket: Path, client: aiohttp.ClientSession, server: Server) -> None:
         super().__init__(url, admin_socket, client)
@@ -44,12 +44,12 @@ class GatewayUnderTest(Operator):
 async def serving(
     registry: Mapping[str, Any], ready_within: float, record: Path | None = None
 ) -> AsyncIterator[GatewayUnderTest]:
-    """`prism serve` on `registry` with all its workers up; port and admin socket are set here.
+    """Run `prism serve` on `registry` and wait for all its workers; port and admin socket are set here.
 
-    `record` is where it writes down what its scheduler decides.
+    `record` is the file for recording the scheduler's decisions.
 
     Raises:
-        StudyError: it does not start, or its workers are not up after `ready_within` seconds.
+        StudyError: it does not start, or its workers are not ready within `ready_within` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="prism-bench-") as name:
         folder = Path(name)
@@ -72,7 +72,7 @@ async def _workers_up(admin_socket: Path) -> bool:
 
 
 async def _url(server: Server) -> str:
-    """Where it says that it listens, which it does when its admin socket is there already."""
+    """The URL printed by the gateway, which happens after it has created its admin socket."""
 
     async def listens() -> bool:
         return server.said(LISTENING) is not None

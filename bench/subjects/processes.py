@@ -1,4 +1,4 @@
-"""Starts a server as a process group of its own, and makes sure that nothing of it is left."""
+"""Runs a server in a process group of its own, and makes sure that nothing of it is left."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 STOP_GRACE = 15.0
 """Seconds between SIGTERM and SIGKILL."""
 LOG_TAIL = 1500
-"""Bytes of a server's output that its error quotes."""
+"""Bytes of a server's output quoted in errors."""
 STOPPED = 130
-"""Exit code of a benchmark that a signal has ended."""
+"""Exit code of a benchmark that was ended by a signal."""
 
 
 class Server:
-    """A running server. `pid` is the process that was started, the gateway itself in Prism's case."""
+    """A running server. `pid` is the process that was started; in Prism's case, the gateway."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class Server:
         self.log = log
 
     async def until_ready(self, ready: Callable[[], Awaitable[bool]], within: float) -> None:
-        """Ask `ready` again and again, for at most `within` seconds. Raises: StudyError."""
+        """Poll `ready` for at most `within` seconds. Raises: StudyError."""
         try:
             async with asyncio.timeout(within):
                 while not await ready():
@@ -45,12 +45,12 @@ class Server:
             raise StudyError(f"{self.name} does not answer after {within:.0f} s{self.last_words()}") from None
 
     def check(self) -> None:
-        """Raises: StudyError when the process has ended."""
+        """Raises: StudyError if the process has ended."""
         if self._process.returncode is not None:
             raise StudyError(f"{self.name} ended with exit code {self._process.returncode}{self.last_words()}")
 
     def said(self, beginning: str) -> str | None:
-        """The rest of the first line of its output that begins so, once there is one."""
+        """The rest of the first output line with this beginning; None if there is none yet."""
         lines = self.log.read_text(errors="replace").splitlines()
         return next((line.removeprefix(beginning) for line in lines if line.startswith(beginning)), None)
 
@@ -70,7 +70,7 @@ class Server:
             os.killpg(self.pid, number)
 
     def last_words(self) -> str:
-        """The end of its output, as an error quotes it."""
+        """The end of its output, for errors."""
         tail = self.log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
         return f"; its last output:\n{tail}" if tail else ""
 
@@ -79,10 +79,10 @@ class Server:
 async def running(
     name: str, command: Sequence[object], folder: Path, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Server]:
-    """Run `command` from the project's root while the block runs; its output goes to a file in `folder`.
+    """Run `command` in the project's root during the block; its output goes to a file in `folder`.
 
     Raises:
-        StudyError: it cannot be started.
+        StudyError: the command cannot be started.
     """
     log = folder / f"{name}.log"
     with log.open("wb") as output:
@@ -106,7 +106,7 @@ async def running(
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """A TCP port of 127.0.0.1 that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -114,7 +114,7 @@ def free_port() -> int:
 
 
 def cancel_on_signals() -> None:
-    """End by cancelling, so that every server is stopped on the way out."""
+    """Cancel the current task on SIGINT and SIGTERM, so that all servers are stopped on the way out."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -122,10 +122,10 @@ def cancel_on_signals() -> None:
 
 
 def run_to_its_end(name: str, command: Coroutine[Any, Any, int]) -> NoReturn:
-    """Exit with what the benchmark's `command` returns, or with STOPPED if `cancel_on_signals` has ended it."""
+    """Run a benchmark and exit with what `command` returns, or with STOPPED if it was ended by a signal."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(command))
     except asyncio.CancelledError:
-        print(f"{name}: stopped before its end; no figures", file=sys.stderr)
+        print(f"{name}: stopped early; no figures", file=sys.stderr)
         sys.exit(STOPPED)

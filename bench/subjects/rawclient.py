@@ -1,7 +1,7 @@
-"""An HTTP/1.1 client that costs next to nothing, so that what is measured is the server.
+"""A minimal-overhead HTTP/1.1 client, so that measurements reflect the server and not the client.
 
-Requests are bytes made once, connections are kept alive, a reply is cut out of the stream by its length alone, and
-events of a stream are counted and never looked at one by one.
+Requests are encoded once, connections are kept alive, replies are delimited by length only, and stream events are
+counted without parsing them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RawReply:
 
 
 def chat_request(address: Address, model: str, *, prompt: str, max_tokens: int, stream: bool) -> bytes:
-    """A whole POST /v1/chat/completions, ready to be sent any number of times."""
+    """A complete POST to /v1/chat/completions, which can be sent any number of times."""
     fields = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -61,10 +61,10 @@ def chat_request(address: Address, model: str, *, prompt: str, max_tokens: int, 
 
 
 def cut_reply(received: bytes) -> RawReply | None:
-    """The reply that `received` is, or None while a part of it is still to come.
+    """Parse a reply; None while it is incomplete.
 
     Raises:
-        BadReply: it is not HTTP/1.1, or has neither length nor chunks.
+        BadReply: it is not HTTP/1.1, or has neither a length nor chunks.
     """
     head_end = received.find(b"\r\n\r\n")
     if head_end < 0:
@@ -80,14 +80,14 @@ def cut_reply(received: bytes) -> RawReply | None:
 
 
 def status_of(received: bytes) -> int:
-    """The status of a reply of which at least the first line is there. Raises: BadReply."""
+    """The status of a reply of which at least the first line was received. Raises: BadReply."""
     if received[:9] != b"HTTP/1.1 " or not received[9:12].isdigit():
         raise BadReply(f"not an HTTP/1.1 reply: {received[:40]!r}")
     return int(received[9:12])
 
 
 def join_chunks(body: bytes) -> bytes:
-    """The content of a complete chunked body."""
+    """Decode a complete chunked body."""
     parts: list[bytes] = []
     while True:
         size_line, _, rest = body.partition(b"\r\n")
@@ -99,7 +99,7 @@ def join_chunks(body: bytes) -> bytes:
 
 
 class RawConnection(asyncio.Protocol):
-    """One kept-alive connection with one request on it at a time; `on_reply` gets None when the server hangs up."""
+    """A keep-alive connection for one request at a time; `on_reply` gets None when the server closes it."""
 
     def __init__(self, on_reply: Callable[[RawReply | None], None]) -> None:
         self._on_reply = on_reply
@@ -129,7 +129,7 @@ class RawConnection(asyncio.Protocol):
 
 
 class Caller:
-    """One request after the other on one connection, each awaited."""
+    """Sends requests one after the other on one connection, awaiting each reply."""
 
     def __init__(self) -> None:
         self._connection = RawConnection(self._deliver)
@@ -140,7 +140,7 @@ class Caller:
         await connect(address, lambda: self._connection)
 
     async def call(self, request: bytes) -> RawReply | None:
-        """The reply, or None when the server hung up instead."""
+        """Send a request; returns the reply, or None if the server closed the connection."""
         self._reply = asyncio.get_running_loop().create_future()
         self._connection.send(request)
         return await self._reply
@@ -155,16 +155,16 @@ class Caller:
 
 @dataclass
 class EventCount:
-    """What all streams of a measurement have received together."""
+    """Totals over all streams of a measurement."""
 
     streams: int
     events: int = 0
     begun: int = 0
     failed: int = 0
-    """Streams that were refused, or that ended although they should not have."""
+    """Number of streams that were refused or ended unexpectedly."""
     timing: bool = False
     gaps: array[float] = field(default_factory=lambda: array("d"))
-    """Seconds between two reads of one stream that held events, while `timing`."""
+    """Seconds between reads of a stream that contained events, recorded while `timing`."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once every stream has begun or failed."""
 
@@ -178,7 +178,7 @@ class EventCount:
 
 
 class RawEventStream(asyncio.Protocol):
-    """One streamed request on a connection of its own, begun at once and ended by `close`."""
+    """A streamed request on a connection of its own, sent at once and ended by `close`."""
 
     def __init__(self, request: bytes, count: EventCount) -> None:
         self._request = request
@@ -207,7 +207,7 @@ class RawEventStream(asyncio.Protocol):
         if self._split:
             data = self._split + data
             self._split = b""
-        if data[-1] != NEWLINE:  # an event's mark may have been cut in two here
+        if data[-1] != NEWLINE:  # an event may have been split here
             self._split = data[max(data.rfind(b"\n"), len(data) - len(EVENT)) + 1 :]
         return data.count(EVENT)
 
@@ -241,7 +241,7 @@ async def connect(address: Address, factory: Callable[[], P]) -> P:
 
 
 async def connect_many(address: Address, factory: Callable[[], P], number: int) -> list[P]:
-    """`number` connections, few at a time so that no server's accept queue overflows. Raises: OSError."""
+    """Open `number` connections, few at a time so that the server's accept queue does not overflow. Raises: OSError."""
     made: list[P] = []
     while len(made) < number:
         batch = min(CONNECTS_AT_A_TIME, number - len(made))

@@ -1,10 +1,9 @@
-"""Many swaps under load: `python -m bench.swaps REGISTRY`, or with `--tiny --device cpu` on shrunken models.
+"""Tests many swaps under load: `python -m bench.swaps REGISTRY`, or with `--tiny --device cpu` on shrunken models.
 
-It starts a gateway on the registry and sends chats for its models, the first of them the most popular by Zipf's law.
-Evictions happen by themselves where there are more models than workers; `--random-swaps` adds an operator who activates
-and evicts models at random meanwhile. Before, every worker has every model once, since the first time leaves code and
-buffers in its process. Then, and after the load, all workers are brought into the same state of rest, and the memory
-that is in use is compared.
+It starts a gateway on the registry and sends chats to its models, the first of which is the most popular by Zipf's law.
+With more models than workers, evictions happen by themselves; `--random-swaps` adds an operator who activates and
+evicts models at random. First, every worker serves every model once, because first uses leave code and buffers in a
+process. Before and after the load, all workers are brought into the same idle state, and memory in use is compared.
 """
 
 from __future__ import annotations
@@ -34,26 +33,30 @@ TINY_MODELS = ("llama-1b", "llama-3b", "llama-8b", "qwen3-0.6b", "qwen3-moe", "d
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="bench.swaps", description="Load on more models than there are workers, and what it leaves.")
-    parser.add_argument("registry", nargs="?", type=Path, help="as for `prism serve`; port and socket are set here")
-    parser.add_argument("--tiny", action="store_true", help="shrunken models instead of a registry")
-    parser.add_argument("--dummy", action="store_true", help="weights: dummy, nothing on disk; only with --tiny")
-    parser.add_argument("--models", default=",".join(TINY_MODELS), help="of these; only with --tiny")
+    parser.add_argument("registry", nargs="?", type=Path, help="as for `prism serve`; port and socket are overridden")
+    parser.add_argument("--tiny", action="store_true", help="use shrunken models instead of a registry")
+    parser.add_argument("--dummy", action="store_true", help="use dummy weights; only with --tiny")
+    parser.add_argument("--models", default=",".join(TINY_MODELS), help="only with --tiny")
     parser.add_argument("--engine", default="sglang", help="only with --tiny")
     parser.add_argument("--workers", type=positive_int, default=4, help="only with --tiny")
-    parser.add_argument("--device", default="cuda:0", help="whose memory is watched: cuda:N or cpu")
+    parser.add_argument("--device", default="cuda:0", help="device whose memory is monitored: cuda:N or cpu")
     parser.add_argument("--rate", type=positive_float, default=4.0, help="requests per second")
-    parser.add_argument("--duration", type=duration, default=480.0, help="such as 60s or 8m")
+    parser.add_argument("--duration", type=duration, default=480.0, help="e.g. 60s or 8m")
     parser.add_argument("--popularity", type=popularity, default=1.0, help="uniform or zipf:EXPONENT")
     parser.add_argument("--prompt-tokens", type=lengths, default="lognormal:256,2048", help=LENGTHS_HELP)
     parser.add_argument("--output-tokens", type=lengths, default="lognormal:64,256", help=LENGTHS_HELP)
-    parser.add_argument("--random-swaps", type=int, default=0, metavar="N", help="commands of an operator meanwhile")
+    parser.add_argument(
+        "--random-swaps", type=int, default=0, metavar="N", help="number of random operator commands during the load"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=new_file, help="write all figures to this file")
-    parser.add_argument("--record", type=absolute, metavar="FILE", help="the scheduler's decisions, for `prism replay`")
+    parser.add_argument(
+        "--record", type=absolute, metavar="FILE", help="record the scheduler's decisions, for `prism replay`"
+    )
     parser.set_defaults(trace=None, time_scale=1.0, burstiness=1.0, max_prompt_tokens=None, max_tokens=None)
     chosen = parser.parse_args(given)
     if (chosen.registry is None) != chosen.tiny:
-        parser.error("give a registry, or --tiny")
+        parser.error("expected a registry or --tiny")
     unknown = [name for name in chosen.models.split(",") if name not in SHAPES]
     if unknown:
         parser.error(f"--models: {', '.join(unknown)}: expected some of {', '.join(SHAPES)}")
@@ -66,7 +69,7 @@ def absolute(text: str) -> Path:
 
 @contextmanager
 def registry_of(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The registry to serve; relative paths in it begin at its file's folder. Raises: StudyError."""
+    """The registry to serve; relative paths start at its file's folder. Raises: StudyError."""
     if chosen.registry is None:
         with tempfile.TemporaryDirectory(prefix="prism-bench-models-") as made:
             yield tiny_registry(chosen, Path(made))
@@ -92,7 +95,7 @@ def tiny_registry(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 async def command(chosen: argparse.Namespace) -> int:
-    """Returns 0 if every request was answered."""
+    """Run the benchmark; returns 0 if every request was answered."""
     cancel_on_signals()
     try:
         with registry_of(chosen) as registry, device_memory(chosen.device) as memory:

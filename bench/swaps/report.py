@@ -1,4 +1,4 @@
-"""What `bench.swaps` prints and writes at its end."""
+"""The reports of `bench.swaps`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def write_report(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> str:
-    """Write the JSON file if one was asked for; returns the tables for people."""
+    """Write the JSON file if requested; returns the text tables."""
     if chosen.json is not None:
         content = {"arguments": vars(chosen), **figures}
         chosen.json.write_text(json.dumps(content, indent=2, default=str) + "\n")
@@ -22,7 +22,7 @@ def write_report(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> str:
 
 
 def waits(waited: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per model and state; seconds."""
+    """A text table with one line per model and state; times in seconds."""
     if not waited:
         return "no request waited for an activation"
     width = max(map(len, waited))

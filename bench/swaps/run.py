@@ -1,4 +1,5 @@
-"""The soak of `bench.swaps`: load, an operator at random, a watcher of states, and memory at rest before and after."""
+"""The soak test of `bench.swaps`: load, random operator commands, monitoring of states, and memory at rest before and
+after."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ from simulator.progress import say
 
 START_TIMEOUT = 600.0
 WATCH_EVERY = 0.02
-"""Seconds between two looks at where every model is."""
+"""Seconds between reads of all models' states."""
 AT_ONCE = 8
-"""Chats for each worker that a model begins with there."""
+"""Concurrent chats with which each model is warmed up on each worker."""
 KIB = 2**10
 MIB = 2**20
 WORKER_FACTS = ("worker", "pid", "state", "model", "restarts", "held_bytes", "gpu_bytes")
@@ -43,7 +44,7 @@ WORKER_FACTS = ("worker", "pid", "state", "model", "restarts", "held_bytes", "gp
 Phases = Mapping[str, float]
 """Seconds by phase."""
 Sight = tuple[float, dict[str, str]]
-"""Seconds on the performance counter, and from which state each model would have been activated then."""
+"""Time on the performance counter, and the state from which each model would have been activated then."""
 
 
 class Soak:
@@ -104,7 +105,7 @@ class Soak:
         }
 
     async def _swap_at_random(self, subject: GatewayUnderTest) -> None:
-        """An operator who evicts what is active and activates what is not, at regular moments over the whole run."""
+        """Act as an operator who evicts active models and activates others, at regular intervals over the run."""
         picking = random.Random(self._chosen.seed)
         for _ in range(self._chosen.random_swaps):
             await asyncio.sleep(self._chosen.duration / self._chosen.random_swaps)
@@ -112,7 +113,7 @@ class Soak:
             state = (await subject.models())[name].state
             try:
                 await subject.command("evict" if state is ModelState.ACTIVE else "activate", model=name)
-            except StudyError as error:  # it has changed its state meanwhile
+            except StudyError as error:  # the model's state has changed in the meantime
                 self._refused[str(error).splitlines()[0]] += 1
 
     # rest
@@ -126,7 +127,7 @@ class Soak:
             await asyncio.gather(*(subject.ask(name, writer.write(16 * 2 ** (n % 6)), 16) for n in range(at_once)))
 
     async def _at_rest(self, subject: GatewayUnderTest) -> dict[str, Any]:
-        """Park the smallest model on every worker, so that both times the same skeletons are there; then measure."""
+        """Park the smallest model on every worker, so that both measurements see the same skeletons; then measure."""
         smallest = await self._smallest(subject)
         for worker in await subject.workers():
             await subject.settled()
@@ -183,9 +184,9 @@ def teardown_figures(teardowns: Sequence[Phases]) -> dict[str, Any]:
 
 
 def sources(states: Mapping[str, ModelState], blank: int) -> dict[str, str]:
-    """For each model active, parked, disk, other or blank; or activating or another state that will not last.
+    """The state of each model: active, parked, disk, other or blank, or a temporary one such as activating.
 
-    `other` is when at most one worker is blank: the reserve, or the last one.
+    `other` means that at most one worker is blank: the reserve, or the last one.
     """
     elsewhere = {
         ModelState.ON_DISK: "disk",
@@ -196,7 +197,7 @@ def sources(states: Mapping[str, ModelState], blank: int) -> dict[str, str]:
 
 
 def waited(outcomes: Sequence[RequestOutcome], began: float, sights: Sequence[Sight]) -> dict[str, dict[str, Any]]:
-    """Seconds to the first token of requests whose model was not active when they were sent, by model and state."""
+    """TTFT in seconds of requests whose model was not active when they were sent, by model and state."""
     seconds: dict[str, dict[str, list[float]]] = {}
     for outcome in outcomes:
         seen = bisect_right(sights, began + outcome.sent, key=lambda sight: sight[0])
@@ -223,7 +224,7 @@ async def _counters(subject: GatewayUnderTest) -> Counter[str]:
 
 
 def host_bytes(gateway: int, workers: Sequence[WorkerStatus]) -> dict[str, int]:
-    """Bytes of the gateway and its children, by what they are; weights and other shared memory are not in it."""
+    """Bytes of the gateway and its children by role, without weights and other shared memory."""
     fronts = {pid_of(worker): worker.worker for worker in workers}
     found: Counter[str] = Counter()
     for process in [psutil.Process(gateway), *psutil.Process(gateway).children(recursive=True)]:
@@ -244,10 +245,10 @@ def _role(process: psutil.Process, gateway: int, fronts: Mapping[int, int]) -> s
 
 
 def _own_bytes(process: psutil.Process) -> int:
-    """Its anonymous memory; of pages that it shares with others since a fork, its part."""
+    """The process's anonymous memory, counting its share of pages shared since a fork."""
     try:
         rollup = Path("/proc", str(process.pid), "smaps_rollup").read_text()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0
     values = dict(line.split(":", 1) for line in rollup.splitlines() if line.startswith("Pss_Anon:"))
     return KIB * int(values.get("Pss_Anon", "0 kB").split()[0])

@@ -245,7 +245,7 @@ def test_the_page_has_a_row_for_each_figure() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], "--out FILE.json is needed"),
+        ([], "--out FILE.json is required"),
         (["--out", "x.md"], "ends in .json"),
         (["--models", "llama-8b", "--out", "x.json"], "two different models"),
         (["--models", "llama-8b,gpt", "--out", "x.json"], "gpt is not one of"),

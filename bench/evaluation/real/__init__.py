@@ -1,1 +1,1 @@
-"""The policies on the machine's own GPUs, one after another in one gateway, with what the simulator says beside it."""
+"""Runs the policies on the machine's GPUs, one after another in one gateway, and compares with the simulator."""

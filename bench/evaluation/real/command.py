@@ -1,4 +1,4 @@
-"""`python -m bench.evaluation --real`: from its command line to its files."""
+"""The command `python -m bench.evaluation --real`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from simulator.errors import StudyError
 
 
 async def compare(chosen: argparse.Namespace, command: list[str]) -> int:
-    """Returns the exit status: 1 if a run or a gateway failed."""
+    """Run the comparison; returns the exit status, 1 if a run or a gateway failed."""
     cancel_on_signals()
     try:
         with _folder(chosen) as folder:

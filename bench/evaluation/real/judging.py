@@ -1,4 +1,4 @@
-"""What became of a run's requests, measured and simulated ones alike: shares within the objectives, and medians."""
+"""Judges a run's requests, measured or simulated: shares within the objectives, and medians."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from simulator.percentiles import percentile
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Seconds; None where it failed, in which case it has missed both objectives."""
+    """A request's times in seconds; None if it failed, in which case it misses both objectives."""
 
     model: str
     ttft: float | None
     tpot: float | None
-    """0 of an answer of one token."""
+    """0 for an answer of one token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Of requests that met an objective, 0 to 1; None without requests."""
+    """Shares of requests that met an objective, 0 to 1; None without requests."""
 
     ttft: float | None
     tpot: float | None
@@ -32,7 +32,7 @@ class Shares:
 
 
 def measured(outcomes: Iterable[RequestOutcome], after: float) -> list[Ended]:
-    """Those that arrived no earlier than `after` seconds."""
+    """The measured requests that arrived no earlier than `after` seconds."""
     return [
         Ended(it.arrival.model, it.ttft, it.tpot or 0.0) if it.completed else Ended(it.arrival.model, None, None)
         for it in outcomes
@@ -59,7 +59,7 @@ def shares(ended: Sequence[Ended], slos: Mapping[str, Slo]) -> Shares:
 
 
 def by_model(real: Sequence[Ended], virtual: Sequence[Ended], slos: Mapping[str, Slo]) -> dict[str, dict[str, Any]]:
-    """Of every model: requests, shares, and medians in seconds; what was simulated by names that say so."""
+    """Requests, shares, and medians in seconds of every model; simulated figures have names that say so."""
     found = {}
     for name in slos:
         ours, theirs = ([it for it in ended if it.model == name] for ended in (real, virtual))

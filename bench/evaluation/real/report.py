@@ -1,4 +1,4 @@
-"""The page of a comparison: measured beside simulated, for every run, and how far apart they are."""
+"""Writes the report of a comparison: measured and simulated figures of every run, and their differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.machine import in_words
 
 Row = dict[str, Any]
 SETTING = ("device_memory_gib", "mps", "trace", "rate_scale")
-"""What rows of one table line share, beside the policy."""
+"""The settings shared by the rows of one table line, besides the policy."""
 
 
 def write_page(results: Results) -> None:

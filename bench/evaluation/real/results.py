@@ -1,4 +1,4 @@
-"""The results of a comparison on disk: written anew after every run, so that one cut short loses nothing."""
+"""The results of a comparison on disk, rewritten after every run so that an interrupted comparison loses nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from simulator.errors import StudyError
 
 MEASURED, PREDICTED = "real", "real_predicted"
-"""Names of files: of what was measured, and of what was simulated beforehand."""
+"""File names of measured results and of predictions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What tells one run from another."""
+    """The settings that identify a run."""
 
     gpus: int
     models: int
@@ -34,9 +34,9 @@ class Key:
 
 
 class Results:
-    """`rows` has the figures that are compared, `runs` in the same order what else there is to say of each run.
+    """`rows` has the compared figures and `runs`, in the same order, further facts about each run.
 
-    With `resume`, those of a file that is there are kept. Raises: StudyError.
+    With `resume`, the contents of an existing file are kept. Raises: StudyError.
     """
 
     def __init__(self, folder: Path, name: str, about: dict[str, Any], *, resume: bool) -> None:
@@ -57,7 +57,7 @@ class Results:
         return any(all(row[name] == value for name, value in wanted.items()) for row in self.rows)
 
     def add(self, key: Key, figures: dict[str, Any], run: dict[str, Any]) -> None:
-        """`figures` are the row's, beside its key."""
+        """Add a run: `figures` for its row, in addition to its key."""
         self.rows.append({**asdict(key), **figures})
         self.runs.append({**asdict(key), **run})
         self.write()

@@ -1,4 +1,4 @@
-"""All runs of a comparison, in an order that starts a gateway as seldom as can be."""
+"""Executes all runs of a comparison, in an order that starts as few gateways as possible."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from simulator.progress import say
 from simulator.traces.trace import Trace
 
 RATE = 3.0
-"""Requests a second for each GPU, of traces that are drawn."""
+"""Requests per second and GPU, for generated traces."""
 OVERHEAD = 20.0
-"""Seconds that a run is taken to last longer than its trace, until one has shown it."""
+"""Estimated seconds by which a run outlasts its trace, until one has been measured."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class GatewaySetup:
-    """What needs a gateway of its own."""
+    """Settings that require a gateway of their own."""
 
     mps: bool
     memory: int | None
@@ -48,7 +48,7 @@ class GatewaySetup:
 
 class PolicyComparison:
     def __init__(self, chosen: argparse.Namespace, command: list[str], folder: Path) -> None:
-        """Models are made in `folder`. Raises: StudyError, ConfigError."""
+        """Prepare the comparison; models are created in `folder`. Raises: StudyError, ConfigError."""
         self._chosen = chosen
         self._ends = None if chosen.budget is None else time.monotonic() + chosen.budget
         self._overhead = 0.0
@@ -103,7 +103,7 @@ class PolicyComparison:
     # runs
 
     def keys(self, gateway: GatewaySetup) -> Iterator[Key]:
-        """Those that are missing. Repetitions are far apart, and policies beside each other."""
+        """Yields the keys of missing runs. Repetitions are far apart in time, policies close together."""
         chosen = self._chosen
         memory = None if gateway.memory is None else gateway.memory / GIB
         for repeat, name, rate, policy in product(
@@ -114,7 +114,7 @@ class PolicyComparison:
                 yield key
 
     async def run(self) -> None:
-        """Until all is done, or the time is up."""
+        """Run until everything is done or the time budget is used up."""
         for mps, memory in product(self._chosen.mps, self._memories):
             gateway = GatewaySetup(mps, memory)
             left = list(self.keys(gateway))
@@ -126,7 +126,7 @@ class PolicyComparison:
         self._write()
 
     async def _serve(self, gateway: GatewaySetup, left: list[Key]) -> None:
-        """Those of `left` for which there is time, in one gateway, up to one that fails; they leave the list."""
+        """Execute runs of `left` in one gateway while there is time, until one fails, removing them from the list."""
         content = variant(self._content, POLICY, mps=gateway.mps, memory=gateway.memory)
         began, name = time.monotonic(), self._file_name(f"gateway-{time.time():.0f}")
         try:
@@ -141,7 +141,7 @@ class PolicyComparison:
         except StudyError as error:
             self._fault(f"{error}")
             if time.monotonic() - began < self._startup or not self._startup:
-                left.clear()  # it does not even start
+                left.clear()  # the gateway does not start, so none of them can run
 
     async def _measure(self, serving: Session, gateway: GatewaySetup, key: Key) -> None:
         began = time.monotonic()
@@ -157,7 +157,7 @@ class PolicyComparison:
         self._note(gateway, key, self._traces[key.trace].scaled(key.rate_scale, self._chosen.seed).stored(), None)
 
     def _note(self, gateway: GatewaySetup, key: Key, trace: Trace, found: MeasuredRun | None) -> None:
-        """A row, with nothing in the place of what was not measured, and the page."""
+        """Add a row, with None for figures that were not measured, and rewrite the report."""
         registry, after = self._registry(gateway, key), self._chosen.warm_up
         slos = {model.name: model.slo for model in registry.models}
         real = [] if found is None else measured(found.outcomes, after)
@@ -193,7 +193,7 @@ class PolicyComparison:
         write_page(self.results)
 
     def _time_for(self, before: float) -> bool:
-        """Whether a run would end in time that begins in `before` seconds."""
+        """Whether a run that begins in `before` seconds would end within the time budget."""
         if self._ends is None:
             return True
         needed: float = before + self._chosen.warm_up + self._chosen.duration + (self._overhead or OVERHEAD)

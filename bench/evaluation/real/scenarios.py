@@ -1,6 +1,6 @@
-"""What is served: the registry of each run, as `prism serve` reads it and as the simulator does.
+"""The registry of each run, used by both `prism serve` and the simulator.
 
-Unless one is given: llamas of three sizes, with objectives of a few times what each needs alone on an H200.
+The default one has Llamas of three sizes, with objectives of a few times what each needs alone on an H200.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from config.registry import PoolConfig, Registry
 from simulator.errors import StudyError, UsageError
 
 SHAPES = ("llama-1b", "llama-8b", "llama-3b", "llama-1b", "llama-3b", "llama-8b", "llama-1b", "llama-3b")
-"""The most asked for first; on one GPU, the first `ON_ONE_GPU` of them."""
+"""Most requested model first; on one GPU, only the first `ON_ONE_GPU` are used."""
 ON_ONE_GPU = 5
 OBJECTIVES: Mapping[str, Mapping[str, str]] = {
     "llama-1b": {"ttft": "300ms", "tpot": "5.2ms"},
@@ -32,9 +32,9 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = {
 }
 ON_CPU: Mapping[str, str] = {"ttft": "3s", "tpot": "200ms"}
 WORKERS = 9
-"""On each GPU: one more than there are models, so that `space` can have all of them on each."""
+"""Workers per GPU: one more than there are models, so that `space` can have all of them on each GPU."""
 MEMORY = 73 * 2**30
-"""Bytes of each GPU."""
+"""Bytes of each GPU for Prism."""
 HOST_MEMORY = "80GiB"
 
 
@@ -44,7 +44,7 @@ def can_share_by_mps() -> bool:
 
 
 def number_of_gpus() -> int:
-    """Raises: StudyError without a driver."""
+    """Number of GPUs of this machine. Raises: StudyError without a driver."""
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())
@@ -53,7 +53,7 @@ def number_of_gpus() -> int:
 
 
 def own_registry(folder: Path, gpus: int, *, tiny: bool) -> dict[str, Any]:
-    """Of models that are made in `folder`, unless they are there. Raises: StudyError."""
+    """The default registry; missing models are created in `folder`. Raises: StudyError."""
     shapes = SHAPES if gpus > 1 else SHAPES[:ON_ONE_GPU]
     _make(folder, sorted({*shapes}), tiny=tiny)
     pool = {"engine": "sglang", "devices": [f"cuda:{gpu}" for gpu in range(gpus)], "max_running": 64}
@@ -66,7 +66,7 @@ def own_registry(folder: Path, gpus: int, *, tiny: bool) -> dict[str, Any]:
 
 
 def read_content(file: Path) -> dict[str, Any]:
-    """A registry as it stands in its file, with absolute paths. Raises: StudyError."""
+    """The contents of a registry file, with absolute paths. Raises: StudyError."""
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -80,7 +80,7 @@ def read_content(file: Path) -> dict[str, Any]:
 
 
 def variant(content: Mapping[str, Any], policy: str, *, mps: bool, memory: int | None) -> dict[str, Any]:
-    """The registry of one run. `memory` is in bytes of each device; None leaves it as it is."""
+    """The registry of one run. `memory` is in bytes per device; None leaves it unchanged."""
     made = deepcopy(dict(content))
     pool = made.setdefault("pool", {})
     made.setdefault("scheduler", {})["policy"] = policy
@@ -113,8 +113,8 @@ def _entry(folder: Path, number: int, tiny: bool) -> dict[str, Any]:
 
 
 def _make(folder: Path, shapes: Sequence[str], *, tiny: bool) -> None:
-    """In a process of its own, which leaves no CUDA context. Raises: StudyError."""
+    """Create models in a process of its own, so that no CUDA context remains. Raises: StudyError."""
     options = ["--no-weights", *(["--tiny"] if tiny else [])]
     command = [sys.executable, "-m", "bench.shapes", "--out", str(folder.absolute()), *shapes, *options]
     if run(command, cwd=PROJECT, check=False).returncode:
-        raise StudyError("the models could not be made")
+        raise StudyError("the models could not be created")

@@ -1,4 +1,4 @@
-"""One gateway over many runs: its weights are loaded and its processes warm once, its policy changes."""
+"""One gateway for many runs: weights are loaded and processes warmed up once, and the policy changes between runs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from simulator.progress import say
 
 START_TIMEOUT = 600.0
 ANSWER_WITHIN = 120.0
-"""Seconds after which a request has failed."""
+"""Seconds after which a request counts as failed."""
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
     outcomes: list[RequestOutcome]
     figures: dict[str, Any]
-    """As `bench.load` has them."""
+    """Figures in the format of `bench.load`."""
     began: float
-    """Seconds from the order to change the policy until the trace began."""
+    """Seconds from changing the policy until the trace began."""
     took: float
     replaced: int
-    """Workers whose process was another one after the run."""
+    """Number of workers whose process was replaced during the run."""
 
 
 class Session:
@@ -46,7 +46,7 @@ class Session:
         self._warming = warming
 
     async def run(self, policy: str, plan: Sequence[Arrival], slos: Mapping[str, ClientSlo]) -> MeasuredRun:
-        """Under a scheduler of its own, with all workers blank at first. Raises: StudyError."""
+        """Execute a run with a new scheduler and all workers blank at first. Raises: StudyError."""
         bodies = bodies_of(plan, self._met)
         ordered = time.perf_counter()
         await self._warm()
@@ -64,7 +64,7 @@ class Session:
         )
 
     async def _warm(self) -> None:
-        """Those processes that are new since they were."""
+        """Warm up processes that were replaced since the last warm-up."""
         if self._warming.lacks(await self._subject.workers()):
             await self._subject.command("policy", policy=POLICY)
             await self._warming.everywhere()
@@ -74,10 +74,11 @@ class Session:
 async def session(
     content: Mapping[str, Any], registry: Registry, seed: int, details: Path | None, name: str
 ) -> AsyncIterator[Session]:
-    """A gateway on `content`, whose policy is to be `POLICY`, with all warm. Its log and recordings go to `details`.
+    """Run a warmed-up gateway on the registry `content`, whose policy must be `POLICY`; its log and recordings go to
+    `details`.
 
     Raises:
-        StudyError: it does not start, or a model does not answer.
+        StudyError: the gateway does not start, or a model does not answer.
     """
     record = None if details is None else (details / f"{name}.jsonl").absolute()
     async with serving(content, START_TIMEOUT, record) as subject:

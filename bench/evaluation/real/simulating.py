@@ -1,4 +1,4 @@
-"""What the simulator says of a run: the same registry, trace, capacity and objectives, in virtual time."""
+"""Simulates a run with the same registry, trace, capacity and objectives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from simulator.traces.trace import Trace
 
 
 def simulate(registry: Registry, trace: Trace, calibration: Calibration, *, mps: bool, after: float) -> list[Ended]:
-    """Of the requests that arrive no earlier than `after` seconds. Takes a second for some hundred.
+    """Simulate the run; returns the requests that arrive no earlier than `after` seconds. Takes about a second per
+    several hundred requests.
 
     Raises:
         StudyError: a model's shape cannot be simulated.

@@ -1,4 +1,4 @@
-"""The traces of a comparison: what is sent to the gateway, and what the simulator is given, is the very same."""
+"""The traces of a comparison, used identically for gateway and simulator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from simulator.traces.synthetic_text import parse_synthetic
 from simulator.traces.trace import Trace, TraceRequest, map_models
 
 SHORTEST = 24
-"""Tokens of a prompt; shorter ones are made as long, since a chat's template takes as much."""
+"""Minimum tokens of a prompt, as the chat template alone takes that many."""
 NAMED = re.compile(r"zipf-(\d+)")
 
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """`seconds` of each run, after `time_scale` has stretched or compressed the trace. `rate` is of zipf-SEED."""
+    """`seconds` is the length of a run after scaling the trace by `time_scale`; `rate` applies to zipf-SEED."""
 
     models: Sequence[str]
     rate: float
@@ -42,7 +42,7 @@ def open_trace(text: str, wanted: TraceSettings) -> Trace:
 
 
 def name_of(text: str, time_scale: float) -> str:
-    """As results call it."""
+    """The trace's name in results."""
     name = text if text.partition(":")[1] else Path(text).name
     return name if time_scale == 1 else f"{name} in {time_scale:g}x the time"
 

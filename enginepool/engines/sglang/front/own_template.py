@@ -13,7 +13,7 @@ OWN_TEMPLATE = b'"chat_template"'
 REFUSAL = "chat_template: chat templates sent by clients are not allowed here; the model's own is used."
 
 
-class _Body(msgspec.Struct):
+class _TemplateFields(msgspec.Struct):
     chat_template: Any = None
     chat_template_kwargs: Any = None
 
@@ -25,7 +25,7 @@ def refuse_own_template(body: bytes) -> None:
         RequestError: 400, the body has a chat template.
     """
     try:
-        sent = msgspec.json.decode(body, type=_Body)
+        sent = msgspec.json.decode(body, type=_TemplateFields)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return
     more = sent.chat_template_kwargs if isinstance(sent.chat_template_kwargs, dict) else {}
