@@ -2,7 +2,7 @@
 
 A device prefills for all of its models. How far ahead it is booked is known from what was sent and what a prefill
 costs; more is sent only while that is less than `ahead` seconds, so that an engine's own queue stays short and the
-order that is decided here is the one that happens. Who goes next says Moore-Hodgson (`moore_hodgson`): the earliest
+order that is decided here is the one that happens. Moore-Hodgson decides who goes next (`moore_hodgson`): the earliest
 deadline among those that can still be met; what cannot be goes behind them, and first of all once it has waited for
 `PATIENCE` beyond. A worker takes requests as long as their KV cache, as expected, fits under its limit. A model on
 several devices queues on its leader's and is booked on all of them.
@@ -92,6 +92,7 @@ class Admission(ByDeadline):
             return
         for booking in self._booked_with(self._state.workers[request.worker]):
             booking.under_way -= 1
+            # Estimates add up to errors. Where nothing is being prefilled, the device is free whatever was booked.
             if booking.under_way == 0:
                 booking.free_at = min(booking.free_at, now)
 
@@ -100,6 +101,7 @@ class Admission(ByDeadline):
         full = booking.full.get(worker.model or "")
         if full is None:
             return
+        # One place is free, and each that returns costs an insertion: a few are enough to fill it and what follows.
         for _ in range(min(RETURNING, len(full))):
             self._enqueue(booking, self._state.requests[full.pop()], worker)
         if not full:
@@ -116,6 +118,8 @@ class Admission(ByDeadline):
 
     def _next_on(self, device: Device, now: float) -> tuple[Request, Worker] | None:
         booking = self._bookings[device.name]
+        # A model whose workers are full would block the queue as long as it has the earliest deadline, and its requests
+        # would count in the plan as if they could run: they leave it until one of its workers has room.
         while len(booking.queue) and booking.free_at - now < self._ahead:
             number = booking.queue.first(max(now, booking.free_at))
             assert number is not None

@@ -107,6 +107,8 @@ class AdmissionQueue:
         insort(self._levels.setdefault(entry.level, []), entry)
         heapq.heappush(self._closing, (entry.deadline - entry.cost, request))
         self._added += entry.cost
+        # Started by then, all still fit: those behind the new one are later by its cost, and those before it are done
+        # by their own deadlines, which are earlier than its. A lower bound: with nobody behind it, nobody is later.
         self._all_fit_until = min(self._all_fit_until, entry.deadline) - entry.cost
 
     def remove(self, request: int) -> None:
@@ -142,6 +144,8 @@ class AdmissionQueue:
                 insort(self._late, entry)
 
     def _leave_open(self, entry: _Entry) -> None:
+        # Only the first one is known to have delayed all the others. One from the middle gives time to those behind it
+        # alone, so the bound stays; `_all_fit` computes it again once enough has been removed for that to matter.
         if self._open[0] == entry:
             self._all_fit_until += entry.cost
         _discard(self._open, entry)
@@ -155,6 +159,9 @@ class AdmissionQueue:
     def _first_open(self, now: float) -> int:
         if self._all_fit(now):
             return self._open[0].request
+        # The first entry that fits before all later ones of a better rank is in the plan. One that does not is dropped
+        # for them, so the search goes on. But where the later ones of more important levels do not even fit without
+        # it, they drop some of their own, and only a whole plan tells which.
         for position, entry in enumerate(self._open):
             if self._fits(self._fit, position, entry.rank, entry.cost, now):
                 return entry.request
@@ -181,6 +188,8 @@ class AdmissionQueue:
             return True
         if bounds is not None and bounds.high + self._removed < now:
             return False
+        # Where it does not fit, an upper bound of the latest start is answer enough. It is sought some way beyond what
+        # is needed now, so that it is still an answer after some of the others are gone.
         needed = now - LOOK_BEYOND * entry.cost
         latest = _latest_start(self._open[position + 1 :], rank, spent, entry.deadline - spent, needed)
         low = latest + self._added if latest >= now else -math.inf
@@ -292,6 +301,8 @@ def _with_level(level: Sequence[_Entry], above: Sequence[_Entry], start: float) 
         spent += entry[2]
         if entry[4] >= droppable:
             heapq.heappush(longest, (-entry[2], -position))
+        # Of what is kept so far, dropping the longest gives back most time. `above` has no entry in this heap: it is
+        # never dropped, and fits by itself, so that dropping from this level always suffices.
         while spent > entry[0] and longest:
             shorter, drop = heapq.heappop(longest)
             spent += shorter

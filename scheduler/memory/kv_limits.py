@@ -23,7 +23,7 @@ LEAST_SHARE = 0.1
 """Limits that would move by less stay: a change costs the engine prefix cache, or a step's time."""
 
 ENOUGH = 0.75
-"""Share of a limit up to which what is needed leaves it as it is."""
+"""A limit stays unchanged while what is needed is at most this share of it."""
 IDLE_USE = 64 * 2**20
 """Bytes that a worker is taken to use at least, so that one that begins has room to."""
 
@@ -89,6 +89,8 @@ class KvLimits:
         accounts = [self._state.account(worker) for worker in serving]
         wanted = budget.claimed(self._state, device) - device.ledger.free - sum(a.kv - a.limit for a in accounts)
         limits = {worker.number: device.ledger[worker.number].limit for worker in serving}
+        # Cache that is not mapped is had for nothing; the rest costs prefixes that would have saved a prefill. So what
+        # all neighbours leave unused goes first, and only then what they use, down to the minimum.
         by_unused = sorted(serving, key=lambda worker: worker.kv_mapped - limits[worker.number])
         for floors in ({w.number: w.kv_mapped for w in serving}, {}):
             for worker in by_unused:
@@ -109,6 +111,7 @@ class KvLimits:
             limit, share = ledger[worker.number].limit, shares[worker.number]
             if share < limit and (ledger.free < 0 or (_matters(limit, share) and now >= worker.keeps_kv_until)):
                 yield self._tell(worker, share)
+        # What is lowered counts as taken until its worker confirms: only what is free now can be given to others.
         for worker in serving:
             account = ledger[worker.number]
             reach = min(shares[worker.number], account.kv + max(0, ledger.free))

@@ -1,4 +1,4 @@
-"""Free workers from the cheapest on, without asking of each what it costs.
+"""Yields free workers in cost order, computing exact costs only for those that could still win.
 
 What a worker costs a model can take long to find out. A bound that is the same for all models is known of each; so they
 are looked at in its order, and as soon as the bound exceeds the least cost found, that one is the cheapest. In a very
@@ -122,6 +122,7 @@ def _by_cost(bounded: Iterable[tuple[Cost, Worker]], prices: Prices) -> Iterator
     """In the order of their cost. They come with bounds of it, in ascending order."""
     seen: list[tuple[Cost, int, bool, Worker]] = []
     for bound, worker in bounded:
+        # Bounds only rise from here: whatever is cheaper than this one is cheaper than all that follow.
         while seen and seen[0][0] < bound:
             yield from _next(seen, prices)
         heapq.heappush(seen, (prices.narrowed(bound, worker), worker.number, False, worker))

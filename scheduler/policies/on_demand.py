@@ -109,7 +109,7 @@ class OnDemand:
         return True
 
     def place(self, state: State, worker: Worker, model: Model, now: float) -> tuple[float, ...]:
-        """Of the free workers whose device has the memory, the one of the least is taken."""
+        """Cost of placing `model` on `worker`; of the free workers whose device has room, the cheapest wins."""
         return ()
 
     def place_at_least(self, state: State, worker: Worker, now: float) -> Place:
@@ -125,11 +125,11 @@ class OnDemand:
         return bound
 
     def value(self, state: State, worker: Worker, now: float) -> float:
-        """Of what an idle worker serves: the least valuable is evicted first."""
+        """How valuable what an idle worker serves is: the least valuable is evicted first."""
         return worker.last_used
 
     def turn(self, state: State, model: Model) -> tuple[float, int]:
-        """Of those who wait for a worker, who has the least is seen to first."""
+        """The order of those who wait for a worker: the least is seen to first."""
         return first_come(model)
 
     def rests(self, state: State, worker: Worker, now: float) -> bool:
@@ -195,7 +195,7 @@ class OnDemand:
                 if is_staged(state, model):
                     awaited.update(worker.device for worker in found if worker.phase in FREE)
                 continue
-            # Whoever comes after must not map the memory that is being freed for this one.
+            # A worker is there, so it is host memory that lacks. Whoever comes after must not map what is being freed.
             memory_short = memory_short or can_begin
             yield from self._make_way(state, model, now, leaving, for_memory=can_begin)
         for worker in leaving.unclaimed(state):
@@ -247,10 +247,14 @@ class OnDemand:
         def cost_of_all(group: Sequence[Worker]) -> tuple[bool, Cost]:
             return (group[0].reserved_for is None, max(cost(worker) for worker in group))
 
+        # A wish without a request is the operator's: it is fulfilled on the worker that was named, or not at all. Nor
+        # does what the policy allows matter then.
         reserved_only = _waits_for_reserved(state, model)
         possible = _Possible(self, state, model, awaited, is_named=first is not None or reserved_only)
         prices = Prices(self.comes_for(state, model, now), cost, narrowed)
         free = self._free_workers(state, now).cheapest_first(model, lambda worker: worker.device in possible, prices)
+        # A parked group serves again as a whole or not at all, so its workers are no candidates one by one. It competes
+        # as one alternative, priced by its dearest worker, with the best loose worker of each device.
         groups = []
         if first is None or not first.grouped:
             groups.append(spread(free if first is None else chain([first], free), model.tensor_parallel))
@@ -305,6 +309,9 @@ class OnDemand:
         if model.name in state.wanting and (own := leaving.claim_own(model)):
             yield Resume(own.number, "nobody else needs its workers any more")
             return
+        # Each round has one replica leave, the cheapest kind first, which may free several devices at once. What was
+        # found or is about to be free stays in `gathered`, so that nobody who comes later in this plan takes it: else
+        # two models on several devices could each hold what the other one waits for.
         lacking, missing = self._lacks(state, model, found, leaving)
         reason = f"{model.name} needs {model.tensor_parallel} workers"
         while missing > 0:
@@ -497,7 +504,7 @@ def _devices_for(state: State, model: Model, *, but: Collection[str]) -> set[str
 
 
 def _comes_soon(worker: Worker, now: float) -> bool:
-    """Of one whose phase is among those that end so."""
+    """Whether a worker in one of the SOON_FREE phases will be free shortly."""
     if worker.reserved_for is not None:
         return False
     return worker.phase is not Phase.STARTING or now - worker.since < STARTING_PATIENCE

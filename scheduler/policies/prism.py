@@ -41,7 +41,7 @@ from scheduler.state.phases import FREE, Phase
 from scheduler.state.state import State
 
 PERIOD = 0.5
-"""Seconds between two looks at what idle memory is good for."""
+"""Seconds between two checks of what idle memory is good for."""
 HORIZON = 40.0
 """Seconds for which demand is taken to stay as it is."""
 SHORT = 0.8
@@ -51,13 +51,13 @@ ROOMY = 0.4
 FIRST_LEAVES, COPY_LEAVES = 0.1, 0.15
 """Shares of a device's memory that are left for KV cache when a model is activated ahead of its demand."""
 CHOICE = 8
-"""Of so many models that fit on a device, it gets a copy of the one that its own are beside least elsewhere."""
+"""Candidates considered per device; the one that shares the fewest other devices with this device's models wins."""
 BEGIN = 0.5
 """Requests that are expected to miss because a worker that was idle is busy: whoever comes next finds it so."""
 LEAST_GAIN = 12.0
 """Requests that an exchange must save within the horizon; and times what it loses."""
 AGAIN = 2.0
-"""Times that, where all workers beside the reserve are parked: much has moved lately."""
+"""Multiplier of LEAST_GAIN where every worker beyond the reserve is parked: a sign of recent churn."""
 COOLDOWN = 5.0
 """Seconds between two exchanges on a device, or for a model: what one has brought is to be seen first."""
 RESIDENCE = 20.0
@@ -81,7 +81,7 @@ class Prism(OnDemand):
         self._moves = Moves()
         self._looked_at = float("-inf")
         self._filling = True
-        """Something was activated at the last look: there may be more to do as soon as it is there."""
+        """Something was activated at the last check: there may be more to do as soon as it is there."""
         self._staged = 0
         """Models that were in host memory then."""
         self._nothing_fitted: dict[str, tuple[int, ...]] = {}
@@ -229,6 +229,8 @@ class Prism(OnDemand):
         use = kv_use(state, device)
         if use > ROOMY:
             return None
+        # Most checks find the device as full as last time. What could change the answer is compared first; of KV use, a
+        # tenth is precise enough, since it only decides how much is left free.
         here = {worker.model for worker in mapped_on(state, device)}
         absent = len(models) - sum(_may_come(state.models[name], now) for name in here if name)
         free = sum(worker.replica.phase in FREE for worker in state.on(device))
@@ -240,6 +242,8 @@ class Prism(OnDemand):
         room = budget.room(state, device) - device.kv_minimum if device.accounted else float("inf")
         found: list[tuple[Model, list[Worker]]] = []
         for model in models:
+            # The ranking is by number of workers: a candidate with more of them than the first is less needed, however
+            # well it would fit in.
             if found and (len(found) == CHOICE or len(model.workers) > len(found[0][0].workers)):
                 break
             if model.name in here:

@@ -65,7 +65,8 @@ def _unstageable(state: State, model: Model, turn: Turn) -> list[Model]:
     def rank(wanting: Model) -> tuple[bool, tuple[float, int]]:
         return (wanting.name not in reserved, turn(wanting))
 
-    mapped = {worker.replica.model for worker in state.workers if worker.replica.phase in MAPPED} | state.isolated_models()
+    mapped = {worker.replica.model for worker in state.workers if worker.replica.phase in MAPPED}
+    mapped |= state.isolated_models()
     candidates = [
         other
         for other in state.models.values()

@@ -238,6 +238,23 @@ def test_a_busy_one_is_drained_for_it_and_serves_on_when_nobody_asks_any_more() 
     assert made.on(asked) is not None
 
 
+def test_its_workers_are_one_replica_until_they_are_blank_again() -> None:
+    made = bench(big(), idle_timeout=10.0)
+    alone = [worker.replica for worker in made.scheduler.state.workers]
+    assert [replica.workers for replica in alone] == [(worker,) for worker in made.scheduler.state.workers]
+
+    made.finish(made.serve("big"))
+    leader, follower = made.scheduler.state.workers
+    assert leader.replica is follower.replica
+    assert leader.replica.workers == (leader, follower)
+    assert (leader.leads, follower.leads) == (True, False)
+
+    made.die(follower.number)
+    made.settle()
+    assert leader.replica is not follower.replica
+    assert made.phases() == ["blank", "starting"], "the one that is left is replaced, too, and ready again"
+
+
 # --- parking and blanking -----------------------------------------------------------------------------------------
 
 
