@@ -424,7 +424,7 @@ class OnDemand:
 
     def park_idle(self, state: State, now: float) -> Iterator[Decision]:
         """Give back the memory of models that nobody has asked for in a while."""
-        for worker in state.workers:
+        for worker in state.in_phase(Phase.ACTIVE):
             unused = now - worker.last_used
             if worker.idle and _evictable(state, worker) and unused >= self._config.idle_timeout:
                 yield Park(worker.number, f"idle {unused:.0f} s")

@@ -117,7 +117,7 @@ def test_a_response_is_not_kept(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("field", [{"background": True}, {"previous_response_id": "resp_1"}])
 def test_a_response_that_needs_a_kept_one_is_refused_by_parameter(client: openai.OpenAI, field: dict[str, Any]) -> None:
-    with pytest.raises(openai.BadRequestError, match="kept here") as refused:
+    with pytest.raises(openai.BadRequestError, match="stored here") as refused:
         client.responses.create(model=MODEL, input="Once", **field)
     assert [refused.value.param] == list(field)
 
