@@ -58,9 +58,11 @@ def test_a_request_that_had_nothing_to_do_with_it_is_served_again_however_often(
     pool = bench()
     (number,) = on_gpu(pool, "a")
     for _ in range(4):
-        fail(pool, suspected=False, workers=(pool.on(number) or 0,))
+        worker = pool.on(number)
+        assert worker is not None
+        fail(pool, suspected=False, workers=(worker,))
         assert pool.waits(number)
-        pool.tell(WorkerBlank(0, GIB))
+        pool.tell(WorkerBlank(worker, GIB))
         pool.settle()
         assert pool.on(number) is not None
     assert pool.refused() == {}
