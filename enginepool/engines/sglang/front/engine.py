@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
-
-import pynvml
 
 from config.errors import EngineError, PoolError, RequestError, StoreError
 from config.gpus import VISIBLE
@@ -21,9 +19,9 @@ from enginepool.engines.sglang.front.kernel_warmup import KernelWarmup, Traffic,
 from enginepool.engines.sglang.front.large_requests import LargeRequests
 from enginepool.engines.sglang.front.own_template import OWN_TEMPLATE, refuse_own_template
 from enginepool.engines.sglang.front.rank_process import RankProcess
+from enginepool.engines.sglang.front.rank_watch import RankWatch
 from enginepool.engines.sglang.front.requests import CURRENT, FrontRequest
 from enginepool.engines.sglang.front.skeleton import KvLimit, SglangSkeleton
-from enginepool.engines.sglang.gpu.memory import GpuMemory
 from enginepool.engines.sglang.protocol import (
     Event,
     KvLimitSet,
@@ -46,7 +44,6 @@ from enginepool.messages import (
     Submit,
     WorkerCopied,
 )
-from enginepool.mps import control
 from enginepool.openai.answers import JSON
 from enginepool.openai.errors import error_body, server_error
 from enginepool.openai.routes import INFERENCE_ROUTES
@@ -54,11 +51,6 @@ from enginepool.own_thread import LARGE
 from enginepool.process import DEVICE_FAULT_EXIT
 
 log = logging.getLogger("prism.sglang")
-
-SILENCE_CHECKS = 10
-"""How many times to check for signs of life from the rank before it counts as hung."""
-MEASURE_INTERVAL = 1.0
-"""Seconds between measurements of the GPU's memory."""
 
 
 class SglangEngine:
@@ -74,7 +66,6 @@ class SglangEngine:
             os.environ[VISIBLE] = ""  # SGLang's code in this process must not touch the rank's GPU
         sweep()
         self._emit = emit
-        self._mps = start.mps
         self._limits = limits or WorkLimits()
         self._large_requests = LargeRequests(self._limits.preparation)
         self._grammars = GrammarChecker(self._limits.grammar_time)
@@ -92,14 +83,7 @@ class SglangEngine:
         self._reading = asyncio.Event()
         self._reading.set()
         self.load = EngineLoad()
-        self._events_heard = self._events_seen = 0
-        """Number of unsolicited messages from the rank: in all, and when `_says_nothing` was called last."""
-        watching = (
-            self._measure(start.gpu),
-            self._watch(self._says_nothing, start.patience, "has not said anything"),
-            self._watch(lambda: self._rank.stopped, start.silence, "was stopped"),
-        )
-        self._watching = [asyncio.get_running_loop().create_task(it) for it in watching]
+        self._watch = RankWatch(self._rank, start, self.load, has_model=lambda: self._skeleton is not None)
 
     async def start(self) -> None:
         self.held = await self._rank.ready()
@@ -183,8 +167,7 @@ class SglangEngine:
         self.load.batch = 0.0
 
     async def close(self) -> None:
-        for task in self._watching:
-            task.cancel()
+        self._watch.close()
         for task in self._rank_tasks:
             task.cancel()
         for live in list(self._live.values()):
@@ -196,7 +179,7 @@ class SglangEngine:
             await self._skeleton.close()
             self._skeleton = None
         self._grammars.close()
-        await self._leave_gpu()
+        await self._watch.leave_gpu()
         self._rank.close()
         remove_kv_file()
 
@@ -280,7 +263,7 @@ class SglangEngine:
         await self._rank.tell(command, self._skeleton.layer.command_rank if self._skeleton is not None else None)
 
     def _on_rank_event(self, event: Event) -> None:
-        self._events_heard += 1
+        self._watch.heard += 1
         if isinstance(event, WeightsCopied):
             self._emit(WorkerCopied())
             return
@@ -323,42 +306,6 @@ class SglangEngine:
         if not self._live:
             self._traffic.end()
         return live
-
-    async def _measure(self, gpu: str) -> None:
-        """Root of the task that measures GPU memory."""
-        if not gpu:
-            return
-        try:
-            memory = GpuMemory(gpu, self._rank.pid)
-            while True:
-                self.load.device_used = await asyncio.to_thread(memory.of_device)
-                self.load.process_used = await asyncio.to_thread(memory.of_process)
-                await asyncio.sleep(MEASURE_INTERVAL)
-        except pynvml.NVMLError as error:
-            log.warning("NVML does not report the memory in use on GPU %s: %s", gpu, error)
-
-    async def _watch(self, is_hung: Callable[[], bool], patience: float, what: str) -> None:
-        """Root of a task that kills a hung rank, since the gateway only monitors this process.
-
-        It counts checks instead of comparing times, so that the rank survives if this process was stopped for a while.
-        """
-        hung = 0
-        while hung < SILENCE_CHECKS:
-            await asyncio.sleep(patience / SILENCE_CHECKS)
-            hung = hung + 1 if is_hung() else 0
-        log.error("the rank %s for %g s and counts as hung", what, patience)
-        await self._leave_gpu()
-        self._rank.kill()
-
-    def _says_nothing(self) -> bool:
-        """Whether the rank said nothing since the last call. One without a model has nothing to say."""
-        seen, self._events_seen = self._events_seen, self._events_heard
-        return self._events_heard == seen and self._skeleton is not None
-
-    async def _leave_gpu(self) -> None:
-        """End the rank's GPU work through MPS, before it is killed. It is in this worker's process group."""
-        if self._mps is not None:
-            await control.terminate(self._mps.pipes, os.getpgrp())
 
     async def _let_tasks_end(self) -> None:
         """Wait for the tasks of requests; those of aborted ones may still be running."""
