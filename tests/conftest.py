@@ -16,6 +16,7 @@ from tests.rig.serving import Prism, ServePrism
 
 pytest_plugins = (
     "tests.rig.sharing",
+    "tests.rig.children",
     "tests.rig.models",
     "tests.rig.sglang_models",
     "tests.rig.sglang_programs",

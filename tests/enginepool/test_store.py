@@ -20,9 +20,10 @@ from enginepool.pool.forks import ForkServer
 from enginepool.pool.store import WeightStore
 from enginepool.weights.segment import open_segment
 from gateway.demo_models import NAMES
+from tests.rig.children import own_children
 from tests.rig.models import ignore_progress, spec_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("count_children")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -138,8 +139,8 @@ async def test_a_cancelled_load_leaves_no_loader(forks: ForkServer, held_model: 
 
 
 def children(forks: ForkServer) -> list[psutil.Process]:
-    """This process's children but the template."""
-    return [child for child in psutil.Process().children() if child.pid != forks.template_pid]
+    """What the test has started of this process's children, but for the template."""
+    return [child for child in own_children() if child.pid != forks.template_pid]
 
 
 async def loader(forks: ForkServer) -> psutil.Process:

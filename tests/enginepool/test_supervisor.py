@@ -22,6 +22,7 @@ from enginepool.messages import Exit, FromWorker, MpsClient, Ping, Pong, WorkerR
 from enginepool.pool import forks, supervisor
 from enginepool.pool.forks import Child, ForkServer
 from enginepool.pool.supervisor import Supervisor
+from tests.rig.children import own_children
 from tests.rig.serving import PATIENCE
 
 
@@ -59,11 +60,11 @@ class Recorder:
 
 
 @pytest.fixture(autouse=True)
-def as_a_gateway() -> Iterator[None]:
+def as_a_gateway(count_children: None) -> Iterator[None]:
     process.set_subreaper(True)
     yield
     process.set_subreaper(False)
-    assert psutil.Process().children() == [], "every child is reaped"
+    assert own_children() == [], "every child is reaped"
 
 
 @asynccontextmanager
@@ -116,9 +117,9 @@ async def test_stopping_ends_workers_that_are_stopped_too(tmp_path: Path, monkey
     monkeypatch.setattr(supervisor, "STOP_TIMEOUT", 0.1)
     monkeypatch.setattr(forks, "EXIT_TIMEOUT", 0.1)
     async with running(tmp_path) as _:
-        for child in psutil.Process().children():
+        for child in own_children():
             child.suspend()
-    assert psutil.Process().children() == []
+    assert own_children() == []
 
 
 async def test_stopping_while_a_worker_is_being_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ async def test_stopping_while_a_worker_is_being_forked(tmp_path: Path, monkeypat
 async def test_a_start_that_is_given_up_leaves_no_template(tmp_path: Path) -> None:
     pool = Supervisor(PoolConfig(engine="transformers"), tmp_path)
     starting = asyncio.create_task(pool.start(Recorder()))
-    await until(lambda: bool(psutil.Process().children()))
+    await until(lambda: bool(own_children()))
     starting.cancel()
     await asyncio.wait((starting,))
     assert starting.cancelled()
