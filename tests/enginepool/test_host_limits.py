@@ -95,7 +95,8 @@ def test_a_segment_that_would_burst_a_real_cgroup_is_refused_and_one_that_does_n
     code = f"""
 import os
 from config.errors import HostMemoryShort
-from enginepool import host_memory, segment
+from enginepool.host import host_memory
+from enginepool.weights import segment
 open({str(real_cgroup / "cgroup.procs")!r}, "w").write(str(os.getpid()))
 print(host_memory.total())
 segment.create("fits", {100 * MIB}).close()
