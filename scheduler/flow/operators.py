@@ -13,7 +13,8 @@ from scheduler.state.entities import Worker
 from scheduler.state.phases import SERVING, Phase
 from scheduler.state.state import State
 
-REASON = "the operator evicts it"
+EVICTED = "the operator evicts it"
+"""The reason that an eviction is given."""
 
 
 class Operators:
@@ -56,11 +57,11 @@ class Operators:
         if now:
             for number in sorted(worker.running):
                 self._dispatching.leave(worker, self._state.requests.pop(number))
-                self._reaction.actions.append(Abort(number, REASON))
+                self._reaction.actions.append(Abort(number, EVICTED))
         if not worker.running:
-            self._lifecycle.decide(Park(worker.number, REASON))
+            self._lifecycle.decide(Park(worker.number, EVICTED))
         elif worker.phase is Phase.ACTIVE:
-            self._lifecycle.decide(Drain(worker.number, REASON))
+            self._lifecycle.decide(Drain(worker.number, EVICTED))
 
     def gone(self, event: OperatorGone) -> None:
         self._commands.forget(event.command)

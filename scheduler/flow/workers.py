@@ -8,6 +8,7 @@ from scheduler.flow.dispatching import Dispatching
 from scheduler.flow.failures import Failures
 from scheduler.flow.isolation import Isolations
 from scheduler.flow.lifecycle import Lifecycle
+from scheduler.flow.operators import EVICTED
 from scheduler.flow.planning import Planning
 from scheduler.flow.reaction import Reaction
 from scheduler.forecast.observer import Observer
@@ -121,7 +122,7 @@ class Workers:
             self._lifecycle.advance(self._state.device_of(member))
         self._reaction.actions += self._commands.activated(worker, model, event.seconds)
         if worker.evicting:
-            self._lifecycle.decide(Park(worker.number, "the operator evicts it"))
+            self._lifecycle.decide(Park(worker.number, EVICTED))
         self._planning.serve(model)
         self._failures.refuse_impossible()
         self._planning.plan()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.sampling import penaltylib
+from sglang.srt.utils.common import is_pin_memory_available
 
 
 def adapt() -> None:
@@ -33,7 +34,12 @@ def adapt() -> None:
 
 def count_each_once(batch: Any) -> None:
     """In a decode step's preparation: the next token of each request that was not counted yet."""
-    tokens = torch.tensor([_next_to_count(req, batch.enable_overlap) for req in batch.reqs], dtype=torch.int64)
+    # Pinned, as SGLang does it: from other memory the copy would wait for the step that is under way.
+    tokens = torch.tensor(
+        [_next_to_count(req, batch.enable_overlap) for req in batch.reqs],
+        dtype=torch.int64,
+        pin_memory=is_pin_memory_available(batch.device),
+    )
     batch.sampling_info.penalizer_orchestrator.cumulate_output_tokens(tokens.to(batch.device, non_blocking=True))
 
 
